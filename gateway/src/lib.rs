@@ -1,0 +1,7 @@
+//! Penstock: a WebSocket gateway. Start reading at `shard.rs`.
+
+pub mod conn;
+pub mod metrics;
+pub mod ring;
+pub mod time;
+pub mod ws;

@@ -1,0 +1,83 @@
+//! What one shard counts. Plain integers in the shard's own struct; nobody else writes them.
+
+/// Why a connection was closed. Every close has exactly one cause, the first that was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Cause {
+    /// The client sent a Close frame.
+    ClientClose,
+    /// The client's transport ended or was reset without a Close frame.
+    ClientGone,
+    /// No answer to a ping within `ping_timeout_ms`.
+    ClientTimeoutPing,
+    /// The request head did not arrive within `handshake_timeout_ms`.
+    ClientTimeoutHandshake,
+    /// The request was refused before an upgrade: an HTTP status was the answer.
+    HandshakeRejected,
+    /// An ordinary HTTP request was answered (the demo page).
+    HttpDone,
+    /// The client broke a rule of RFC 6455.
+    ProtocolError,
+    /// A text message or a close reason was not UTF-8.
+    BadUtf8,
+    /// A message was larger than `message_bytes_max`.
+    TooBig,
+    /// The client did not read what was sent: `outbox_bytes_max` or `outbox_age_max_ms`.
+    SlowConsumer,
+    /// The upstream sent a Close frame or ended its stream in order.
+    BackendClose,
+    /// The upstream could not be reached, refused, broke a rule, or was lost.
+    BackendGone,
+    /// The upstream did not connect or answer within `connect_timeout_ms`.
+    BackendTimeout,
+    /// The gateway is stopping.
+    Drain,
+    /// A bound of the shard was met (the table of connections).
+    MemoryPressure,
+    /// The socket failed in a way that has no other name here.
+    InternalError,
+}
+
+impl Cause {
+    /// All causes, in the order of their numbers.
+    pub const ALL: [Cause; 16] = [
+        Cause::ClientClose,
+        Cause::ClientGone,
+        Cause::ClientTimeoutPing,
+        Cause::ClientTimeoutHandshake,
+        Cause::HandshakeRejected,
+        Cause::HttpDone,
+        Cause::ProtocolError,
+        Cause::BadUtf8,
+        Cause::TooBig,
+        Cause::SlowConsumer,
+        Cause::BackendClose,
+        Cause::BackendGone,
+        Cause::BackendTimeout,
+        Cause::Drain,
+        Cause::MemoryPressure,
+        Cause::InternalError,
+    ];
+
+    /// The name in logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Cause::ClientClose => "client_close",
+            Cause::ClientGone => "client_gone",
+            Cause::ClientTimeoutPing => "client_timeout_ping",
+            Cause::ClientTimeoutHandshake => "client_timeout_handshake",
+            Cause::HandshakeRejected => "handshake_rejected",
+            Cause::HttpDone => "http_done",
+            Cause::ProtocolError => "protocol_error",
+            Cause::BadUtf8 => "bad_utf8",
+            Cause::TooBig => "too_big",
+            Cause::SlowConsumer => "slow_consumer",
+            Cause::BackendClose => "backend_close",
+            Cause::BackendGone => "backend_gone",
+            Cause::BackendTimeout => "backend_timeout",
+            Cause::Drain => "drain",
+            Cause::MemoryPressure => "memory_pressure",
+            Cause::InternalError => "internal_error",
+        }
+    }
+}
