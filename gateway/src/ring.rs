@@ -11,7 +11,6 @@
 #![allow(unsafe_code)]
 
 pub mod buffers;
-#[allow(missing_docs)]
 pub mod linux;
 #[allow(missing_docs)]
 pub mod sim;
@@ -132,6 +131,14 @@ pub enum Completion {
         listener: usize,
         /// Why, where the kernel said so.
         failure: Option<Failure>,
+    },
+    /// A client was accepted and closed at once, because the table had no place for it. The
+    /// accept goes on.
+    AcceptRefused {
+        /// Which listener it came through.
+        listener: usize,
+        /// Why there was no place.
+        failure: Failure,
     },
     /// Bytes, the end of the stream, or a failure.
     Received {

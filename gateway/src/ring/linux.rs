@@ -1,1 +1,791 @@
+//! The kernel's io_uring behind [`Ring`]. One ring belongs to one thread, the one that made it.
+//!
+//! What is relied on, all of it in Linux 6.1: deferred task work, direct descriptors, multishot
+//! accept and receive, rings of provided buffers. `LinuxRing::new` tries each before it returns and
+//! names what is missing. Two newer things are used where the kernel has them: incremental
+//! buffers (6.12) and a submission queue without its index array (6.6).
+//!
+//! Sockets come into the table in one way, accepted and connecting ones alike: as an ordinary
+//! descriptor, on which the peer's address is read and options are set, that is then moved into a
+//! direct slot of the kernel's choice and closed. A direct accept saves half a microsecond of the
+//! accept and needs Linux 6.8 to learn who has connected.
 
+#![allow(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use io_uring::types::{BufRingEntry, Fixed, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+
+use super::buffers::Pool;
+use super::{Completion, Failure, Ring, SendMode, Wait, Waker};
+use crate::conn::ConnId;
+use crate::time::Time;
+
+/// How a ring is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Direct descriptors, at most `RLIMIT_NOFILE`: so many connections the ring can hold.
+    pub slots: u32,
+    /// Receive buffers; a power of two.
+    pub buffers: u16,
+    /// Bytes in each receive buffer.
+    pub buffer_bytes: u32,
+    /// Fill buffers incrementally where the kernel can.
+    pub incremental: bool,
+}
+
+/// Submissions that are gathered before the kernel is entered. A full queue is submitted at once,
+/// so this bounds a batch, not a turn; above 256 batches cost more than they save.
+const SUBMISSIONS: u32 = 256;
+
+/// Completions that may wait. Beyond them the kernel keeps an overflow list and ends multishots,
+/// which are armed again, so a burst costs time and loses nothing.
+const COMPLETIONS: u32 = 16_384;
+
+/// Completions that are copied out of the shared queue at a time.
+const BATCH: usize = 128;
+
+/// Parts of one gathered send (the kernel's own bound is 1,024).
+pub const SEND_PARTS_MAX: usize = 64;
+
+/// The group of the receive buffers.
+const BUFFER_GROUP: u16 = 0;
+
+/// What an operation is, in the top 8 bits of its token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Op {
+    Accept = 1,
+    /// Moves an ordinary descriptor into a direct slot; the token's slot is an index of `moves`.
+    Move,
+    Recv,
+    Send,
+    Connect,
+    Shutdown,
+    Close,
+    Wake,
+    /// Its completion says nothing that its target's does not.
+    Cancel,
+}
+
+/// What a completion belongs to, packed into the 64 bits that the kernel carries for us:
+/// `op` 8 bits | `generation` 24 bits | `slot` 32 bits.
+#[derive(Clone, Copy)]
+struct Token(u64);
+
+impl Token {
+    fn new(op: Op, generation: u32, slot: u32) -> Token {
+        debug_assert!(generation < 1 << 24);
+        Token((op as u64) << 56 | u64::from(generation) << 32 | u64::from(slot))
+    }
+
+    fn of(op: Op, id: ConnId) -> Token {
+        Token::new(op, id.generation, id.slot)
+    }
+
+    fn op(self) -> Op {
+        match self.0 >> 56 {
+            1 => Op::Accept,
+            2 => Op::Move,
+            3 => Op::Recv,
+            4 => Op::Send,
+            5 => Op::Connect,
+            6 => Op::Shutdown,
+            7 => Op::Close,
+            8 => Op::Wake,
+            9 => Op::Cancel,
+            other => unreachable!("a completion for operation {other}, which nobody submits"),
+        }
+    }
+
+    fn id(self) -> ConnId {
+        ConnId { slot: self.0 as u32, generation: (self.0 >> 32) as u32 & 0xFF_FFFF }
+    }
+}
+
+/// One io_uring with its direct descriptors, listeners and receive buffers.
+pub struct LinuxRing {
+    // Dropped first: from then on the kernel writes into nothing below.
+    ring: IoUring,
+    batch: Vec<cqueue::Entry>,
+    batch_next: usize,
+    /// Answers that need no kernel.
+    ready: VecDeque<Completion>,
+    listeners: Vec<TcpListener>,
+    moves: Moves,
+    gather: Gather,
+    buffer_ring: BufferRing,
+    pool: Pool,
+    eventfd: Arc<OwnedFd>,
+    /// Where the kernel writes the eventfd's counter; boxed, so that it stays in place.
+    eventfd_count: Box<u64>,
+}
+
+impl LinuxRing {
+    /// Makes a ring for the calling thread, which is the only one that may use it.
+    ///
+    /// # Errors
+    ///
+    /// [`SetupError`] names what the kernel refused and what to do about it.
+    pub fn new(options: &Options, listeners: Vec<TcpListener>) -> Result<LinuxRing, SetupError> {
+        assert!(options.buffers.is_power_of_two(), "a buffer ring has a power of two of entries");
+        let ring = build_ring()?;
+        ring.submitter().register_files_sparse(options.slots).map_err(|error| SetupError {
+            what: format!("a table of {} direct descriptors", options.slots),
+            advice: "raise LimitNOFILE (RLIMIT_NOFILE), or set server.slots_per_shard lower",
+            error,
+        })?;
+        let pool = Pool::new(options.buffers, options.buffer_bytes);
+        let buffer_ring = BufferRing::register(&ring, &pool, options.incremental)?;
+        // SAFETY: eventfd takes no pointers; a valid descriptor is ours alone.
+        let eventfd = unsafe {
+            let fd = libc::eventfd(0, libc::EFD_CLOEXEC);
+            if fd < 0 {
+                return Err(SetupError::new("an eventfd", io::Error::last_os_error()));
+            }
+            OwnedFd::from_raw_fd(fd)
+        };
+        let mut this = LinuxRing {
+            ring,
+            batch: Vec::with_capacity(BATCH),
+            batch_next: 0,
+            ready: VecDeque::new(),
+            listeners,
+            moves: Moves::default(),
+            gather: Gather::new(),
+            buffer_ring,
+            pool,
+            eventfd: Arc::new(eventfd),
+            eventfd_count: Box::new(0),
+        };
+        this.self_test()?;
+        this.arm_wake();
+        Ok(this)
+    }
+
+    /// Whether several receives share one buffer (Linux 6.12).
+    pub fn incremental(&self) -> bool {
+        self.buffer_ring.incremental
+    }
+
+    /// Moves one byte through everything the data path relies on. A version number would not do:
+    /// distributions carry fixes back and switch features off.
+    fn self_test(&mut self) -> Result<(), SetupError> {
+        let fail = |what: &str, why: String| {
+            SetupError::new(&format!("the self-test ({what})"), io::Error::other(why))
+        };
+        let (ours, theirs) = UnixStream::pair().map_err(|e| SetupError::new("a socket pair", e))?;
+        self.start_move(OwnedFd::from(ours), Move::SelfTest);
+        let slot = match self.wait_for_one() {
+            Some(Completion::Accepted { slot, .. }) => slot,
+            other => return Err(fail("direct descriptors", format!("{other:?}"))),
+        };
+        let id = ConnId { slot, generation: 0 };
+        self.arm_recv(id);
+        io::Write::write_all(&mut &theirs, b"x").map_err(|e| SetupError::new("a write", e))?;
+        match self.wait_for_one() {
+            Some(Completion::Received { result: Ok(Some(byte)), more: true, .. })
+                if &byte[..] == b"x" => {}
+            other => return Err(fail("multishot receive", format!("{other:?}"))),
+        }
+        self.cancel_recv(id);
+        match self.wait_for_one() {
+            Some(Completion::Received { result: Err(Failure::Cancelled), more: false, .. }) => {}
+            other => return Err(fail("cancelling a receive", format!("{other:?}"))),
+        }
+        self.submit_close(id);
+        match self.wait_for_one() {
+            Some(Completion::Closed { .. }) => Ok(()),
+            other => Err(fail("closing a direct descriptor", format!("{other:?}"))),
+        }
+    }
+
+    /// The next completion, waiting at most a second for it. For the self-test.
+    fn wait_for_one(&mut self) -> Option<Completion> {
+        let deadline = self.now() + Duration::from_secs(1);
+        loop {
+            self.submit_and_wait(Wait::Until(deadline));
+            let completion = self.next_completion();
+            if completion.is_some() || self.now() >= deadline {
+                return completion;
+            }
+        }
+    }
+
+    /// Queues one submission. A full queue goes to the kernel first, without a wait.
+    fn push(&mut self, entry: &squeue::Entry, token: Token) {
+        let entry = entry.clone().user_data(token.0);
+        loop {
+            // SAFETY: whatever the entry points to stays in place until it is submitted (`gather`)
+            // or completed (`eventfd_count`, `moves`, and by contract the parts of a send).
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                return;
+            }
+            self.enter(0, None);
+        }
+    }
+
+    /// Enters the kernel: submits what is queued and runs deferred work, of which receives are
+    /// made, even when nothing is waited for.
+    fn enter(&mut self, want: usize, timeout: Option<Duration>) {
+        self.buffer_ring.offer_home(&self.pool);
+        let count = self.ring.submission().len();
+        let timespec = timeout.map(Timespec::from);
+        let mut args = SubmitArgs::new();
+        if let Some(timespec) = &timespec {
+            args = args.timespec(timespec);
+        }
+        const GETEVENTS: u32 = 1;
+        const EXT_ARG: u32 = 8;
+        // SAFETY: `args` and the timespec outlive the call; the flags say that `args` is one.
+        let result = unsafe {
+            self.ring.submitter().enter(count as u32, want as u32, GETEVENTS | EXT_ARG, Some(&args))
+        };
+        if let Err(error) = result {
+            match error.raw_os_error() {
+                // A timeout, a signal, or completions that have to be taken first: the loop that
+                // called us does what is needed and comes back.
+                Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY) => {}
+                _ => panic!("io_uring_enter failed, so no connection can be served: {error}"),
+            }
+        }
+        if self.ring.submission().is_empty() {
+            self.gather.clear();
+        }
+    }
+
+    /// Starts moving a descriptor into a direct slot.
+    fn start_move(&mut self, socket: OwnedFd, purpose: Move) {
+        let (index, place) = self.moves.add(socket, purpose);
+        // An offset of -1 is IORING_FILE_INDEX_ALLOC: the kernel picks the slot and writes it over
+        // the descriptor.
+        let entry = opcode::FilesUpdate::new(place.as_ptr(), 1).offset(-1).build();
+        self.push(&entry, Token::new(Op::Move, 0, index));
+    }
+
+    fn arm_wake(&mut self) {
+        let place: *mut u64 = &raw mut *self.eventfd_count;
+        let fd = types::Fd(self.eventfd.as_raw_fd());
+        self.push(&opcode::Read::new(fd, place.cast(), 8).build(), Token::new(Op::Wake, 0, 0));
+    }
+
+    /// What a completion of the kernel's means to a shard; `None` when it was for ourselves.
+    fn translate(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
+        let token = Token(entry.user_data());
+        let result = match entry.result() {
+            value @ 0.. => Ok(value as u32),
+            errno => Err(Failure::from_errno(-errno)),
+        };
+        let more = cqueue::more(entry.flags());
+        let id = token.id();
+        Some(match token.op() {
+            Op::Recv => {
+                let result = result.map(|bytes| {
+                    // The end of the stream comes without a buffer.
+                    let buffer = cqueue::buffer_select(entry.flags())?;
+                    let more_behind =
+                        self.buffer_ring.incremental && cqueue::buffer_more(entry.flags());
+                    Some(self.pool.filled(buffer, bytes, more_behind))
+                });
+                Completion::Received {
+                    id,
+                    result: result.map(|b| b.filter(|b| !b.is_empty())),
+                    more,
+                }
+            }
+            Op::Send => Completion::Sent { id, result: result.map(|bytes| bytes as usize) },
+            Op::Connect => Completion::Connected { id, result: result.map(drop) },
+            Op::Shutdown => Completion::ShutDown { id },
+            Op::Close => Completion::Closed { id },
+            Op::Accept => return self.on_accept(id.slot as usize, result, more),
+            Op::Move => return self.on_moved(id.slot, result),
+            Op::Wake => {
+                self.arm_wake();
+                return None;
+            }
+            Op::Cancel => return None,
+        })
+    }
+
+    fn on_accept(
+        &mut self,
+        listener: usize,
+        result: Result<u32, Failure>,
+        more: bool,
+    ) -> Option<Completion> {
+        let failure = match result {
+            Ok(fd) => {
+                // SAFETY: the kernel has just made this descriptor for us.
+                let socket = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+                let peer = SockRef::from(&socket).peer_addr().ok().and_then(|a| a.as_socket());
+                // Without an address the client has gone already: dropping closes the socket.
+                if let Some(peer) = peer {
+                    self.start_move(socket, Move::Accepted { listener, peer });
+                }
+                None
+            }
+            Err(failure) => Some(failure),
+        };
+        (!more).then_some(Completion::AcceptEnded { listener, failure })
+    }
+
+    fn on_moved(&mut self, index: u32, result: Result<u32, Failure>) -> Option<Completion> {
+        let (slot, purpose) = self.moves.finish(index);
+        let result = result.map(|_| slot);
+        match purpose {
+            Move::Accepted { listener, peer } => Some(match result {
+                Ok(slot) => Completion::Accepted { listener, slot, peer },
+                // The client is closed; the shard decides when to accept again. (It stops at a
+                // watermark below the size of the table, so this takes a burst.)
+                Err(failure) => Completion::AcceptRefused { listener, failure },
+            }),
+            Move::Opened { owner } => Some(Completion::SocketOpened { owner, result }),
+            Move::SelfTest => result.ok().map(|slot| Completion::Accepted {
+                listener: 0,
+                slot,
+                peer: SocketAddr::from(([0, 0, 0, 0], 0)),
+            }),
+        }
+    }
+}
+
+impl Ring for LinuxRing {
+    fn now(&self) -> Time {
+        monotonic_now()
+    }
+
+    fn submit_and_wait(&mut self, wait: Wait) {
+        if !self.ready.is_empty() || self.batch_next < self.batch.len() {
+            return self.enter(0, None);
+        }
+        match wait {
+            Wait::No => self.enter(0, None),
+            Wait::Until(Time::NEVER) => self.enter(1, None),
+            Wait::Until(deadline) => {
+                let timeout = deadline.since(self.now());
+                // A wait of zero would still arm a timer, at a hundred times the cost of none.
+                if timeout.is_zero() { self.enter(0, None) } else { self.enter(1, Some(timeout)) }
+            }
+        }
+    }
+
+    fn next_completion(&mut self) -> Option<Completion> {
+        loop {
+            if let Some(completion) = self.ready.pop_front() {
+                return Some(completion);
+            }
+            if self.batch_next == self.batch.len() {
+                self.batch.clear();
+                self.batch_next = 0;
+                self.batch.extend(self.ring.completion().take(BATCH));
+                if self.batch.is_empty() {
+                    return None;
+                }
+            }
+            let entry = self.batch[self.batch_next].clone();
+            self.batch_next += 1;
+            if let Some(completion) = self.translate(&entry) {
+                return Some(completion);
+            }
+        }
+    }
+
+    fn arm_accept(&mut self, listener: usize) {
+        let fd = types::Fd(self.listeners[listener].as_raw_fd());
+        let entry = opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC).build();
+        self.push(&entry, Token::new(Op::Accept, 0, listener as u32));
+    }
+
+    fn cancel_accept(&mut self, listener: usize) {
+        let target = Token::new(Op::Accept, 0, listener as u32);
+        self.push(&opcode::AsyncCancel::new(target.0).build(), Token::new(Op::Cancel, 0, 0));
+    }
+
+    fn arm_recv(&mut self, id: ConnId) {
+        let entry = opcode::RecvMulti::new(Fixed(id.slot), BUFFER_GROUP).build();
+        self.push(&entry, Token::of(Op::Recv, id));
+    }
+
+    fn cancel_recv(&mut self, id: ConnId) {
+        // By exact token: the kernel finds it in a hash. By descriptor it would walk every armed
+        // request of the ring.
+        let target = Token::of(Op::Recv, id);
+        self.push(&opcode::AsyncCancel::new(target.0).build(), Token::of(Op::Cancel, id));
+    }
+
+    unsafe fn submit_send(&mut self, id: ConnId, parts: &[IoSlice<'_>], mode: SendMode) {
+        // NOSIGNAL: a peer that has gone is a failure of this send, not of the process.
+        // WAITALL: a short send goes on in the kernel instead of coming back half done.
+        // DONTWAIT beside it: what does not fit at once is reported at once, and no request that
+        // points into the payload stays behind.
+        let flags = libc::MSG_NOSIGNAL
+            | libc::MSG_WAITALL
+            | if mode == SendMode::TryNow { libc::MSG_DONTWAIT } else { 0 };
+        let entry = if let [part] = parts {
+            opcode::Send::new(Fixed(id.slot), part.as_ptr(), part.len() as u32).flags(flags).build()
+        } else {
+            if self.gather.is_full() {
+                self.enter(0, None);
+            }
+            let message = self.gather.add(parts);
+            opcode::SendMsg::new(Fixed(id.slot), message).flags(flags as u32).build()
+        };
+        self.push(&entry, Token::of(Op::Send, id));
+    }
+
+    fn cancel_send(&mut self, id: ConnId) {
+        let target = Token::of(Op::Send, id);
+        self.push(&opcode::AsyncCancel::new(target.0).build(), Token::of(Op::Cancel, id));
+    }
+
+    fn submit_socket(&mut self, owner: ConnId, address: &SocketAddr) {
+        match upstream_socket(address) {
+            Ok(socket) => self.start_move(OwnedFd::from(socket), Move::Opened { owner }),
+            Err(error) => {
+                let failure = Failure::from_errno(error.raw_os_error().unwrap_or(libc::EIO));
+                self.ready.push_back(Completion::SocketOpened { owner, result: Err(failure) });
+            }
+        }
+    }
+
+    fn submit_connect(&mut self, id: ConnId, address: &SocketAddr) {
+        if self.gather.is_full() {
+            self.enter(0, None);
+        }
+        let (address, length) = self.gather.add_address(address);
+        let entry = opcode::Connect::new(Fixed(id.slot), address, length).build();
+        self.push(&entry, Token::of(Op::Connect, id));
+    }
+
+    fn cancel_connect(&mut self, id: ConnId) {
+        let target = Token::of(Op::Connect, id);
+        self.push(&opcode::AsyncCancel::new(target.0).build(), Token::of(Op::Cancel, id));
+    }
+
+    fn submit_shutdown(&mut self, id: ConnId) {
+        let entry = opcode::Shutdown::new(Fixed(id.slot), libc::SHUT_WR).build();
+        self.push(&entry, Token::of(Op::Shutdown, id));
+    }
+
+    fn submit_close(&mut self, id: ConnId) {
+        self.push(&opcode::Close::new(Fixed(id.slot)).build(), Token::of(Op::Close, id));
+    }
+
+    fn waker(&self) -> Waker {
+        Waker::new(Arc::clone(&self.eventfd))
+    }
+
+    fn buffers_free_percent(&self) -> u32 {
+        self.pool.free_percent()
+    }
+}
+
+/// The kernel's monotonic clock.
+pub fn monotonic_now() -> Time {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a timespec that the call fills; the clock exists on every Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    Time(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
+}
+
+fn upstream_socket(address: &SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(*address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(60)))?;
+    Ok(socket)
+}
+
+fn build_ring() -> Result<IoUring, SetupError> {
+    let build = |no_sqarray: bool| {
+        let mut builder = IoUring::builder();
+        builder
+            // Only this thread submits, which is what lets the kernel skip its locks.
+            .setup_single_issuer()
+            // Work for completions runs when we enter, in one go, instead of interrupting us.
+            .setup_defer_taskrun()
+            // One bad submission does not hold up those behind it.
+            .setup_submit_all()
+            .setup_cqsize(COMPLETIONS);
+        if no_sqarray {
+            // Submissions are taken in order; the array of indices is memory touched for nothing.
+            builder.setup_no_sqarray();
+        }
+        builder.build(SUBMISSIONS)
+    };
+    build(true).or_else(|_| build(false)).map_err(|error| SetupError {
+        what: "an io_uring with deferred task work".into(),
+        advice: match error.raw_os_error() {
+            Some(libc::ENOSYS) => {
+                "this kernel has no io_uring: Linux 6.1 or newer is needed, with CONFIG_IO_URING"
+            }
+            Some(libc::EPERM | libc::EACCES) => {
+                "io_uring is switched off here. See `sysctl kernel.io_uring_disabled`: with 1, \
+                 set kernel.io_uring_group to the group of this service; with 2 it is off for \
+                 all. In a container or unit, let the system call filter pass io_uring_setup, \
+                 io_uring_enter and io_uring_register"
+            }
+            Some(libc::EINVAL) => "Linux 6.1 or newer is needed (IORING_SETUP_DEFER_TASKRUN)",
+            Some(libc::ENOMEM) => {
+                "the limit on locked memory is too low: set LimitMEMLOCK=infinity (RLIMIT_MEMLOCK)"
+            }
+            _ => "Linux 6.1 or newer is needed",
+        },
+        error,
+    })
+}
+
+/// A feature that the kernel did not give.
+#[derive(Debug)]
+pub struct SetupError {
+    what: String,
+    advice: &'static str,
+    error: io::Error,
+}
+
+impl SetupError {
+    fn new(what: &str, error: io::Error) -> SetupError {
+        SetupError { what: what.into(), advice: "Linux 6.1 or newer is needed", error }
+    }
+}
+
+impl fmt::Display for SetupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the kernel refused {}: {}; {}", self.what, self.error, self.advice)
+    }
+}
+
+impl std::error::Error for SetupError {}
+
+/// Descriptors on their way into the table.
+#[derive(Default)]
+struct Moves {
+    // Boxed one by one, because the kernel reads and writes `fd` while the vector may grow. As
+    // many as there are accepts and connects in one turn.
+    #[allow(clippy::vec_box)]
+    entries: Vec<Box<MoveEntry>>,
+    free: Vec<u32>,
+}
+
+struct MoveEntry {
+    /// The descriptor, over which the kernel writes the slot.
+    fd: RawFd,
+    /// The same descriptor; closed when the move is over, either way.
+    socket: Option<OwnedFd>,
+    purpose: Move,
+}
+
+#[derive(Clone, Copy)]
+enum Move {
+    Accepted { listener: usize, peer: SocketAddr },
+    Opened { owner: ConnId },
+    SelfTest,
+}
+
+impl Moves {
+    fn add(&mut self, socket: OwnedFd, purpose: Move) -> (u32, NonNull<RawFd>) {
+        let fd = socket.as_raw_fd();
+        let entry = MoveEntry { fd, socket: Some(socket), purpose };
+        let index = match self.free.pop() {
+            Some(index) => {
+                *self.entries[index as usize] = entry;
+                index
+            }
+            None => {
+                self.entries.push(Box::new(entry));
+                self.entries.len() as u32 - 1
+            }
+        };
+        (index, NonNull::from(&mut self.entries[index as usize].fd))
+    }
+
+    /// The slot that the kernel wrote, if it did.
+    fn finish(&mut self, index: u32) -> (u32, Move) {
+        let entry = &mut self.entries[index as usize];
+        entry.socket = None;
+        self.free.push(index);
+        // SAFETY: a place that the kernel has written to since the compiler last saw it.
+        (unsafe { (&raw const entry.fd).read_volatile() } as u32, entry.purpose)
+    }
+}
+
+/// What submissions point to until they are submitted: the kernel copies message headers, arrays
+/// of parts and addresses then (IORING_FEAT_SUBMIT_STABLE). The vectors never grow beyond what they
+/// were made with, so nothing in them moves.
+struct Gather {
+    messages: Vec<libc::msghdr>,
+    parts: Vec<libc::iovec>,
+    addresses: Vec<SockAddr>,
+}
+
+impl Gather {
+    fn new() -> Gather {
+        Gather {
+            messages: Vec::with_capacity(SUBMISSIONS as usize),
+            parts: Vec::with_capacity(SUBMISSIONS as usize * 4 + SEND_PARTS_MAX),
+            addresses: Vec::with_capacity(SUBMISSIONS as usize),
+        }
+    }
+
+    /// Whether one more message of [`SEND_PARTS_MAX`] parts, or one more address, might not fit.
+    fn is_full(&self) -> bool {
+        self.messages.len() == self.messages.capacity()
+            || self.parts.capacity() - self.parts.len() < SEND_PARTS_MAX
+            || self.addresses.len() == self.addresses.capacity()
+    }
+
+    fn clear(&mut self) {
+        self.messages.clear();
+        self.parts.clear();
+        self.addresses.clear();
+    }
+
+    fn add(&mut self, parts: &[IoSlice<'_>]) -> *const libc::msghdr {
+        assert!(parts.len() <= SEND_PARTS_MAX && !self.is_full());
+        let first = self.parts.len();
+        self.parts.extend(parts.iter().map(|part| libc::iovec {
+            iov_base: part.as_ptr().cast_mut().cast(),
+            iov_len: part.len(),
+        }));
+        // SAFETY: a message header of zeros is a valid one, with no address and no parts.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = (&raw const self.parts[first]).cast_mut();
+        message.msg_iovlen = parts.len();
+        self.messages.push(message);
+        &raw const *self.messages.last().expect("pushed above")
+    }
+
+    fn add_address(&mut self, address: &SocketAddr) -> (*const libc::sockaddr, libc::socklen_t) {
+        assert!(!self.is_full());
+        self.addresses.push(SockAddr::from(*address));
+        let address = self.addresses.last().expect("pushed above");
+        (address.as_ptr().cast(), address.len())
+    }
+}
+
+/// The ring through which receive buffers are offered to the kernel.
+struct BufferRing {
+    entries: NonNull<BufRingEntry>,
+    layout: std::alloc::Layout,
+    mask: u16,
+    tail: u16,
+    incremental: bool,
+}
+
+impl BufferRing {
+    fn register(ring: &IoUring, pool: &Pool, incremental: bool) -> Result<BufferRing, SetupError> {
+        let bytes = usize::from(pool.count()) * size_of::<BufRingEntry>();
+        // Page-aligned, as the kernel asks.
+        let layout = std::alloc::Layout::from_size_align(bytes, 4096).expect("a size in range");
+        // SAFETY: the layout has a size above zero.
+        let memory = unsafe { std::alloc::alloc_zeroed(layout) };
+        let Some(entries) = NonNull::new(memory.cast::<BufRingEntry>()) else {
+            std::alloc::handle_alloc_error(layout)
+        };
+        // IOU_PBUF_RING_INC: one buffer takes the data of several receives, one behind the other,
+        // so that small messages share the cache lines that are hot.
+        const INCREMENTAL: u16 = 2;
+        let register = |flags| {
+            // SAFETY: the memory is ours, aligned, zeroed, and outlives the ring (field order of
+            // `LinuxRing`).
+            unsafe {
+                ring.submitter().register_buf_ring_with_flags(
+                    entries.as_ptr() as u64,
+                    pool.count(),
+                    BUFFER_GROUP,
+                    flags,
+                )
+            }
+        };
+        let incremental = incremental && register(INCREMENTAL).is_ok();
+        if !incremental {
+            register(0).map_err(|error| SetupError::new("a ring of receive buffers", error))?;
+        }
+        let mut this = BufferRing { entries, layout, mask: pool.count() - 1, tail: 0, incremental };
+        for id in 0..pool.count() {
+            this.offer(pool, id);
+        }
+        this.publish();
+        Ok(this)
+    }
+
+    /// Offers every buffer that has come home.
+    fn offer_home(&mut self, pool: &Pool) {
+        let before = self.tail;
+        while let Some(id) = pool.next_home() {
+            self.offer(pool, id);
+        }
+        if self.tail != before {
+            self.publish();
+        }
+    }
+
+    fn offer(&mut self, pool: &Pool, id: u16) {
+        // SAFETY: the masked index is within the ring, and the kernel does not read an entry
+        // before the tail has passed it. There are as many entries as buffers, so this one is free.
+        let entry = unsafe { self.entries.add(usize::from(self.tail & self.mask)).as_mut() };
+        entry.set_addr(pool.address(id).as_ptr() as u64);
+        entry.set_len(pool.buffer_bytes());
+        entry.set_bid(id);
+        self.tail = self.tail.wrapping_add(1);
+    }
+
+    fn publish(&self) {
+        // SAFETY: the tail lies in the first entry, 2-aligned; the kernel reads it concurrently,
+        // so it is only ever touched as an atomic.
+        let tail =
+            unsafe { BufRingEntry::tail(self.entries.as_ptr()).cast::<AtomicU16>().as_ref() };
+        tail.expect("not null").store(self.tail, Ordering::Release);
+    }
+}
+
+impl Drop for BufferRing {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `register` with this layout; the ring that used it is gone.
+        unsafe { std::alloc::dealloc(self.entries.as_ptr().cast(), self.layout) };
+    }
+}
+
+/// Opens a listener that shares its address with those of the other shards; the kernel spreads
+/// new connections over them by a hash of addresses and ports.
+///
+/// Options are set here because accepted sockets inherit them, which saves a call on each.
+///
+/// # Errors
+///
+/// The failing call's, usually "address in use" or "permission denied" (ports below 1024).
+pub fn listen(
+    address: SocketAddr,
+    send_buffer: usize,
+    receive_buffer: usize,
+) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(60)))?;
+    // Zero leaves the size to the kernel, which then lends one unread peer megabytes.
+    if send_buffer > 0 {
+        socket.set_send_buffer_size(send_buffer)?;
+    }
+    if receive_buffer > 0 {
+        socket.set_recv_buffer_size(receive_buffer)?;
+    }
+    socket.bind(&SockAddr::from(address))?;
+    // The kernel cuts it down to net.core.somaxconn.
+    socket.listen(65_535)?;
+    Ok(socket.into())
+}
