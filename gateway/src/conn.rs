@@ -1,4 +1,22 @@
 //! A connection: who it is, where it stands, and what it still owes its peer.
+//!
+//! Clients and upstreams live in the same table and share this type; [`State`] says which
+//! conversation it is in, [`Phase`] how far it is on its way out. All of it is data: nothing hides
+//! in a closure or a future, so that a connection can be written down as a [`record::Record`].
+
+pub mod outbox;
+pub mod record;
+pub mod table;
+
+use std::net::SocketAddr;
+
+use crate::handshake::Offer;
+use crate::http::{BodyReader, HeadScanner};
+use crate::metrics::Cause;
+use crate::time::Time;
+use crate::ws::Decoder;
+use crate::ws::scan::Scanner;
+use outbox::Outbox;
 
 /// A connection of one shard: a place in its table, and whose turn it is in that place.
 ///
@@ -10,4 +28,184 @@ pub struct ConnId {
     pub slot: u32,
     /// 24 bits; wraps.
     pub generation: u32,
+}
+
+/// One slot of the table.
+pub struct Conn {
+    /// Whose turn it is.
+    pub generation: u32,
+    /// How far the connection is on its way out.
+    pub phase: Phase,
+    /// Which end of the gateway it is at.
+    pub side: Side,
+    /// Why it is being closed; the first cause stays.
+    pub cause: Option<Cause>,
+    /// What is outstanding with the ring, and other facts.
+    pub flags: Flags,
+    /// The route it was given, an index into the configuration's.
+    pub route: u16,
+    /// Which conversation it is in.
+    pub state: State,
+    /// What waits to be sent.
+    pub outbox: Outbox,
+    /// The other end's address.
+    pub peer: SocketAddr,
+    /// When the last byte came.
+    pub received_at: Time,
+    /// When it has to have moved on; what that means depends on the state.
+    pub deadline: Time,
+}
+
+/// How far a connection is on its way out. Each step leads to the next, none leads back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// The slot is not in use.
+    Free,
+    /// Serving.
+    Open,
+    /// We have sent a Close frame and wait for the peer's. Until `deadline`.
+    Leaving,
+    /// Nothing new is queued and nothing received is looked at. Once the outbox is flushed the
+    /// stream is ended; then we wait for the peer to end it too. Until `deadline`.
+    Finishing,
+    /// Waiting for the operations that are outstanding; then the descriptor is closed.
+    Closing,
+}
+
+/// Which end of the gateway a connection is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// It was accepted.
+    Client,
+    /// We opened it.
+    Upstream,
+}
+
+/// Facts about a connection, most of them about what the ring still has to answer.
+#[derive(Clone, Copy, Default)]
+pub struct Flags {
+    /// A receive is armed. A slot is not free before it has ended.
+    pub recv_armed: bool,
+    /// A send has been submitted and not answered.
+    pub send_in_flight: bool,
+    /// That send may not wait for room in the socket.
+    pub send_try_now: bool,
+    /// A connect has been submitted and not answered.
+    pub connect_in_flight: bool,
+    /// A socket is being opened on behalf of this connection.
+    pub socket_in_flight: bool,
+    /// A shutdown has been submitted and not answered.
+    pub shutdown_in_flight: bool,
+    /// The close has been submitted: the last thing that happens in a slot.
+    pub close_in_flight: bool,
+    /// Its slot is on the list of those with something to send.
+    pub dirty: bool,
+    /// Reading is stopped on purpose: whoever takes the bytes does not keep up.
+    pub paused: bool,
+    /// The socket had no room for the last send, so queued bytes may wait long.
+    pub congested: bool,
+    /// The peer has ended its stream.
+    pub read_done: bool,
+    /// Our half of the stream is to be ended once the outbox is flushed.
+    pub shut_wanted: bool,
+    /// Our half of the stream has been ended.
+    pub shut: bool,
+    /// The peer has sent a Close frame.
+    pub close_received: bool,
+    /// The Close frame that this peer is to get is in its outbox or beyond.
+    pub close_sent: bool,
+    /// A Ping has not been answered by anything yet.
+    pub ping_pending: bool,
+    /// A Pong may still be in the outbox.
+    pub pong_waits: bool,
+    /// Its receive ended because no buffer was free; it is on the shard's list of the starved.
+    pub starved: bool,
+}
+
+/// Which conversation a connection is in.
+#[derive(Default)]
+pub enum State {
+    /// None, or none any more.
+    #[default]
+    None,
+    /// A client whose request head is arriving.
+    Head(Head),
+    /// A client whose messages come back to it.
+    Echo(Decoder),
+    /// A client of the embedded rooms.
+    Rooms(Decoder),
+    /// A client that waits for its upstream to accept.
+    Connecting(Box<Connecting>),
+    /// An upstream that has not accepted yet.
+    Handshaking(Box<Handshaking>),
+    /// An upstream that answered with something else than a WebSocket, which goes to the client.
+    Refusing(Box<Refusing>),
+    /// One side of a relay.
+    Relay(Relay),
+}
+
+/// A request head on its way in.
+#[derive(Default)]
+pub struct Head {
+    /// How far it has been looked at.
+    pub scanner: HeadScanner,
+    /// What has arrived; empty while the head may still be read in place.
+    pub bytes: Vec<u8>,
+    /// Which listener it came through.
+    pub listener: u8,
+}
+
+/// A client that waits for its upstream.
+pub struct Connecting {
+    /// The backend it was routed to.
+    pub backend: u16,
+    /// The request as it will go to the upstream.
+    pub request: Vec<u8>,
+    /// What was asked for, to hold the answer against.
+    pub offer: Offer,
+    /// What the client sent behind its request. Nothing of it leaves before the upstream's 101.
+    pub early: Vec<u8>,
+    /// The upstream, once its socket is open.
+    pub upstream: Option<ConnId>,
+}
+
+/// An upstream that has been asked.
+pub struct Handshaking {
+    /// For whom.
+    pub client: ConnId,
+    /// How far the answer has been looked at.
+    pub scanner: HeadScanner,
+    /// The answer so far.
+    pub bytes: Vec<u8>,
+}
+
+/// An upstream whose refusal is passed on.
+pub struct Refusing {
+    /// To whom.
+    pub client: ConnId,
+    /// Where the answer's body ends.
+    pub body: BodyReader,
+}
+
+/// One side of a relay: what this peer sends goes to the other.
+pub struct Relay {
+    /// The other side.
+    pub other: ConnId,
+    /// Reads the headers of what this peer sends.
+    pub scanner: Scanner,
+}
+
+impl Conn {
+    /// Whether the ring owes an answer, so that the slot cannot be closed yet.
+    pub fn is_busy(&self) -> bool {
+        let Flags {
+            recv_armed,
+            send_in_flight,
+            connect_in_flight,
+            socket_in_flight,
+            shutdown_in_flight,
+            ..
+        } = self.flags;
+        recv_armed || send_in_flight || connect_in_flight || socket_in_flight || shutdown_in_flight
+    }
 }

@@ -81,3 +81,52 @@ impl Cause {
         }
     }
 }
+
+/// The counters of one shard.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    /// Clients accepted.
+    pub accepted: u64,
+    /// Accepts that ended because there was no descriptor to give.
+    pub accept_failures: u64,
+    /// Clients that got their 101.
+    pub upgraded: u64,
+    /// Bytes received, from clients and upstreams.
+    pub received_bytes: u64,
+    /// Messages of clients of `echo` and `local` backends.
+    pub messages_received: u64,
+    /// Frames made for single clients.
+    pub frames_sent: u64,
+    /// Messages relayed, both ways.
+    pub messages_relayed: u64,
+    /// Receives that found no buffer.
+    pub starved: u64,
+    closed: [u64; Cause::ALL.len()],
+}
+
+impl Metrics {
+    /// Counts one closed client.
+    pub fn count_close(&mut self, cause: Cause) {
+        self.closed[cause as usize] += 1;
+    }
+
+    /// Clients closed for this cause.
+    pub fn closed(&self, cause: Cause) -> u64 {
+        self.closed[cause as usize]
+    }
+
+    /// Adds another shard's counters.
+    pub fn merge(&mut self, other: &Metrics) {
+        self.accepted += other.accepted;
+        self.accept_failures += other.accept_failures;
+        self.upgraded += other.upgraded;
+        self.received_bytes += other.received_bytes;
+        self.messages_received += other.messages_received;
+        self.frames_sent += other.frames_sent;
+        self.messages_relayed += other.messages_relayed;
+        self.starved += other.starved;
+        for (mine, theirs) in self.closed.iter_mut().zip(other.closed) {
+            *mine += theirs;
+        }
+    }
+}

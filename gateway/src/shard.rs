@@ -1,0 +1,289 @@
+//! The loop: one thread, one ring, one table of connections, and everything that happens to them.
+//!
+//! This file is the table of contents. A frame's life is a step a file: `accept.rs` (a client
+//! appears), `request.rs` (its request head, the upgrade), `recv.rs` (bytes arrive; messages of
+//! echo and rooms), `relay.rs` (an upstream, and the frames between it and a client), `send.rs`
+//! (outboxes are flushed), `close.rs` (closing is a join), `timer.rs` (deadlines), `mailbox.rs`
+//! (other shards).
+//!
+//! Handlers react by queueing: into an outbox, the wheel, the mail. The kernel hears of it once a
+//! turn, when the outboxes are flushed and the next wait submits what was queued.
+
+mod accept;
+mod close;
+pub mod mailbox;
+mod recv;
+mod relay;
+mod request;
+mod send;
+mod timer;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::{BackendKind, Config};
+use crate::conn::outbox::Stores;
+use crate::conn::table::Table;
+use crate::conn::{Conn, ConnId};
+use crate::metrics::{Cause, Metrics};
+use crate::random::Random;
+use crate::ring::{Completion, Ring, Wait};
+use crate::rooms::{self, Rooms};
+use crate::time::Time;
+use crate::timers::Wheel;
+use accept::Accepting;
+use mailbox::{Letter, Mailroom};
+
+/// Completions taken in one turn. More are left to the next, so that outboxes are flushed, timers
+/// kept and mail read however much arrives.
+const COMPLETIONS_PER_TURN: usize = 256;
+
+/// How long a shard sleeps at most while mail of its own waits for another's full inbox.
+const STUCK_MAIL_WAIT: Duration = Duration::from_millis(1);
+
+/// One thread's share of the gateway.
+pub struct Shard<R: Ring> {
+    ring: R,
+    config: Arc<Config>,
+    /// The time of this turn.
+    now: Time,
+    table: Table,
+    timers: Wheel,
+    stores: Stores,
+    accepting: Vec<Accepting>,
+    /// Slots that have something to send; each is here once (`Flags::dirty`).
+    dirty: VecDeque<u32>,
+    /// Connections whose receive ended because no buffer was free.
+    starved: VecDeque<ConnId>,
+    /// Clients to be closed when the borrow that found them is over.
+    doomed: Vec<(ConnId, Cause, u16, &'static str)>,
+    mail: Mailroom,
+    /// The rooms of each `local` backend, by backend.
+    rooms: Vec<Option<Rooms>>,
+    random: Random,
+    metrics: Metrics,
+    /// Set once we are stopping: when the last connection is closed whatever it still owes.
+    stop_deadline: Option<Time>,
+}
+
+/// What a shard is made of.
+pub struct Setup {
+    /// Its number, from 0.
+    pub index: u16,
+    /// The configuration, shared by all.
+    pub config: Arc<Config>,
+    /// The post, shared by all.
+    pub mail: Mailroom,
+    /// Slots of the ring's table.
+    pub slots: u32,
+    /// Where keys and jitter come from.
+    pub random: Random,
+    /// The wall clock at `Time(0)`, in milliseconds since 1970.
+    pub unix_origin_ms: u64,
+}
+
+impl<R: Ring> Shard<R> {
+    /// A shard that listens once [`Shard::start`] has been called.
+    pub fn new(ring: R, setup: Setup) -> Shard<R> {
+        let Setup { index, config, mail, slots, mut random, unix_origin_ms } = setup;
+        let now = ring.now();
+        let shards = config.server.shards;
+        let rooms = config.backends.iter().map(|backend| match &backend.kind {
+            BackendKind::Local(local) => {
+                let epoch = random.next();
+                Some(Rooms::new(index, shards, local.limits.clone(), unix_origin_ms, epoch))
+            }
+            _ => None,
+        });
+        Shard {
+            rooms: rooms.collect(),
+            now,
+            table: Table::new(slots),
+            timers: Wheel::new(now),
+            stores: Stores::default(),
+            accepting: Accepting::for_all(&config, slots),
+            dirty: VecDeque::new(),
+            starved: VecDeque::new(),
+            doomed: Vec::new(),
+            mail,
+            random,
+            metrics: Metrics::default(),
+            stop_deadline: None,
+            ring,
+            config,
+        }
+    }
+
+    /// Serves until it has been asked to stop and every connection is closed. Returns what it
+    /// counted.
+    pub fn run(mut self) -> Metrics {
+        self.start();
+        while !self.is_drained() {
+            self.turn();
+        }
+        self.metrics
+    }
+
+    /// Starts listening.
+    pub fn start(&mut self) {
+        for listener in 0..self.accepting.len() {
+            self.arm_accept(listener);
+        }
+    }
+
+    /// Everything the gateway ever does starts on one of these lines.
+    pub fn turn(&mut self) {
+        let wait = self.next_wait();
+        self.ring.submit_and_wait(wait);
+        self.mail.awake();
+        self.now = self.ring.now(); // The only clock read of the turn.
+        for _ in 0..COMPLETIONS_PER_TURN {
+            let Some(completion) = self.ring.next_completion() else { break };
+            self.dispatch(completion);
+        }
+        self.read_mail();
+        self.expire_timers();
+        self.close_doomed();
+        self.rearm_starved();
+        self.flush_outboxes(); // One send per connection that has something to say.
+        self.mail.dispatch();
+        if self.mail.stop_asked() {
+            self.stop_join();
+        }
+    }
+
+    fn dispatch(&mut self, completion: Completion) {
+        match completion {
+            Completion::Accepted { listener, slot, peer } => self.on_accepted(listener, slot, peer),
+            Completion::AcceptRefused { listener, .. } => self.on_accept_refused(listener),
+            Completion::AcceptEnded { listener, failure } => {
+                self.on_accept_ended(listener, failure);
+            }
+            Completion::Received { id, result, more } => self.on_received(id, result, more),
+            Completion::Sent { id, result } => self.on_sent(id, result),
+            Completion::SocketOpened { owner, result } => self.on_socket_opened(owner, result),
+            Completion::Connected { id, result } => self.on_connected(id, result),
+            Completion::ShutDown { id } => self.on_shut_down(id),
+            Completion::Closed { id } => self.on_closed(id),
+        }
+    }
+
+    /// How long the ring may wait before the next turn.
+    fn next_wait(&mut self) -> Wait {
+        let ready = !self.dirty.is_empty()
+            || self.mail.has_own()
+            || (!self.starved.is_empty() && self.ring.buffers_free_percent() > 0);
+        if ready || !self.mail.may_sleep() {
+            return Wait::No;
+        }
+        let rooms = self.rooms.iter().flatten().filter_map(Rooms::next_deadline).min();
+        let mut deadline = self.timers.next_deadline().min(rooms.unwrap_or(Time::NEVER));
+        if self.mail.is_stuck() {
+            deadline = deadline.min(self.now + STUCK_MAIL_WAIT);
+        }
+        if let Some(stop) = self.stop_deadline {
+            deadline = deadline.min(stop);
+        }
+        Wait::Until(deadline)
+    }
+
+    fn read_mail(&mut self) {
+        let mut taken = 0;
+        while let Some(Letter { backend, mail }) = self.mail.next_letter(&mut taken) {
+            let now = self.now;
+            self.with_rooms(backend, |rooms, post| rooms.on_mail(mail, now, post));
+        }
+    }
+
+    /// Lends the rooms of one backend together with what they reach of the shard.
+    fn with_rooms(&mut self, backend: u16, act: impl FnOnce(&mut Rooms, &mut Post<'_>)) {
+        let Shard { rooms, table, stores, dirty, doomed, mail, now, config, .. } = self;
+        let Some(rooms) = &mut rooms[usize::from(backend)] else {
+            unreachable!("backend {backend} has no rooms");
+        };
+        let outbox_bytes_max = config.limits.outbox_bytes_max;
+        let mut post =
+            Post { table, stores, dirty, doomed, mail, now: *now, outbox_bytes_max, backend };
+        act(rooms, &mut post);
+    }
+
+    fn close_doomed(&mut self) {
+        while let Some((id, cause, code, reason)) = self.doomed.pop() {
+            if self.table.get_mut(id).is_some() {
+                self.start_leave(id, cause, code, reason);
+            }
+        }
+    }
+
+    /// Puts a connection on the list of those with something to send.
+    fn mark_dirty(&mut self, id: ConnId) {
+        mark_dirty(&mut self.table[id], id.slot, &mut self.dirty);
+    }
+
+    /// What this shard has counted so far.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The ring, for inspection by tests.
+    pub fn ring(&self) -> &R {
+        &self.ring
+    }
+
+    /// Slots in use.
+    pub fn open(&self) -> u32 {
+        self.table.open()
+    }
+}
+
+fn mark_dirty(conn: &mut Conn, slot: u32, dirty: &mut VecDeque<u32>) {
+    if !conn.flags.dirty {
+        conn.flags.dirty = true;
+        dirty.push_back(slot);
+    }
+}
+
+/// What rooms reach of a shard: the outboxes of its clients, and the post.
+struct Post<'a> {
+    table: &'a mut Table,
+    stores: &'a mut Stores,
+    dirty: &'a mut VecDeque<u32>,
+    doomed: &'a mut Vec<(ConnId, Cause, u16, &'static str)>,
+    mail: &'a mut Mailroom,
+    now: Time,
+    outbox_bytes_max: usize,
+    backend: u16,
+}
+
+impl rooms::Outlet for Post<'_> {
+    fn deliver(&mut self, to: ConnId, frame: &bytes::Bytes) {
+        let Some(conn) = self.table.get_mut(to) else { return };
+        if conn.phase != crate::conn::Phase::Open {
+            return;
+        }
+        if conn.outbox.bytes() + frame.len() > self.outbox_bytes_max {
+            // A member cannot be waited for: the room goes on without it, and it may come back
+            // and resume from the offset that it has seen.
+            if conn.cause.is_none() {
+                conn.cause = Some(Cause::SlowConsumer);
+                self.doomed.push((to, Cause::SlowConsumer, 1008, "slow consumer"));
+            }
+            return;
+        }
+        conn.outbox.push_shared(frame, self.stores, self.now);
+        mark_dirty(conn, to.slot, self.dirty);
+    }
+
+    fn post(&mut self, shard: u16, mail: rooms::Mail) {
+        self.mail.post(shard, Letter { backend: self.backend, mail });
+    }
+
+    fn has_room(&self, shard: u16) -> bool {
+        self.mail.has_room(shard)
+    }
+
+    fn close(&mut self, conn: ConnId, code: u16, reason: &'static str) {
+        self.doomed.push((conn, Cause::ProtocolError, code, reason));
+    }
+}

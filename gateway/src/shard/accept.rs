@@ -1,0 +1,112 @@
+//! Clients appear: accepting, and when not to.
+
+use std::net::SocketAddr;
+
+use super::Shard;
+use crate::config::Config;
+use crate::conn::{Head, Side, State};
+use crate::metrics::Cause;
+use crate::ring::{Failure, Ring};
+
+/// Slots kept free of clients: for a burst that was on its way when we stopped accepting.
+const SLOTS_RESERVED: u32 = 64;
+
+/// The accept of one listener.
+pub(super) struct Accepting {
+    armed: bool,
+    cancelling: bool,
+    /// Clients and upstreams beyond which this shard accepts no more.
+    open_max: u32,
+}
+
+impl Accepting {
+    pub(super) fn for_all(config: &Config, slots: u32) -> Vec<Accepting> {
+        let share = config.limits.connections_max.div_ceil(u32::from(config.server.shards));
+        let open_max = share.min(slots.saturating_sub(SLOTS_RESERVED.min(slots / 4))).max(1);
+        let accepting = |_| Accepting { armed: false, cancelling: false, open_max };
+        config.listeners.iter().map(accepting).collect()
+    }
+
+    /// Accepting starts again once this many slots are in use, a little below where it stops, so
+    /// that it does not flip with every client.
+    fn open_low(&self) -> u32 {
+        self.open_max - self.open_max / 64
+    }
+}
+
+impl<R: Ring> Shard<R> {
+    pub(super) fn arm_accept(&mut self, listener: usize) {
+        self.accepting[listener].armed = true;
+        self.ring.arm_accept(listener);
+    }
+
+    /// A client's socket is in the table. Its request head is due by the handshake deadline.
+    pub(super) fn on_accepted(&mut self, listener: usize, slot: u32, peer: SocketAddr) {
+        let id = self.table.occupy(slot, Side::Client, peer, self.now);
+        self.metrics.accepted += 1;
+        let conn = &mut self.table[id];
+        conn.state = State::Head(Head { listener: listener as u8, ..Head::default() });
+        conn.deadline = self.now + self.config.limits.handshake_timeout;
+        self.timers.set(slot, conn.deadline);
+        if self.stop_deadline.is_some() {
+            return self.start_close(id, Cause::Drain);
+        }
+        self.arm_recv(id);
+        self.stop_accepting_when_full();
+    }
+
+    pub(super) fn on_accept_refused(&mut self, _listener: usize) {
+        self.metrics.accepted += 1;
+        self.metrics.count_close(Cause::MemoryPressure);
+        self.stop_accepting_when_full();
+    }
+
+    /// A multishot accept ends for many reasons, with and without an error, and never by itself
+    /// for good: it is armed again whenever there is room.
+    pub(super) fn on_accept_ended(&mut self, listener: usize, failure: Option<Failure>) {
+        let accepting = &mut self.accepting[listener];
+        accepting.armed = false;
+        accepting.cancelling = false;
+        if failure == Some(Failure::TableFull) {
+            self.metrics.accept_failures += 1;
+            // Without descriptors an accept armed at once would fail at once. `on_closed` tries
+            // again, and so does the clock.
+            return self.timers_retry_accept();
+        }
+        self.accept_again_when_room();
+    }
+
+    /// Called when a slot has become free, or the clock says so.
+    pub(super) fn accept_again_when_room(&mut self) {
+        if self.stop_deadline.is_some() {
+            return;
+        }
+        let open = self.table.open();
+        for listener in 0..self.accepting.len() {
+            let accepting = &self.accepting[listener];
+            if !accepting.armed && open <= accepting.open_low() {
+                self.arm_accept(listener);
+            }
+        }
+    }
+
+    pub(super) fn stop_accepting(&mut self) {
+        for listener in 0..self.accepting.len() {
+            let accepting = &mut self.accepting[listener];
+            if accepting.armed && !accepting.cancelling {
+                accepting.cancelling = true;
+                self.ring.cancel_accept(listener);
+            }
+        }
+    }
+
+    pub(super) fn is_accepting(&self) -> bool {
+        self.accepting.iter().any(|accepting| accepting.armed)
+    }
+
+    fn stop_accepting_when_full(&mut self) {
+        if self.table.open() >= self.accepting.first().map_or(u32::MAX, |a| a.open_max) {
+            self.stop_accepting();
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Closing is a join.
+//!
+//! `start_*` asks, and says which way: `start_leave` says goodbye and waits for the peer's, so that
+//! nothing on its way is lost; `start_fail` says why and hears no more; `start_finish` ends the
+//! stream after what is queued; `start_close` is at once. Each ends in `close_join`, which comes
+//! back until the ring owes nothing on this connection; only then is the descriptor closed and the
+//! slot free.
+
+use super::Shard;
+use crate::conn::{ConnId, Phase, Side, State};
+use crate::metrics::Cause;
+use crate::ring::Ring;
+use crate::ws::close;
+
+impl<R: Ring> Shard<R> {
+    /// The client has sent its Close frame: it gets one back, and then the end (RFC 6455 §5.5.1).
+    pub(super) fn on_client_close(&mut self, id: ConnId, code: Option<u16>) {
+        self.table[id].flags.close_received = true;
+        if !self.table[id].flags.close_sent {
+            self.queue_close(id, code, "");
+        }
+        self.start_finish(id, Cause::ClientClose);
+    }
+
+    /// Says goodbye to a client: a Close frame behind what is queued, and then we wait for its own.
+    pub(super) fn start_leave(&mut self, id: ConnId, cause: Cause, code: u16, reason: &str) {
+        let conn = &mut self.table[id];
+        if conn.phase > Phase::Open {
+            return;
+        }
+        conn.cause.get_or_insert(cause);
+        self.detach(id);
+        self.queue_close(id, Some(code), reason);
+        let conn = &mut self.table[id];
+        conn.phase = Phase::Leaving;
+        conn.deadline = self.now + self.config.limits.close_timeout;
+        self.timers.set(id.slot, conn.deadline);
+        // Its own Close frame is what we wait for.
+        self.resume(id);
+    }
+
+    /// Fails the connection (RFC 6455 §7.1.7): the peer is told why, and nothing more that it
+    /// sends is looked at.
+    pub(super) fn start_fail(&mut self, id: ConnId, cause: Cause, code: u16, reason: &str) {
+        if self.table[id].phase > Phase::Leaving {
+            return;
+        }
+        if !self.table[id].flags.close_sent {
+            self.queue_close(id, Some(code), reason);
+        }
+        self.start_finish(id, cause);
+    }
+
+    /// Ends the stream once the outbox is flushed.
+    pub(super) fn start_finish(&mut self, id: ConnId, cause: Cause) {
+        let conn = &mut self.table[id];
+        if conn.phase > Phase::Leaving {
+            return;
+        }
+        conn.cause.get_or_insert(cause);
+        self.detach(id);
+        let conn = &mut self.table[id];
+        conn.phase = Phase::Finishing;
+        conn.deadline = self.now + self.config.limits.close_timeout;
+        self.timers.set(id.slot, conn.deadline);
+        self.flushed(id);
+        // The end of the peer's stream is what we wait for.
+        if self.table.get_mut(id).is_some_and(|conn| conn.phase == Phase::Finishing) {
+            self.resume(id);
+        }
+    }
+
+    /// The outbox is empty: goes on with whatever waited for that.
+    pub(super) fn flushed(&mut self, id: ConnId) {
+        let conn = &mut self.table[id];
+        if !conn.outbox.is_empty() || conn.flags.send_in_flight {
+            return;
+        }
+        conn.flags.pong_waits = false;
+        if conn.phase == Phase::Finishing {
+            // After both Close frames it is the server who closes (§7.1.1), which we are to
+            // clients. Toward an upstream we wait for its end, as a client does.
+            let both = conn.flags.close_received && conn.side == Side::Client;
+            if conn.flags.read_done || both {
+                let cause = conn.cause.unwrap_or(Cause::InternalError);
+                return self.start_close(id, cause);
+            }
+            conn.flags.shut_wanted = true;
+        }
+        if conn.phase < Phase::Closing && conn.flags.shut_wanted && !conn.flags.shut {
+            conn.flags.shut = true;
+            conn.flags.shutdown_in_flight = true;
+            self.ring.submit_shutdown(id);
+        }
+    }
+
+    pub(super) fn on_shut_down(&mut self, id: ConnId) {
+        self.table[id].flags.shutdown_in_flight = false;
+        self.close_join(id);
+    }
+
+    /// The peer has ended its stream.
+    pub(super) fn on_read_done(&mut self, id: ConnId) {
+        let conn = &mut self.table[id];
+        conn.flags.read_done = true;
+        match (conn.phase, &conn.state) {
+            (Phase::Closing | Phase::Free, _) => self.close_join(id),
+            (Phase::Finishing, _) => self.flushed(id),
+            (_, State::Relay(_)) => self.relay_read_done(id),
+            (_, State::Handshaking(_)) => self.upstream_lost(id),
+            (_, State::Refusing(_)) => self.body_read_done(id),
+            // Without a Close frame, or in the middle of a request: nobody is there to talk to.
+            _ => self.start_close(id, Cause::ClientGone),
+        }
+    }
+
+    /// The socket has failed: the peer, or the way to it, is gone.
+    pub(super) fn on_transport_lost(&mut self, id: ConnId) {
+        let conn = &self.table[id];
+        match (conn.phase, &conn.state) {
+            (Phase::Closing | Phase::Free, _) => self.close_join(id),
+            (_, State::Relay(_)) => self.relay_lost(id),
+            (_, State::Handshaking(_)) => self.upstream_lost(id),
+            (_, State::Refusing(_)) => self.body_read_done(id),
+            _ => self.start_close(id, Cause::ClientGone),
+        }
+    }
+
+    /// Closes at once. What is queued is lost.
+    pub(super) fn start_close(&mut self, id: ConnId, cause: Cause) {
+        let conn = &mut self.table[id];
+        if conn.phase >= Phase::Closing {
+            return;
+        }
+        conn.cause.get_or_insert(cause);
+        self.detach(id);
+        let conn = &mut self.table[id];
+        conn.phase = Phase::Closing;
+        conn.deadline = crate::time::Time::NEVER;
+        self.timers.remove(id.slot);
+        if conn.flags.recv_armed {
+            self.ring.cancel_recv(id);
+        }
+        if conn.flags.send_in_flight {
+            self.ring.cancel_send(id);
+        }
+        if conn.flags.connect_in_flight {
+            self.ring.cancel_connect(id);
+        }
+        self.close_join(id);
+    }
+
+    /// Goes on with a close when the ring owes nothing more.
+    pub(super) fn close_join(&mut self, id: ConnId) {
+        let conn = &mut self.table[id];
+        if conn.phase != Phase::Closing || conn.is_busy() || conn.flags.close_in_flight {
+            return;
+        }
+        conn.flags.close_in_flight = true;
+        self.ring.submit_close(id);
+    }
+
+    /// The descriptor is closed: the slot is free, and may be taken again at once.
+    pub(super) fn on_closed(&mut self, id: ConnId) {
+        let Shard { table, stores, metrics, .. } = self;
+        let conn = &mut table[id];
+        conn.outbox.clear(stores);
+        match std::mem::take(&mut conn.state) {
+            State::Echo(mut decoder) | State::Rooms(mut decoder) => {
+                decoder.release(&mut stores.spares);
+            }
+            _ => {}
+        }
+        if conn.side == Side::Client {
+            metrics.count_close(conn.cause.unwrap_or(Cause::InternalError));
+        }
+        table.vacate(id);
+        self.accept_again_when_room();
+    }
+
+    /// Tells those who knew an open connection that it is one no more. Called once per connection,
+    /// when it leaves `Phase::Open`.
+    fn detach(&mut self, id: ConnId) {
+        let conn = &mut self.table[id];
+        if conn.phase != Phase::Open {
+            return;
+        }
+        match &conn.state {
+            State::Rooms(_) => {
+                let now = self.now;
+                let backend = self.backend_of(id);
+                self.with_rooms(backend, |rooms, post| rooms.closed(id, now, post));
+            }
+            State::Connecting(_) => self.abandon_connecting(id),
+            State::Handshaking(_) | State::Refusing(_) => {}
+            State::Head(_) | State::Echo(_) | State::Relay(_) | State::None => {}
+        }
+    }
+
+    /// Queues a Close frame to a client.
+    pub(super) fn queue_close(&mut self, id: ConnId, code: Option<u16>, reason: &str) {
+        let Shard { table, stores, now, .. } = self;
+        let conn = &mut table[id];
+        conn.flags.close_sent = true;
+        conn.outbox.write(stores, *now, |out| {
+            // A Close frame without a code is answered by one without (§7.1.5).
+            crate::ws::frame::encode_close(out, code.filter(|code| close::is_sendable(*code)), reason);
+        });
+        self.mark_dirty(id);
+    }
+
+    /// Asked to stop: accepts no more, says goodbye to everybody, and after `stop_timeout` closes
+    /// what is left.
+    pub(super) fn stop_join(&mut self) {
+        match self.stop_deadline {
+            None => {
+                self.stop_deadline = Some(self.now + self.config.server.stop_timeout);
+                self.stop_accepting();
+                for slot in 0..self.table.slots_used() {
+                    if let Some(id) = self.table.id_at(slot) {
+                        self.stop_one(id);
+                    }
+                }
+            }
+            Some(deadline) if self.now >= deadline => {
+                for slot in 0..self.table.slots_used() {
+                    if let Some(id) = self.table.id_at(slot) {
+                        self.start_close(id, Cause::Drain);
+                    }
+                }
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn stop_one(&mut self, id: ConnId) {
+        let conn = &self.table[id];
+        if conn.phase != Phase::Open {
+            return;
+        }
+        match conn.state {
+            State::Echo(_) | State::Rooms(_) => {
+                self.start_leave(id, Cause::Drain, 1001, "the gateway is stopping");
+            }
+            State::Relay(_) => self.stop_relay(id),
+            State::Connecting(_) => self.refuse(id, 503, Cause::Drain, "the gateway is stopping"),
+            State::Head(_) | State::None => self.start_close(id, Cause::Drain),
+            // Upstreams that have not accepted go with their clients.
+            State::Handshaking(_) | State::Refusing(_) => {}
+        }
+    }
+
+    /// Whether we have been asked to stop and nothing is left.
+    pub fn is_drained(&self) -> bool {
+        self.stop_deadline.is_some() && self.table.open() == 0 && !self.is_accepting()
+    }
+}

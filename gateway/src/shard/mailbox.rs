@@ -1,0 +1,189 @@
+//! What shards say to each other.
+//!
+//! Each shard has one bounded inbox that anyone may post to. Mail is collected during a turn and
+//! posted at its end, so that a burst costs the receiver one wake, and none when it is awake.
+//! Mail from one shard to another arrives in the order in which it was written.
+//!
+//! At the bounds: a full inbox leaves mail with its sender, who tries again next turn; a sender
+//! with [`OUTGOING_MAX`] letters waiting for a shard refuses new publishes that would go there
+//! (`Mailroom::has_room`). What may not be refused (a leave, an answer) still goes onto that list;
+//! there is a bounded number of it per connection.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+
+use crossbeam_queue::ArrayQueue;
+
+use crate::ring::Waker;
+use crate::rooms;
+
+/// Letters in an inbox.
+const INBOX_MAX: usize = 4096;
+
+/// Letters that wait for a full inbox before publishes are refused.
+const OUTGOING_MAX: usize = 4096;
+
+/// Letters taken from the inbox in one turn, so that sockets get their share of it.
+const INBOX_BATCH: usize = 1024;
+
+/// Where others leave mail for one shard.
+pub struct Inbox {
+    queue: ArrayQueue<Letter>,
+    /// The shard has nothing to do and sleeps, or is about to.
+    asleep: AtomicBool,
+    stop: AtomicBool,
+    waker: OnceLock<Waker>,
+}
+
+/// One piece of mail.
+pub struct Letter {
+    /// The backend whose rooms it is for.
+    pub backend: u16,
+    /// What it says.
+    pub mail: rooms::Mail,
+}
+
+impl Default for Inbox {
+    fn default() -> Inbox {
+        Inbox {
+            queue: ArrayQueue::new(INBOX_MAX),
+            asleep: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            waker: OnceLock::new(),
+        }
+    }
+}
+
+impl Inbox {
+    /// Asks the shard to stop: it closes its connections in order and then ends.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.wake_if_asleep();
+    }
+
+    /// Whether the shard has been asked to stop.
+    pub fn stop_asked(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    /// Says how the shard is woken; until then it is not.
+    pub fn set_waker(&self, waker: Waker) {
+        // Set once, by the shard itself, when its ring is made.
+        let _ = self.waker.set(waker);
+    }
+
+    fn wake_if_asleep(&self) {
+        // The letter must be seen by a shard that we do not see asleep; see `Mailroom::may_sleep`.
+        fence(Ordering::SeqCst);
+        if self.asleep.swap(false, Ordering::SeqCst)
+            && let Some(waker) = self.waker.get()
+        {
+            waker.wake();
+        }
+    }
+}
+
+/// One shard's view of the post: its own inbox, and what it has written to others.
+pub struct Mailroom {
+    index: u16,
+    inboxes: Arc<[Inbox]>,
+    outgoing: Vec<VecDeque<Letter>>,
+    /// Letters to be tried, over all of `outgoing`.
+    waiting: usize,
+}
+
+impl Mailroom {
+    /// The post of shard `index`.
+    pub fn new(index: u16, inboxes: Arc<[Inbox]>) -> Mailroom {
+        let outgoing = inboxes.iter().map(|_| VecDeque::new()).collect();
+        Mailroom { index, inboxes, outgoing, waiting: 0 }
+    }
+
+    /// Writes to a shard; to this one too.
+    pub fn post(&mut self, shard: u16, letter: Letter) {
+        self.outgoing[usize::from(shard)].push_back(letter);
+        self.waiting += 1;
+    }
+
+    /// Whether a letter that may be refused should be written to `shard`.
+    pub fn has_room(&self, shard: u16) -> bool {
+        self.outgoing[usize::from(shard)].len() < OUTGOING_MAX
+    }
+
+    /// The next letter to this shard. `taken` counts those of this turn.
+    pub fn next_letter(&mut self, taken: &mut usize) -> Option<Letter> {
+        if *taken == INBOX_BATCH {
+            return None;
+        }
+        *taken += 1;
+        if let Some(letter) = self.outgoing[usize::from(self.index)].pop_front() {
+            self.waiting -= 1;
+            return Some(letter);
+        }
+        self.own().queue.pop()
+    }
+
+    /// Posts what was written this turn, and wakes those who sleep.
+    pub fn dispatch(&mut self) {
+        if self.waiting == self.outgoing[usize::from(self.index)].len() {
+            return;
+        }
+        for (shard, letters) in self.outgoing.iter_mut().enumerate() {
+            if shard == usize::from(self.index) || letters.is_empty() {
+                continue;
+            }
+            let inbox = &self.inboxes[shard];
+            while let Some(letter) = letters.pop_front() {
+                if let Err(letter) = inbox.queue.push(letter) {
+                    letters.push_front(letter);
+                    break;
+                }
+                self.waiting -= 1;
+            }
+            inbox.wake_if_asleep();
+        }
+    }
+
+    /// Declares this shard asleep and says whether it may really wait. [`Mailroom::awake`] has to
+    /// follow the wait.
+    pub fn may_sleep(&self) -> bool {
+        let inbox = self.own();
+        inbox.asleep.store(true, Ordering::SeqCst);
+        // Either this load sees a letter, or its sender's swap sees us asleep and wakes us.
+        fence(Ordering::SeqCst);
+        if !inbox.queue.is_empty() || inbox.stop_asked() {
+            inbox.asleep.store(false, Ordering::SeqCst);
+            return false;
+        }
+        true
+    }
+
+    /// Declares this shard awake: no wake is needed from now on.
+    pub fn awake(&self) {
+        // A relaxed look first: the line is in everybody's cache while the shard is busy.
+        if self.own().asleep.load(Ordering::Relaxed) {
+            self.own().asleep.store(false, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether the shard has been asked to stop.
+    pub fn stop_asked(&self) -> bool {
+        self.own().stop_asked()
+    }
+
+    /// Whether this shard has written to itself and not read it yet.
+    pub fn has_own(&self) -> bool {
+        !self.outgoing[usize::from(self.index)].is_empty()
+    }
+
+    /// Whether mail waits for a full inbox.
+    pub fn is_stuck(&self) -> bool {
+        self.waiting > self.outgoing[usize::from(self.index)].len()
+    }
+
+    fn own(&self) -> &Inbox {
+        &self.inboxes[usize::from(self.index)]
+    }
+}

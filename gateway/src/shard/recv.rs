@@ -1,0 +1,236 @@
+//! Bytes arrive, and messages of the clients that we talk to ourselves.
+
+use super::Shard;
+use super::send::PAUSE_AT_BYTES;
+use crate::conn::{ConnId, Phase, State};
+use crate::metrics::Cause;
+use crate::ring::{Buffer, Failure, Ring};
+use crate::ws::frame::{Opcode, encode_server_header};
+use crate::ws::{self, Event, MessageKind, ProtocolError};
+
+/// Receives that are armed again in one turn for connections that were starved of buffers.
+const REARM_PER_TURN: usize = 64;
+
+/// Buffers that have to be back, in percent, before a starved connection tries again: with the
+/// first one that comes home the next receive would fail like the last.
+const REARM_FREE_PERCENT: u32 = 25;
+
+impl<R: Ring> Shard<R> {
+    pub(super) fn on_received(
+        &mut self,
+        id: ConnId,
+        result: Result<Option<Buffer>, Failure>,
+        more: bool,
+    ) {
+        if !more {
+            self.table[id].flags.recv_armed = false;
+        }
+        match result {
+            Ok(Some(buffer)) => {
+                self.table[id].received_at = self.now;
+                self.table[id].flags.ping_pending = false;
+                self.on_bytes(id, buffer);
+            }
+            Ok(None) => return self.on_read_done(id),
+            Err(Failure::NoBuffers) => {
+                let conn = &mut self.table[id];
+                if conn.phase != Phase::Closing && !conn.flags.starved {
+                    conn.flags.starved = true;
+                    self.metrics.starved += 1;
+                    self.starved.push_back(id);
+                }
+            }
+            Err(Failure::Cancelled) => {}
+            Err(_) => return self.on_transport_lost(id),
+        }
+        if more {
+            return;
+        }
+        // A multishot may end for no reason that concerns us, even with bytes in hand.
+        if self.table[id].phase < Phase::Closing {
+            self.arm_recv(id);
+        } else {
+            self.close_join(id);
+        }
+    }
+
+    /// Arms the receive, unless it is, or is not wanted.
+    pub(super) fn arm_recv(&mut self, id: ConnId) {
+        let flags = &mut self.table[id].flags;
+        if flags.recv_armed || flags.paused || flags.read_done || flags.starved {
+            return;
+        }
+        flags.recv_armed = true;
+        self.ring.arm_recv(id);
+    }
+
+    /// Connections that were starved try again once buffers are back.
+    pub(super) fn rearm_starved(&mut self) {
+        if self.starved.is_empty() || self.ring.buffers_free_percent() < REARM_FREE_PERCENT {
+            return;
+        }
+        for _ in 0..REARM_PER_TURN {
+            let Some(id) = self.starved.pop_front() else { return };
+            let Some(conn) = self.table.get_mut(id) else { continue };
+            conn.flags.starved = false;
+            if conn.phase < Phase::Closing {
+                self.arm_recv(id);
+            }
+        }
+    }
+
+    /// Stops reading from a peer, because whoever takes its bytes does not keep up. What has been
+    /// received already still comes: up to a few buffers more.
+    pub(super) fn pause(&mut self, id: ConnId) {
+        let flags = &mut self.table[id].flags;
+        if !flags.paused {
+            flags.paused = true;
+            if flags.recv_armed {
+                self.ring.cancel_recv(id);
+            }
+        }
+    }
+
+    pub(super) fn resume(&mut self, id: ConnId) {
+        let flags = &mut self.table[id].flags;
+        if flags.paused {
+            flags.paused = false;
+            // When the cancelled receive has not ended yet, its end arms it again.
+            self.arm_recv(id);
+        }
+    }
+
+    /// The outbox of `id` has room again: whoever fills it may read on.
+    pub(super) fn resume_feeder(&mut self, id: ConnId) {
+        match &self.table[id].state {
+            State::Relay(relay) => {
+                let other = relay.other;
+                if self.table.get_mut(other).is_some() {
+                    self.resume(other);
+                }
+            }
+            State::Connecting(_) => {}
+            _ => match self.refusing_upstream_of(id) {
+                Some(upstream) => self.resume(upstream),
+                None => self.resume(id),
+            },
+        }
+    }
+
+    fn on_bytes(&mut self, id: ConnId, mut buffer: Buffer) {
+        let conn = &mut self.table[id];
+        self.metrics.received_bytes += buffer.len() as u64;
+        match conn.phase {
+            Phase::Open | Phase::Leaving => {}
+            // Nobody looks at it any more.
+            Phase::Finishing | Phase::Closing | Phase::Free => return,
+        }
+        match &conn.state {
+            State::Echo(_) | State::Rooms(_) => self.read_messages(id, &mut buffer),
+            State::Relay(_) => self.relay_buffer(id, buffer),
+            State::Head(_) => self.read_head(id, &mut buffer),
+            State::Connecting(_) => self.hold_early(id, &buffer),
+            State::Handshaking(_) => self.read_answer(id, buffer),
+            State::Refusing(_) => self.pass_body(id, &buffer),
+            State::None => {}
+        }
+    }
+
+    /// Decodes what a client has sent us and acts on each message.
+    pub(super) fn read_messages(&mut self, id: ConnId, bytes: &mut [u8]) {
+        let limits = ws::Limits { message_bytes_max: self.config.limits.message_bytes_max };
+        // The decoder is taken out of its connection meanwhile: its events borrow from it, and
+        // those who act on them may look at any connection.
+        let (mut decoder, rooms) = match &mut self.table[id].state {
+            State::Echo(decoder) => (std::mem::take(decoder), false),
+            State::Rooms(decoder) => (std::mem::take(decoder), true),
+            _ => return,
+        };
+        let mut consumed = 0;
+        loop {
+            let event = decoder.next(bytes, &mut consumed, &limits, &mut self.stores.spares);
+            match event {
+                Ok(None) => break,
+                Ok(Some(event)) => self.on_event(id, event, rooms),
+                Err(error) => {
+                    self.on_protocol_error(id, error);
+                    break;
+                }
+            }
+            if !matches!(self.table[id].phase, Phase::Open | Phase::Leaving) {
+                break;
+            }
+        }
+        let conn = &mut self.table[id];
+        match &mut conn.state {
+            State::Echo(place) | State::Rooms(place) => *place = decoder,
+            _ => decoder.release(&mut self.stores.spares),
+        }
+        if conn.outbox.bytes() > PAUSE_AT_BYTES {
+            self.pause(id);
+        }
+    }
+
+    fn on_event(&mut self, id: ConnId, event: Event<'_>, rooms: bool) {
+        match event {
+            Event::Message { kind, payload } => {
+                self.metrics.messages_received += 1;
+                if self.table[id].phase != Phase::Open {
+                    // We have said goodbye; what was on its way is no longer served.
+                } else if rooms {
+                    self.on_room_message(id, kind, payload);
+                } else {
+                    self.send_frame(id, kind.opcode(), payload);
+                }
+            }
+            Event::Ping(payload) => self.on_ping(id, payload),
+            Event::Pong(_) => {}
+            Event::Close(frame) => {
+                let code = frame.map(|frame| frame.code);
+                self.on_client_close(id, code);
+            }
+        }
+    }
+
+    fn on_room_message(&mut self, id: ConnId, kind: MessageKind, payload: &[u8]) {
+        if kind == MessageKind::Binary {
+            let reason = "rooms speak JSON in text messages";
+            return self.start_leave(id, Cause::ProtocolError, 1003, reason);
+        }
+        let now = self.now;
+        let backend = self.backend_of(id);
+        self.with_rooms(backend, |rooms, post| rooms.on_message(id, payload, now, post));
+    }
+
+    /// A Pong for a Ping (RFC 6455 §5.5.3: the latest is enough, so one that still waits behind a
+    /// slow reader is not joined by another).
+    fn on_ping(&mut self, id: ConnId, payload: &[u8]) {
+        let conn = &self.table[id];
+        if conn.phase == Phase::Open && !(conn.flags.congested && conn.flags.pong_waits) {
+            self.table[id].flags.pong_waits = true;
+            self.send_frame(id, Opcode::Pong, payload);
+        }
+    }
+
+    /// Queues one unfragmented frame for a client.
+    pub(super) fn send_frame(&mut self, id: ConnId, opcode: Opcode, payload: &[u8]) {
+        let Shard { table, stores, now, dirty, metrics, .. } = self;
+        let conn = &mut table[id];
+        conn.outbox.write(stores, *now, |out| {
+            encode_server_header(out, opcode, payload.len());
+            out.extend_from_slice(payload);
+        });
+        metrics.frames_sent += 1;
+        super::mark_dirty(conn, id.slot, dirty);
+    }
+
+    fn on_protocol_error(&mut self, id: ConnId, error: ProtocolError) {
+        self.start_fail(id, error.cause(), error.close_code(), &error.to_string());
+    }
+
+    /// The backend that a client's route leads to.
+    pub(super) fn backend_of(&self, id: ConnId) -> u16 {
+        let route = crate::route::RouteIndex(self.table[id].route);
+        self.config.routes.get(route).backend
+    }
+}

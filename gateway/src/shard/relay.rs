@@ -1,0 +1,555 @@
+//! The 1:1 relay: a client, its upstream, and the frames between them.
+//!
+//! ```text
+//!   client                    shard                         upstream
+//!     | request head            |                               |
+//!     | ----------------------> | start_upstream: socket        |
+//!     |                         | on_socket_opened: connect ->  |
+//!     | early bytes: held       | on_connected: request ----->  |
+//!     |                         |  <----- 101: read_answer      |
+//!     |  <----------------- 101 | relay                         |
+//!     | frame                   | relay_buffer        frame ->  |
+//! ```
+//!
+//! Both ends are connections of this shard. Once they are joined, payload is never touched: the
+//! scanner reads the headers, and the receive buffer itself becomes a segment of the other end's
+//! outbox.
+//!
+//! How an end of one side is carried over to the other: a Close frame as it is; the end of a stream
+//! as the end of a stream; a client's reset as a reset. An upstream that goes without a Close frame
+//! is told to the client as 1011, where a frame of ours may stand. Toward the upstream we never
+//! make up a Close frame for a client that has gone: it sees 1006, as it would without us.
+
+use std::net::SocketAddr;
+
+use super::Shard;
+use super::send::PAUSE_AT_BYTES;
+use crate::config::{BackendKind, Upstream};
+use crate::conn::{
+    Conn, ConnId, Connecting, Handshaking, Phase, Refusing, Relay, Side, State,
+};
+use crate::handshake::{self, Forwarded, Offer, Upgrade, UpstreamAnswer};
+use crate::http::{self, BodyReader, HeadScanner, Request};
+use crate::metrics::Cause;
+use crate::ring::{Buffer, Failure, Ring};
+use crate::ws::scan::{Direction, Scanned, Scanner};
+use crate::ws::{self, frame};
+
+impl<R: Ring> Shard<R> {
+    /// Asks for an upstream connection for a client that wants to upgrade.
+    pub(super) fn start_upstream(
+        &mut self,
+        id: ConnId,
+        backend: u16,
+        upstream: &Upstream,
+        request: &Request<'_>,
+        upgrade: &Upgrade<'_>,
+        early: &[u8],
+    ) {
+        let key = handshake::fresh_key(self.random.next(), self.random.next());
+        let mut bytes = self.stores.spares.take(1024);
+        let forwarded = Forwarded { client: self.table[id].peer.ip(), proto: "http" };
+        handshake::encode_upstream_request(&mut bytes, request, &key, upstream, &forwarded);
+        let offer = Offer::new(upgrade, &key);
+        let conn = &mut self.table[id];
+        conn.state = State::Connecting(Box::new(Connecting {
+            backend,
+            request: bytes,
+            offer,
+            early: Vec::new(),
+            upstream: None,
+        }));
+        conn.deadline = self.now + self.config.limits.connect_timeout;
+        self.timers.set(id.slot, conn.deadline);
+        conn.flags.socket_in_flight = true;
+        self.ring.submit_socket(id, &upstream.address);
+        if !early.is_empty() {
+            self.hold_early(id, early);
+        }
+    }
+
+    /// Bytes behind the request. They wait until the upstream has accepted, up to a small bound at
+    /// which the client is not read on.
+    pub(super) fn hold_early(&mut self, id: ConnId, bytes: &[u8]) {
+        let early_bytes_max = self.config.limits.early_bytes_max;
+        let State::Connecting(connecting) = &mut self.table[id].state else { return };
+        connecting.early.extend_from_slice(bytes);
+        if connecting.early.len() >= early_bytes_max {
+            self.pause(id);
+        }
+    }
+
+    pub(super) fn on_socket_opened(&mut self, client: ConnId, result: Result<u32, Failure>) {
+        let conn = &mut self.table[client];
+        conn.flags.socket_in_flight = false;
+        let address = match &conn.state {
+            State::Connecting(connecting) if conn.phase == Phase::Open => {
+                Some(self.upstream_address(connecting.backend))
+            }
+            _ => None,
+        };
+        match (result, address) {
+            (Ok(slot), Some(address)) => {
+                let id = self.table.occupy(slot, Side::Upstream, address, self.now);
+                let conn = &mut self.table[id];
+                conn.state = State::Handshaking(Box::new(Handshaking {
+                    client,
+                    scanner: HeadScanner::default(),
+                    bytes: Vec::new(),
+                }));
+                conn.route = self.table[client].route;
+                if let State::Connecting(connecting) = &mut self.table[client].state {
+                    connecting.upstream = Some(id);
+                }
+                self.table[id].flags.connect_in_flight = true;
+                self.ring.submit_connect(id, &address);
+            }
+            // The client has gone meanwhile: the socket has no use.
+            (Ok(slot), None) => {
+                let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+                let id = self.table.occupy(slot, Side::Upstream, nowhere, self.now);
+                self.start_close(id, Cause::ClientGone);
+            }
+            (Err(failure), Some(_)) => {
+                let why = format!("no socket for the upstream: {failure}");
+                self.refuse(client, 503, Cause::MemoryPressure, &why);
+            }
+            (Err(_), None) => {}
+        }
+        self.close_join(client);
+    }
+
+    fn upstream_address(&self, backend: u16) -> SocketAddr {
+        match &self.config.backends[usize::from(backend)].kind {
+            BackendKind::Websocket(upstream) => upstream.address,
+            _ => unreachable!("only a websocket backend has upstreams"),
+        }
+    }
+
+    pub(super) fn on_connected(&mut self, id: ConnId, result: Result<(), Failure>) {
+        let conn = &mut self.table[id];
+        conn.flags.connect_in_flight = false;
+        if conn.phase != Phase::Open {
+            return self.close_join(id);
+        }
+        let State::Handshaking(handshaking) = &conn.state else { return };
+        let client = handshaking.client;
+        if let Err(failure) = result {
+            self.start_close(id, Cause::BackendGone);
+            let why = format!("the upstream could not be reached: {failure}");
+            return self.refuse(client, 502, Cause::BackendGone, &why);
+        }
+        let State::Connecting(connecting) = &mut self.table[client].state else {
+            return self.start_close(id, Cause::ClientGone);
+        };
+        let request = std::mem::take(&mut connecting.request);
+        let Shard { table, stores, now, .. } = self;
+        table[id].outbox.write(stores, *now, |out| out.extend_from_slice(&request));
+        stores.spares.give(request);
+        self.mark_dirty(id);
+        self.arm_recv(id);
+    }
+
+    /// Bytes of an upstream's answer to our request.
+    pub(super) fn read_answer(&mut self, id: ConnId, mut buffer: Buffer) {
+        let limits = self.head_limits();
+        let State::Handshaking(handshaking) = &mut self.table[id].state else { return };
+        let client = handshaking.client;
+        handshaking.bytes.extend_from_slice(&buffer);
+        let bytes = std::mem::take(&mut handshaking.bytes);
+        match handshaking.scanner.scan(&bytes, &limits) {
+            Ok(Some(len)) => {
+                // What is behind the head stays in the receive buffer.
+                let rest = bytes.len() - len;
+                drop(buffer.split_to(buffer.len() - rest));
+                self.on_answer(id, client, &bytes[..len], buffer);
+            }
+            Ok(None) => handshaking.bytes = bytes,
+            Err(error) => {
+                self.bad_gateway(id, client, &format!("the upstream's answer: {error}"));
+            }
+        }
+    }
+
+    fn on_answer(&mut self, id: ConnId, client: ConnId, head: &[u8], rest: Buffer) {
+        let response = match http::parse_response(head, &self.head_limits()) {
+            Ok(response) => response,
+            Err(error) => {
+                let why = format!("the upstream's answer: {error}");
+                return self.bad_gateway(id, client, &why);
+            }
+        };
+        let State::Connecting(connecting) = &mut self.table[client].state else {
+            return self.start_close(id, Cause::ClientGone);
+        };
+        match handshake::check_upstream_response(&response, &connecting.offer) {
+            Ok(UpstreamAnswer::Accepted { rsv1 }) => {
+                let offer = connecting.offer.clone();
+                let early = std::mem::take(&mut connecting.early);
+                let Shard { table, stores, now, .. } = self;
+                table[client].outbox.write(stores, *now, |out| {
+                    handshake::encode_switching_from_upstream(out, &response, &offer);
+                });
+                self.metrics.upgraded += 1;
+                self.mark_dirty(client);
+                self.join(client, id, rsv1);
+                self.relay_bytes(client, &early);
+                self.resume(client);
+                if self.table.get_mut(id).is_some_and(|conn| conn.phase == Phase::Open) {
+                    self.relay_buffer(id, rest);
+                }
+            }
+            Ok(UpstreamAnswer::Refused) => {
+                let body = BodyReader::new(&response);
+                let Shard { table, stores, now, .. } = self;
+                table[client].outbox.write(stores, *now, |out| {
+                    handshake::encode_refusal(out, &response);
+                });
+                table[id].state = State::Refusing(Box::new(Refusing { client, body }));
+                self.mark_dirty(client);
+                self.pass_body(id, &rest);
+            }
+            Err(error) => self.bad_gateway(id, client, &error.to_string()),
+        }
+    }
+
+    /// Makes two connections the two sides of a relay.
+    fn join(&mut self, client: ConnId, upstream: ConnId, rsv1: bool) {
+        let side = |other, direction| {
+            State::Relay(Relay { other, scanner: Scanner::new(direction, rsv1) })
+        };
+        self.table[client].state = side(upstream, Direction::ClientToUpstream);
+        self.table[client].deadline = crate::time::Time::NEVER;
+        self.table[upstream].state = side(client, Direction::UpstreamToClient);
+    }
+
+    fn bad_gateway(&mut self, id: ConnId, client: ConnId, why: &str) {
+        self.start_close(id, Cause::BackendGone);
+        self.refuse(client, 502, Cause::BackendGone, why);
+    }
+
+    /// An upstream went before it had answered.
+    pub(super) fn upstream_lost(&mut self, id: ConnId) {
+        let State::Handshaking(handshaking) = &self.table[id].state else { return };
+        let client = handshaking.client;
+        self.bad_gateway(id, client, "the upstream closed the connection before it answered");
+    }
+
+    /// The client of an upstream that has not accepted is going.
+    pub(super) fn abandon_connecting(&mut self, client: ConnId) {
+        let State::Connecting(connecting) = &mut self.table[client].state else { return };
+        if let Some(upstream) = connecting.upstream.take()
+            && let Some(conn) = self.table.get_mut(upstream)
+            && matches!(conn.state, State::Handshaking(_))
+        {
+            self.start_close(upstream, Cause::ClientGone);
+        }
+    }
+
+    // A refusal on its way to the client.
+
+    /// Bytes of the body of an upstream's refusal.
+    pub(super) fn pass_body(&mut self, id: ConnId, bytes: &[u8]) {
+        let Shard { table, stores, now, dirty, .. } = self;
+        let State::Refusing(refusing) = &mut table[id].state else { return };
+        let client = refusing.client;
+        let scanned = refusing.body.scan(bytes);
+        let (forward, done) = scanned.unwrap_or((0, true));
+        let Some(conn) = table.get_mut(client).filter(|conn| conn.phase == Phase::Open) else {
+            return self.start_close(id, Cause::ClientGone);
+        };
+        conn.outbox.write(stores, *now, |out| out.extend_from_slice(&bytes[..forward]));
+        super::mark_dirty(conn, client.slot, dirty);
+        let full = conn.outbox.bytes() > PAUSE_AT_BYTES;
+        if done {
+            self.body_read_done(id);
+        } else if full {
+            self.pause(id);
+        }
+    }
+
+    /// The refusal is over, one way or another.
+    pub(super) fn body_read_done(&mut self, id: ConnId) {
+        let State::Refusing(refusing) = &self.table[id].state else { return };
+        let client = refusing.client;
+        if self.table.get_mut(client).is_some_and(|conn| conn.phase == Phase::Open) {
+            if let State::Connecting(connecting) = &mut self.table[client].state {
+                connecting.upstream = None;
+            }
+            self.start_finish(client, Cause::HandshakeRejected);
+        }
+        self.start_close(id, Cause::BackendClose);
+    }
+
+    /// The upstream whose refusal goes to `client`.
+    pub(super) fn refusing_upstream_of(&self, client: ConnId) -> Option<ConnId> {
+        match &self.table[client].state {
+            State::Connecting(connecting) => connecting.upstream,
+            _ => None,
+        }
+    }
+
+    // Frames.
+
+    /// Forwards what one side has sent, out of the buffer it came in.
+    pub(super) fn relay_buffer(&mut self, id: ConnId, mut buffer: Buffer) {
+        let Some((scanned, other)) = self.scan(id, &buffer) else { return };
+        let Shard { table, stores, now, dirty, .. } = self;
+        if let Some(conn) = table.get_mut(other).filter(|conn| conn.phase == Phase::Open) {
+            if !scanned.carried().is_empty() {
+                conn.outbox.write(stores, *now, |out| out.extend_from_slice(scanned.carried()));
+            }
+            if scanned.forward > 0 {
+                // A peer that does not keep up must not hold a buffer that is everybody's.
+                if conn.flags.congested {
+                    let bytes = &buffer[..scanned.forward];
+                    conn.outbox.write(stores, *now, |out| out.extend_from_slice(bytes));
+                } else {
+                    let front = buffer.split_to(scanned.forward);
+                    conn.outbox.push_lent(front, stores, *now);
+                }
+            }
+            super::mark_dirty(conn, other.slot, dirty);
+        }
+        self.relayed(id, other, scanned);
+    }
+
+    /// Forwards bytes that are not in a receive buffer.
+    fn relay_bytes(&mut self, id: ConnId, bytes: &[u8]) {
+        let Some((scanned, other)) = self.scan(id, bytes) else { return };
+        let Shard { table, stores, now, dirty, .. } = self;
+        if let Some(conn) = table.get_mut(other).filter(|conn| conn.phase == Phase::Open) {
+            conn.outbox.write(stores, *now, |out| {
+                out.extend_from_slice(scanned.carried());
+                out.extend_from_slice(&bytes[..scanned.forward]);
+            });
+            super::mark_dirty(conn, other.slot, dirty);
+        }
+        self.relayed(id, other, scanned);
+    }
+
+    fn scan(&mut self, id: ConnId, bytes: &[u8]) -> Option<(Scanned, ConnId)> {
+        let limits = ws::Limits { message_bytes_max: self.config.limits.message_bytes_max };
+        let State::Relay(relay) = &mut self.table[id].state else { return None };
+        Some((relay.scanner.scan(bytes, &limits), relay.other))
+    }
+
+    /// What was seen in the frames of one side decides how both go on.
+    fn relayed(&mut self, id: ConnId, other: ConnId, scanned: Scanned) {
+        self.metrics.messages_relayed += u64::from(scanned.messages);
+        if scanned.close.is_some() {
+            self.relay_close_passed(id, other);
+        } else if let Some(error) = scanned.error {
+            match self.table[id].side {
+                Side::Client => {
+                    self.fail_client(id, other, error.cause(), error.close_code(), &error.to_string());
+                    self.finish(other, error.cause());
+                }
+                Side::Upstream => {
+                    let why = "the backend broke the protocol";
+                    self.fail_client(other, id, Cause::BackendGone, 1011, why);
+                    self.fail_upstream(id, other, error.close_code());
+                }
+            }
+        } else if self.stop_deadline.is_some() && self.table[id].phase == Phase::Open {
+            self.stop_relay(if self.table[id].side == Side::Client { id } else { other });
+        }
+        if let Some(conn) = self.table.get_mut(other)
+            && conn.outbox.bytes() > PAUSE_AT_BYTES
+        {
+            self.pause(id);
+        }
+    }
+
+    /// One side's Close frame has been passed on whole.
+    fn relay_close_passed(&mut self, id: ConnId, other: ConnId) {
+        let cause = match self.table[id].side {
+            Side::Client => Cause::ClientClose,
+            Side::Upstream => Cause::BackendClose,
+        };
+        let patience = self.now + self.config.limits.close_timeout;
+        let conn = &mut self.table[id];
+        conn.flags.close_received = true;
+        let both = conn.flags.close_sent;
+        conn.cause.get_or_insert(cause);
+        let Some(peer) = self.table.get_mut(other) else {
+            return self.start_finish(id, cause);
+        };
+        peer.flags.close_sent = true;
+        peer.cause.get_or_insert(cause);
+        if both {
+            // The closing handshake is complete. The streams end when the outboxes are flushed.
+            self.start_finish(id, cause);
+            self.finish(other, cause);
+        } else {
+            // The other side may still have much to say before its own Close frame.
+            for id in [id, other] {
+                if let Some(conn) = self.table.get_mut(id) {
+                    conn.deadline = patience;
+                    self.timers.set(id.slot, patience);
+                }
+            }
+        }
+    }
+
+    /// One side of a relay has ended its stream.
+    pub(super) fn relay_read_done(&mut self, id: ConnId) {
+        let conn = &self.table[id];
+        let State::Relay(relay) = &conn.state else { return };
+        let other = relay.other;
+        match conn.side {
+            Side::Upstream if conn.flags.close_received => {
+                self.start_finish(id, Cause::BackendClose);
+                self.finish(other, Cause::BackendClose);
+            }
+            Side::Upstream => {
+                self.fail_client(other, id, Cause::BackendGone, 1011, "the backend is gone");
+                self.start_finish(id, Cause::BackendGone);
+            }
+            Side::Client => {
+                // A half-closed client can still be answered, so only the stream's end goes on.
+                let cause =
+                    if conn.flags.close_received { Cause::ClientClose } else { Cause::ClientGone };
+                let patience = self.now + self.config.limits.close_timeout;
+                let conn = &mut self.table[id];
+                conn.cause.get_or_insert(cause);
+                conn.deadline = patience;
+                self.timers.set(id.slot, patience);
+                match self.table.get_mut(other) {
+                    Some(conn) if conn.phase == Phase::Open => {
+                        conn.flags.shut_wanted = true;
+                        self.flushed(other);
+                    }
+                    _ => self.start_finish(id, cause),
+                }
+            }
+        }
+    }
+
+    /// One side's socket has failed.
+    pub(super) fn relay_lost(&mut self, id: ConnId) {
+        let conn = &self.table[id];
+        let State::Relay(relay) = &conn.state else { return };
+        let other = relay.other;
+        match conn.side {
+            Side::Client => {
+                self.start_close(id, Cause::ClientGone);
+                if self.table.get_mut(other).is_some_and(|conn| conn.phase == Phase::Open) {
+                    // An upstream's socket is closed by a reset unless its stream was ended.
+                    self.start_close(other, Cause::ClientGone);
+                }
+            }
+            Side::Upstream => {
+                let closed = conn.flags.close_received;
+                self.start_close(id, Cause::BackendGone);
+                if closed {
+                    self.finish(other, Cause::BackendClose);
+                } else {
+                    self.fail_client(other, id, Cause::BackendGone, 1011, "the backend is gone");
+                }
+            }
+        }
+    }
+
+    /// One side does not take what the other sends: it is closed, and the other is told.
+    pub(super) fn relay_lost_slow(&mut self, id: ConnId) {
+        match self.table[id].side {
+            Side::Client => {
+                self.table[id].cause.get_or_insert(Cause::SlowConsumer);
+            }
+            Side::Upstream => {
+                let State::Relay(relay) = &self.table[id].state else { return };
+                let client = relay.other;
+                if let Some(conn) = self.table.get_mut(client) {
+                    conn.cause.get_or_insert(Cause::BackendTimeout);
+                }
+            }
+        }
+        self.relay_lost(id);
+    }
+
+    /// A closing handshake, or a half-closed client, took too long without a byte from the other
+    /// side.
+    pub(super) fn relay_deadline(&mut self, id: ConnId) {
+        let State::Relay(relay) = &self.table[id].state else { return };
+        let other = relay.other;
+        let heard = self.table[id].received_at;
+        let heard = self.table.get_mut(other).map_or(heard, |conn| conn.received_at.max(heard));
+        let patience = heard + self.config.limits.close_timeout;
+        if patience > self.now {
+            self.table[id].deadline = patience;
+            return;
+        }
+        let cause = self.table[id].cause.unwrap_or(Cause::InternalError);
+        self.start_close(id, cause);
+        if self.table.get_mut(other).is_some() {
+            self.start_close(other, cause);
+        }
+    }
+
+    /// We are stopping: both sides are told where a frame of ours may stand. Where it may not, in
+    /// the middle of a frame, this is tried again when that frame has passed.
+    pub(super) fn stop_relay(&mut self, id: ConnId) {
+        let State::Relay(relay) = &self.table[id].state else { return };
+        let other = relay.other;
+        let (client, upstream) = match self.table[id].side {
+            Side::Client => (id, other),
+            Side::Upstream => (other, id),
+        };
+        let between_frames = |conn: Option<&mut Conn>| match conn.map(|conn| &conn.state) {
+            Some(State::Relay(relay)) => relay.scanner.at_frame_boundary(),
+            _ => true,
+        };
+        if between_frames(self.table.get_mut(upstream)) && between_frames(self.table.get_mut(client))
+        {
+            let why = "the gateway is stopping";
+            self.fail_client(client, upstream, Cause::Drain, 1001, why);
+            self.fail_upstream(upstream, client, 1001);
+        }
+    }
+
+    /// Tells a client why its connection ends, if a frame of ours may stand where its stream from
+    /// `upstream` is, and ends it.
+    fn fail_client(&mut self, client: ConnId, upstream: ConnId, cause: Cause, code: u16, why: &str) {
+        let between_frames = self.may_inject(upstream);
+        let Some(conn) = self.table.get_mut(client).filter(|conn| conn.phase == Phase::Open) else {
+            return;
+        };
+        conn.cause.get_or_insert(cause);
+        if between_frames && !conn.flags.close_sent {
+            self.queue_close(client, Some(code), why);
+        }
+        self.start_finish(client, cause);
+    }
+
+    /// The same toward an upstream.
+    fn fail_upstream(&mut self, upstream: ConnId, client: ConnId, code: u16) {
+        let between_frames = self.may_inject(client);
+        let mask = (self.random.next() as u32).to_ne_bytes();
+        let Shard { table, stores, now, .. } = self;
+        let Some(conn) = table.get_mut(upstream).filter(|conn| conn.phase == Phase::Open) else {
+            return;
+        };
+        if between_frames && !conn.flags.close_sent {
+            conn.flags.close_sent = true;
+            conn.outbox.write(stores, *now, |out| frame::encode_masked_close(out, code, mask));
+            self.mark_dirty(upstream);
+        }
+        self.finish(upstream, Cause::BackendClose);
+    }
+
+    /// Whether what `source` has sent so far ends with a whole frame.
+    fn may_inject(&mut self, source: ConnId) -> bool {
+        match self.table.get_mut(source).map(|conn| &conn.state) {
+            Some(State::Relay(relay)) => relay.scanner.at_frame_boundary(),
+            _ => true,
+        }
+    }
+
+    /// `start_finish` of a side that may have gone already.
+    fn finish(&mut self, id: ConnId, cause: Cause) {
+        if self.table.get_mut(id).is_some() {
+            self.start_finish(id, cause);
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! A client's request head: read, routed, upgraded or refused.
+
+use super::Shard;
+use crate::config::BackendKind;
+use crate::conn::{ConnId, State};
+use crate::handshake::{self, Upgrade};
+use crate::http::{self, HeadLimits, HttpError, Request};
+use crate::metrics::Cause;
+use crate::ring::Ring;
+use crate::rooms;
+
+impl<R: Ring> Shard<R> {
+    /// Bytes of a request head. It is read where it lies; only a head that comes in pieces is
+    /// gathered.
+    pub(super) fn read_head(&mut self, id: ConnId, bytes: &mut [u8]) {
+        let limits = self.head_limits();
+        let State::Head(head) = &mut self.table[id].state else { return };
+        if head.bytes.is_empty() {
+            match head.scanner.scan(bytes, &limits) {
+                Ok(Some(len)) => {
+                    let (head, rest) = bytes.split_at_mut(len);
+                    self.on_request(id, head, rest);
+                }
+                Ok(None) => {
+                    head.bytes = self.stores.spares.take(bytes.len());
+                    head.bytes.extend_from_slice(bytes);
+                }
+                Err(error) => self.refuse_head(id, &error),
+            }
+            return;
+        }
+        // What cannot belong to a head within its limits is not kept: the scanner refuses it.
+        head.bytes.extend_from_slice(bytes);
+        let mut gathered = std::mem::take(&mut head.bytes);
+        match head.scanner.scan(&gathered, &limits) {
+            Ok(Some(len)) => {
+                let (head, rest) = gathered.split_at_mut(len);
+                self.on_request(id, head, rest);
+                self.stores.spares.give(gathered);
+            }
+            Ok(None) => head.bytes = gathered,
+            Err(error) => {
+                self.stores.spares.give(gathered);
+                self.refuse_head(id, &error);
+            }
+        }
+    }
+
+    pub(super) fn head_limits(&self) -> HeadLimits {
+        let limits = &self.config.limits;
+        HeadLimits {
+            head_bytes_max: limits.head_bytes_max,
+            headers_max: limits.headers_max,
+            target_bytes_max: limits.target_bytes_max,
+        }
+    }
+
+    /// A whole request head, and what came behind it in the same segment.
+    fn on_request(&mut self, id: ConnId, head: &[u8], rest: &mut [u8]) {
+        let request = match http::parse_request(head, &self.head_limits()) {
+            Ok(request) => request,
+            Err(error) => return self.refuse_head(id, &error),
+        };
+        let upgrade = match handshake::upgrade_of(&request) {
+            Ok(Some(upgrade)) => upgrade,
+            Ok(None) => return self.on_plain_request(id, &request),
+            Err(error) => return self.refuse_head(id, &error),
+        };
+        let config = std::sync::Arc::clone(&self.config);
+        let Some(route) = config.routes.find(request.host, request.path, upgrade.protocols())
+        else {
+            return self.refuse_head(id, &HttpError::not_found());
+        };
+        self.table[id].route = route.index.0;
+        match &config.backend(route).kind {
+            BackendKind::Echo => {
+                // It understands whatever the client does.
+                let protocol = upgrade.protocols().next();
+                self.accept_upgrade(id, &upgrade, protocol, State::Echo(Default::default()));
+                self.read_messages(id, rest);
+            }
+            BackendKind::Local(_) => {
+                let ours = |name: &&str| *name == rooms::SUBPROTOCOL;
+                let protocol = upgrade.protocols().find(ours);
+                self.accept_upgrade(id, &upgrade, protocol, State::Rooms(Default::default()));
+                let user = request.query.and_then(|query| http::query_param(query, "user"));
+                let (now, backend) = (self.now, route.backend);
+                self.with_rooms(backend, |rooms, post| rooms.opened(id, user.as_deref(), now, post));
+                self.read_messages(id, rest);
+            }
+            BackendKind::Websocket(upstream) => {
+                self.start_upstream(id, route.backend, upstream, &request, &upgrade, rest);
+            }
+        }
+    }
+
+    fn accept_upgrade(
+        &mut self,
+        id: ConnId,
+        upgrade: &Upgrade<'_>,
+        protocol: Option<&str>,
+        state: State,
+    ) {
+        let accept = handshake::accept_value(upgrade.key);
+        let Shard { table, stores, now, .. } = self;
+        let conn = &mut table[id];
+        conn.state = state;
+        conn.outbox.write(stores, *now, |out| {
+            handshake::encode_switching(out, &accept, protocol, None);
+        });
+        self.metrics.upgraded += 1;
+        self.mark_dirty(id);
+        self.start_heartbeat(id);
+    }
+
+    /// A request without an upgrade: the demo page where it is switched on.
+    fn on_plain_request(&mut self, id: ConnId, request: &Request<'_>) {
+        let route = self.config.routes.find(request.host, request.path, std::iter::empty());
+        let kind = route.map(|route| &self.config.backend(route).kind);
+        match kind {
+            None => self.refuse_head(id, &HttpError::not_found()),
+            Some(BackendKind::Local(local)) if local.demo_page => {
+                if request.path == "/favicon.ico" {
+                    return self.refuse_head(id, &HttpError::not_found());
+                }
+                let body = rooms::DEMO_PAGE.as_bytes();
+                let head_only = request.method == "HEAD";
+                self.answer(id, Cause::HttpDone, |out| {
+                    handshake::encode_page(out, "text/html; charset=utf-8", body, head_only);
+                });
+            }
+            Some(_) => self.refuse_head(id, &HttpError::upgrade_required()),
+        }
+    }
+
+    fn refuse_head(&mut self, id: ConnId, error: &HttpError) {
+        self.answer(id, Cause::HandshakeRejected, |out| handshake::encode_error(out, error));
+    }
+
+    /// Refuses a client that has no WebSocket yet with an HTTP status.
+    pub(super) fn refuse(&mut self, id: ConnId, status: u16, cause: Cause, why: &str) {
+        self.answer(id, cause, |out| handshake::encode_response(out, status, why));
+    }
+
+    /// Answers with HTTP and ends the stream. Whatever else the client has sent is not looked at:
+    /// behind a refused upgrade it could be taken for anything.
+    fn answer(&mut self, id: ConnId, cause: Cause, encode: impl FnOnce(&mut Vec<u8>)) {
+        let Shard { table, stores, now, .. } = self;
+        table[id].outbox.write(stores, *now, encode);
+        self.mark_dirty(id);
+        self.start_finish(id, cause);
+    }
+}

@@ -1,0 +1,98 @@
+//! Outboxes are flushed: one send in flight per connection, whatever was queued in a turn in one.
+
+use std::io::IoSlice;
+
+use super::Shard;
+use crate::conn::{ConnId, Phase};
+use crate::ring::linux::SEND_PARTS_MAX;
+use crate::ring::{Failure, Ring, SendMode};
+
+/// Sends handed to the kernel in one turn. Larger batches are measurably slower (their requests and
+/// completions fall out of the cache), and completions wait meanwhile; the rest goes next turn.
+const SENDS_PER_TURN: usize = 256;
+
+/// Bytes of one waiting send: its completion is how we notice that a slow peer makes progress.
+const SEND_BYTES_MAX: usize = 256 * 1024;
+
+/// Bytes in an outbox at which reading stops from whoever fills it, and at which it goes on.
+pub(super) const PAUSE_AT_BYTES: usize = 256 * 1024;
+const RESUME_AT_BYTES: usize = 64 * 1024;
+
+impl<R: Ring> Shard<R> {
+    pub(super) fn flush_outboxes(&mut self) {
+        for _ in 0..SENDS_PER_TURN {
+            let Some(slot) = self.dirty.pop_front() else { return };
+            if let Some(id) = self.table.id_at(slot) {
+                self.table[id].flags.dirty = false;
+                self.submit_send(id);
+            }
+        }
+    }
+
+    fn submit_send(&mut self, id: ConnId) {
+        let Shard { table, ring, stores, timers, config, now, .. } = self;
+        let conn = &mut table[id];
+        if conn.flags.send_in_flight || conn.outbox.is_empty() || conn.phase == Phase::Closing {
+            return;
+        }
+        let lent = conn.outbox.is_lent();
+        // Receive buffers are everybody's. They are lent for a send that is over at once; what the
+        // socket does not take is copied out of them (`on_sent`) before we wait for it.
+        let (mode, bytes_max) = if lent && !conn.flags.congested {
+            (SendMode::TryNow, usize::MAX)
+        } else {
+            if lent {
+                conn.outbox.unlend(stores);
+            }
+            (SendMode::All, SEND_BYTES_MAX)
+        };
+        let mut parts = [const { IoSlice::new(&[]) }; SEND_PARTS_MAX];
+        let count = conn.outbox.take_parts(&mut parts, bytes_max);
+        // SAFETY: the parts lie on the heap or in receive buffers that the outbox holds. It is told
+        // below that they are in flight, and from then on neither changes, moves nor drops them
+        // until `Outbox::sent`, which only `on_sent` calls.
+        #[allow(unsafe_code)]
+        unsafe {
+            ring.submit_send(id, &parts[..count], mode);
+        }
+        conn.outbox.mark_in_flight(count);
+        conn.flags.send_in_flight = true;
+        conn.flags.send_try_now = mode == SendMode::TryNow;
+        if conn.flags.congested || conn.outbox.bytes() > RESUME_AT_BYTES {
+            timers.set(id.slot, *now + config.limits.outbox_age_max);
+        }
+    }
+
+    pub(super) fn on_sent(&mut self, id: ConnId, result: Result<usize, Failure>) {
+        let Shard { table, stores, now, .. } = self;
+        let conn = &mut table[id];
+        conn.flags.send_in_flight = false;
+        let tried = conn.flags.send_try_now;
+        match result {
+            Ok(count) => conn.outbox.sent(count, stores, *now),
+            Err(_) => conn.outbox.sent(0, stores, *now),
+        }
+        if conn.phase == Phase::Closing {
+            return self.close_join(id);
+        }
+        match result {
+            Ok(_) | Err(Failure::Full) => {}
+            Err(_) => return self.on_transport_lost(id),
+        }
+        if conn.outbox.is_empty() {
+            conn.flags.congested = false;
+        } else {
+            if tried && !conn.flags.congested {
+                conn.flags.congested = true;
+                conn.outbox.unlend(stores);
+            }
+            self.mark_dirty(id);
+        }
+        if self.table[id].outbox.bytes() <= RESUME_AT_BYTES {
+            self.resume_feeder(id);
+        }
+        if self.table[id].outbox.is_empty() {
+            self.flushed(id);
+        }
+    }
+}
