@@ -1,1 +1,154 @@
-fn main() {}
+//! `penstock`: the command line.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use gateway::config::{BackendKind, Config, Faults, Overrides};
+use gateway::limits::{ItemSizes, SHARDS_MAX, human_bytes, memory_bound, memory_bound_total};
+
+/// Shards allocate and free on their own threads all the time; mimalloc keeps them apart.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const AFTER_HELP: &str = "\
+Examples:
+  penstock                                      rooms and a page to try them, on 127.0.0.1:8080
+  penstock run --listen 0.0.0.0:9000            the same for the whole network
+  penstock run /etc/penstock/penstock.toml      what the file says
+  penstock check /etc/penstock/penstock.toml    every fault in the file, or what it defines
+
+Exit codes:
+  0  stopped as asked; for check: the file is in order
+  1  could not start, or could not go on; for check: the file has faults
+  2  the command line was not understood";
+
+/// A WebSocket gateway on io_uring.
+#[derive(Parser)]
+#[command(name = "penstock", version, about, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the gateway until SIGTERM or SIGINT (this is what `penstock` alone does)
+    #[command(after_help = AFTER_HELP)]
+    Run(Run),
+    /// Report every fault in a configuration file, or what it defines
+    Check {
+        /// The configuration file
+        file: PathBuf,
+    },
+}
+
+#[derive(Args, Default)]
+struct Run {
+    /// The configuration file; without it: rooms with a demo page on 127.0.0.1:8080
+    file: Option<PathBuf>,
+    /// Threads of the data plane, instead of the file's `server.shards`
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(SHARDS_MAX)))]
+    shards: Option<u16>,
+    /// Listen here instead of on the file's listeners; may be given several times
+    #[arg(long, value_name = "ADDR")]
+    listen: Vec<SocketAddr>,
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        None => run(Run::default()),
+        Some(Command::Run(options)) => run(options),
+        Some(Command::Check { file }) => check(&file),
+    }
+}
+
+fn run(options: Run) -> ExitCode {
+    let Run { file, shards, listen } = options;
+    let overrides = Overrides { shards, listen };
+    let config = match &file {
+        Some(file) => Config::load_with(file, &overrides),
+        None => Config::embedded_with(&overrides),
+    };
+    let config = match config {
+        Ok(config) => config,
+        Err(faults) => return refuse(&faults),
+    };
+    if let Err(error) = gateway::config::raise_descriptor_limit() {
+        eprintln!(
+            "penstock: the limit on open files could not be raised: {error}; a sandbox may forbid \
+             setrlimit; allow it, or start with LimitNOFILE= (ulimit -n) at its hard limit"
+        );
+        return ExitCode::FAILURE;
+    }
+    gateway::server::run(config)
+}
+
+fn check(file: &Path) -> ExitCode {
+    match Config::load(file) {
+        Ok(config) => {
+            print!("{}", summary(&config));
+            ExitCode::SUCCESS
+        }
+        Err(faults) => refuse(&faults),
+    }
+}
+
+/// Says what is wrong with a file, a line per fault, and how many there are.
+fn refuse(faults: &Faults) -> ExitCode {
+    eprintln!("{faults}");
+    let count = faults.list.len();
+    eprintln!(
+        "penstock: {count} {} in {}",
+        if count == 1 { "fault" } else { "faults" },
+        faults.name
+    );
+    ExitCode::FAILURE
+}
+
+/// What a configuration defines, for the operator's eye.
+fn summary(config: &Config) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    let server = &config.server;
+    // Writing into a `String` cannot fail.
+    let _ = writeln!(
+        text,
+        "shards     {} of {} slots; at most {} clients",
+        server.shards, server.slots_per_shard, config.limits.connections_max
+    );
+    for listener in &config.listeners {
+        let _ = writeln!(text, "listener   {} ({})", listener.address, listener.name);
+    }
+    for (index, route) in config.routes.iter().enumerate() {
+        let _ = write!(text, "route {:<4} {} {}", index + 1, route.host, route.path);
+        if let Some(subprotocol) = &route.subprotocol {
+            let _ = write!(text, " with {subprotocol}");
+        }
+        let _ = writeln!(text, " -> {}", config.backend(route).name);
+    }
+    for (index, backend) in config.backends.iter().enumerate() {
+        let _ = write!(text, "backend    {}: ", backend.name);
+        let _ = match &backend.kind {
+            BackendKind::Echo => write!(text, "echo"),
+            BackendKind::Local(local) if local.demo_page => write!(text, "rooms, with a demo page"),
+            BackendKind::Local(_) => write!(text, "rooms"),
+            BackendKind::Websocket(upstream) => {
+                write!(text, "ws://{} at {}", upstream.host, upstream.address)
+            }
+        };
+        let used = config.routes.iter().any(|route| usize::from(route.backend) == index);
+        let _ = writeln!(text, "{}", if used { "" } else { " (no route leads here)" });
+    }
+    let bound = memory_bound(config, &ItemSizes::default());
+    let _ = writeln!(
+        text,
+        "memory     at most {}, if every client used all it may:",
+        human_bytes(memory_bound_total(&bound))
+    );
+    for (holder, bytes) in bound {
+        let _ = writeln!(text, "           {:>9}  {holder}", human_bytes(bytes));
+    }
+    text
+}

@@ -1,0 +1,286 @@
+//! The configuration: the file as written, and what may be relied on once it has been checked.
+//!
+//! ```text
+//!   text --reader--> values with their places --check--> Config, or every fault at its place
+//! ```
+//!
+//! [`Config`] is the result, and whoever holds one has nothing left to check. `config/check.rs`
+//! holds the file as written (`File`) and every rule; `config/reader.rs` takes values out of TOML
+//! and remembers where they stood; `config/machine.rs` is what the defaults depend on.
+//!
+//! `docs/penstock.toml` explains every key; a test holds it to what the reader asks for.
+
+mod check;
+mod machine;
+mod reader;
+
+use std::error::Error;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+pub use machine::{Machine, raise_descriptor_limit};
+
+use crate::limits::Limits;
+use crate::route::{Route, Routes};
+
+/// A checked configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The process: its threads and their tables.
+    pub server: Server,
+    /// Where clients come in; at least one, no address twice.
+    pub listeners: Vec<Listener>,
+    /// Which backend a request goes to; at least one.
+    pub routes: Routes,
+    /// Who answers; every `Route::backend` is an index into this.
+    pub backends: Vec<Backend>,
+    /// What holds for every connection.
+    pub limits: Limits,
+}
+
+/// The process: its threads and their tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Threads of the data plane, at least 1. May be more than there are CPUs.
+    pub shards: u16,
+    /// Whether shard `n` stays on the `n`-th CPU we may run on (modulo their number).
+    pub pin: bool,
+    /// From the request to stop until what is still open is cut off.
+    pub stop_timeout: Duration,
+    /// Connections in the table of one shard, clients and upstreams together. Within the limit on
+    /// open files, which also bounds a table of direct descriptors.
+    pub slots_per_shard: u32,
+    /// Receive buffers of one shard: a power of two, 1 to 32,768.
+    pub receive_buffers: u16,
+    /// Bytes in each of them.
+    pub receive_buffer_bytes: u32,
+    /// Whether the kernel may fill one buffer by several receives, if it can (Linux 6.12).
+    pub incremental: bool,
+}
+
+/// A place where clients come in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// In logs and metrics; no other listener has it.
+    pub name: String,
+    /// The address to bind. Port 0 lets the kernel choose.
+    pub address: SocketAddr,
+}
+
+/// Who answers a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// In logs and metrics; no other backend has it.
+    pub name: String,
+    /// What it is.
+    pub kind: BackendKind,
+}
+
+/// The kinds of backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackendKind {
+    /// Sends every message back.
+    Echo,
+    /// The embedded rooms.
+    Local(Local),
+    /// A WebSocket server: each client gets a connection of its own to it.
+    Websocket(Upstream),
+}
+
+/// The embedded rooms.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Local {
+    /// Whether an ordinary HTTP request is answered with the demo page.
+    pub demo_page: bool,
+    /// What rooms may grow to.
+    pub rooms: LocalLimits,
+}
+
+/// What the rooms of a local backend may grow to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalLimits {
+    /// The longest room name, in bytes of UTF-8.
+    pub room_name_bytes_max: usize,
+    /// The longest user name, in bytes of UTF-8.
+    pub user_name_bytes_max: usize,
+    /// Rooms that one client may be in.
+    pub rooms_per_client_max: usize,
+    /// Rooms that may have their home in one shard.
+    pub rooms_max: usize,
+    /// Messages in the history of a room.
+    pub history_messages_max: usize,
+    /// Bytes in the history of a room.
+    pub history_bytes_max: usize,
+    /// Bytes in the histories of one shard together. At least `history_bytes_max`.
+    pub history_bytes_per_shard_max: usize,
+    /// How long a message stays in the history.
+    pub history_age: Duration,
+    /// Missed messages that the answer to a join brings. At most `history_messages_max`.
+    pub recovery_messages_max: usize,
+    /// Bytes of messages in one answer.
+    pub answer_bytes_max: usize,
+    /// Users that a presence answer lists.
+    pub presence_users_listed_max: usize,
+    /// How long a user whose last connection left still counts as present.
+    pub leave_grace: Duration,
+}
+
+impl Default for LocalLimits {
+    fn default() -> LocalLimits {
+        LocalLimits {
+            room_name_bytes_max: 256,
+            user_name_bytes_max: 128,
+            rooms_per_client_max: 512,
+            rooms_max: 100_000,
+            history_messages_max: 1000,
+            history_bytes_max: 1 << 20,
+            history_bytes_per_shard_max: 256 << 20,
+            history_age: Duration::from_secs(120),
+            recovery_messages_max: 1000,
+            answer_bytes_max: 1 << 20,
+            presence_users_listed_max: 1000,
+            leave_grace: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A WebSocket server behind us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    /// What its name resolved to when the file was read.
+    pub address: SocketAddr,
+    /// The authority of its URL, for the `Host` header when the client's is not kept.
+    pub host: String,
+    /// Whether the client's `Host` goes on to it.
+    pub preserve_host: bool,
+    /// The path it is asked for instead of the client's. The query is the client's either way.
+    pub path: Option<String>,
+}
+
+/// What the command line sets over the file's head.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// Instead of `server.shards`.
+    pub shards: Option<u16>,
+    /// Instead of all listeners, unless empty.
+    pub listen: Vec<SocketAddr>,
+}
+
+/// What runs when there is no file: rooms with a page to try them, and an echo.
+const EMBEDDED: &str = r#"
+[[listener]]
+name = "embedded"
+address = "127.0.0.1:8080"
+
+[[route]]
+backend = "rooms"
+
+[[route]]
+path = "/echo"
+backend = "echo"
+
+[backend.rooms]
+kind = "local"
+demo_page = true
+
+[backend.echo]
+kind = "echo"
+"#;
+
+impl Config {
+    /// What runs when there is no file: rooms with a demo page on `127.0.0.1:8080`, `/echo` beside.
+    pub fn embedded() -> Config {
+        match Config::embedded_with(&Overrides::default()) {
+            Ok(config) => config,
+            Err(faults) => unreachable!("the embedded configuration is in order: {faults}"),
+        }
+    }
+
+    /// The same under the command line's overrides, which may contradict this machine.
+    pub fn embedded_with(overrides: &Overrides) -> Result<Config, Faults> {
+        check::check("(embedded)", EMBEDDED, &Machine::here(), overrides).0
+    }
+
+    /// Reads and checks the file at `path`.
+    pub fn load(path: &Path) -> Result<Config, Faults> {
+        Config::load_with(path, &Overrides::default())
+    }
+
+    /// Reads and checks the file at `path` under the command line's overrides.
+    pub fn load_with(path: &Path, overrides: &Overrides) -> Result<Config, Faults> {
+        let name = path.display().to_string();
+        match std::fs::read(path).map(String::from_utf8) {
+            Ok(Ok(text)) => check::check(&name, &text, &Machine::here(), overrides).0,
+            Ok(Err(error)) => {
+                let bytes = error.as_bytes();
+                let good = error.utf8_error().valid_up_to();
+                let line = bytes[..good].iter().filter(|byte| **byte == b'\n').count() + 1;
+                let start = bytes[..good].iter().rposition(|byte| *byte == b'\n');
+                let before = &bytes[start.map_or(0, |newline| newline + 1)..good];
+                let column = String::from_utf8_lossy(before).chars().count() + 1;
+                let message = "not UTF-8: TOML files are; save the file as UTF-8".to_owned();
+                Err(Faults { name, list: vec![Fault { line, column, message }] })
+            }
+            Err(error) => {
+                let message = format!(
+                    "cannot be read: {error}; check the path and that this user may read it"
+                );
+                Err(Faults { name, list: vec![Fault { line: 0, column: 0, message }] })
+            }
+        }
+    }
+
+    /// Checks `text`; `name` stands for the file in faults.
+    pub fn parse(name: &str, text: &str) -> Result<Config, Faults> {
+        check::check(name, text, &Machine::here(), &Overrides::default()).0
+    }
+
+    /// The backend that `route` leads to.
+    pub fn backend(&self, route: &Route) -> &Backend {
+        &self.backends[usize::from(route.backend)]
+    }
+}
+
+/// Everything that is wrong with a file, in the order of the file; never empty.
+///
+/// Displayed as a line per fault: `file:line:column: what: why; what to do`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Faults {
+    /// The file.
+    pub name: String,
+    /// In the order of the file.
+    pub list: Vec<Fault>,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Counted from 1; 0 when the file as a whole is meant.
+    pub line: usize,
+    /// In characters, counted from 1; 0 when the file as a whole is meant.
+    pub column: usize,
+    /// What is wrong, why, and what to do.
+    pub message: String,
+}
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, fault) in self.list.iter().enumerate() {
+            if index > 0 {
+                writeln!(f)?;
+            }
+            match fault.line {
+                0 => write!(f, "{}: {}", self.name, fault.message)?,
+                line => write!(f, "{}:{line}:{}: {}", self.name, fault.column, fault.message)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Error for Faults {}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,625 @@
+//! The file as written, and every rule that makes a [`Config`] of it.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::reader::{Place, Placed, Reader, Section, closest, not_one_of};
+use super::{
+    Backend, BackendKind, Config, Faults, Listener, Local, LocalLimits, Machine, Overrides, Server,
+    Upstream,
+};
+use crate::limits::{
+    BACKENDS_MAX, LISTENERS_MAX, Limits, MESSAGE_BYTES_MAX, OUTBOX_SPARE_BYTES, ROUTES_MAX,
+    SHARDS_MAX, SLOTS_DEFAULT_TOTAL, SLOTS_PER_SHARD_MAX, outbox_bytes_default,
+};
+use crate::route::{HostPattern, PathPattern, Route, RouteIndex, Routes};
+
+/// Ten minutes: nobody waits longer for a handshake or an answer.
+const TIMEOUT_MS_MAX: u64 = 600_000;
+/// A day.
+const AGE_MS_MAX: u64 = 86_400_000;
+/// Names are labels of metrics.
+const NAME_BYTES_MAX: usize = 64;
+
+/// The file as written: values of the right type, which need not agree with one another.
+struct File {
+    server: Server,
+    limits: Limits,
+    listeners: Vec<Placed<Listener>>,
+    routes: Vec<RouteEntry>,
+    backends: Vec<Placed<Backend>>,
+}
+
+/// A route, before its backend is known to exist.
+struct RouteEntry {
+    place: Place,
+    host: HostPattern,
+    path: PathPattern,
+    subprotocol: Option<String>,
+    backend: Placed<String>,
+}
+
+/// Makes a [`Config`] of `text`, or says everything that is wrong with it; and which keys the
+/// reader asked for on the way.
+pub(super) fn check(
+    name: &str,
+    text: &str,
+    machine: &Machine,
+    overrides: &Overrides,
+) -> (Result<Config, Faults>, BTreeSet<String>) {
+    let (reader, table) = Reader::parse(text);
+    let mut root = Section::root(&reader, table.get_ref());
+    let mut file = read_file(&reader, &mut root, machine, overrides);
+    root.finish();
+    if !overrides.listen.is_empty() {
+        file.listeners = overrides
+            .listen
+            .iter()
+            .map(|address| Placed { value: listener_at(*address), place: 0..0 })
+            .collect();
+    }
+    let routes = agree(&reader, &mut file);
+    let result = if reader.is_good() {
+        Ok(Config {
+            server: file.server,
+            listeners: values(file.listeners),
+            routes: Routes::new(routes),
+            backends: values(file.backends),
+            limits: file.limits,
+        })
+    } else {
+        Err(reader.faults(name))
+    };
+    (result, reader.into_asked())
+}
+
+fn values<T>(placed: Vec<Placed<T>>) -> Vec<T> {
+    placed.into_iter().map(|placed| placed.value).collect()
+}
+
+fn read_file(
+    reader: &Reader<'_>,
+    root: &mut Section<'_, '_>,
+    machine: &Machine,
+    overrides: &Overrides,
+) -> File {
+    let server = read_server(reader, root.section("server"), machine, overrides);
+    let limits = read_limits(reader, root.section("limits"), &server);
+    let listeners = root.sections("listener");
+    let listeners = listeners.into_iter().filter_map(|section| read_listener(reader, section));
+    let listeners = listeners.collect();
+    let routes = root.sections("route");
+    let routes = routes.into_iter().filter_map(|section| read_route(reader, section)).collect();
+    let backends = root.named("backend");
+    let backends = backends
+        .into_iter()
+        .map(|(name, section)| read_backend(reader, name, section, machine))
+        .collect();
+    File { server, limits, listeners, routes, backends }
+}
+
+fn read_server(
+    reader: &Reader<'_>,
+    mut section: Section<'_, '_>,
+    machine: &Machine,
+    overrides: &Overrides,
+) -> Server {
+    let shards = section.integer("shards", 1..=u64::from(SHARDS_MAX)).map(|shards| shards as u16);
+    let shards = overrides.shards.or(shards).unwrap_or(machine.cpus).clamp(1, SHARDS_MAX);
+    let pin = section.boolean("pin", true);
+    let stop_timeout =
+        section.milliseconds("stop_timeout_ms", 0..=TIMEOUT_MS_MAX, Duration::from_secs(10));
+
+    let most = machine.descriptors.min(u64::from(SLOTS_PER_SHARD_MAX));
+    let slots_per_shard = section.integer("slots_per_shard", 2..=u64::from(SLOTS_PER_SHARD_MAX));
+    if let Some(slots) = slots_per_shard
+        && slots > most
+    {
+        let message = format!(
+            "`slots_per_shard` is {slots}: this process may open {most} files, and the kernel \
+             grants no larger table; raise the limit (LimitNOFILE= in the unit, `ulimit -Hn` in a \
+             shell) or use more shards of at most {most} slots"
+        );
+        reader.fault(&section.place_of("slots_per_shard"), message);
+    }
+    let share = u64::from((SLOTS_DEFAULT_TOTAL / u32::from(shards)).max(1024));
+    let slots_per_shard = slots_per_shard.unwrap_or(share.min(most)) as u32;
+
+    let receive_buffers = section.integer("receive_buffers", 1..=16_384).unwrap_or(16) as u16;
+    if !receive_buffers.is_power_of_two() {
+        let (below, above) =
+            (receive_buffers.next_power_of_two() / 2, receive_buffers.next_power_of_two());
+        let message = format!(
+            "`receive_buffers` is {receive_buffers}: a buffer ring has a power of two of entries; \
+             choose {below} or {above}"
+        );
+        reader.fault(&section.place_of("receive_buffers"), message);
+    }
+    let receive_buffer_bytes =
+        section.integer("receive_buffer_bytes", 1024..=(16 << 20)).unwrap_or(65_536) as u32;
+    let incremental = section.word("incremental", &["auto", "off"]) == "auto";
+    section.finish();
+    Server {
+        shards,
+        pin,
+        stop_timeout,
+        slots_per_shard,
+        receive_buffers,
+        receive_buffer_bytes,
+        incremental,
+    }
+}
+
+fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Server) -> Limits {
+    let default = Limits::default();
+    let timeout = 1..=TIMEOUT_MS_MAX;
+    let head_bytes_max = section.size("head_bytes_max", 1024..=(1 << 20), default.head_bytes_max);
+    let headers_max = section.size("headers_max", 8..=1024, default.headers_max);
+    let target_bytes_max =
+        section.size("target_bytes_max", 1..=(1 << 20), default.target_bytes_max);
+    let handshake_timeout =
+        section.milliseconds("handshake_timeout_ms", timeout.clone(), default.handshake_timeout);
+    let connect_timeout =
+        section.milliseconds("connect_timeout_ms", timeout.clone(), default.connect_timeout);
+    // Control frames carry up to 125 bytes and are never too big.
+    let message_bytes_max = section.size(
+        "message_bytes_max",
+        125..=(MESSAGE_BYTES_MAX as u64),
+        default.message_bytes_max,
+    );
+    let outbox_bytes_max =
+        section.size("outbox_bytes_max", 1..=(1 << 30), outbox_bytes_default(message_bytes_max));
+    let outbox_age_max =
+        section.milliseconds("outbox_age_max_ms", timeout.clone(), default.outbox_age_max);
+    let ping_interval =
+        section.milliseconds("ping_interval_ms", 0..=AGE_MS_MAX, default.ping_interval);
+    let ping_timeout =
+        section.milliseconds("ping_timeout_ms", timeout.clone(), default.ping_timeout);
+    let close_timeout = section.milliseconds("close_timeout_ms", timeout, default.close_timeout);
+    let early_bytes_max = section.size("early_bytes_max", 0..=(1 << 20), default.early_bytes_max);
+    let connections = section.integer("connections_max", 1..=u64::from(u32::MAX));
+    let socket_bytes = 0..=(1_u64 << 30);
+    let send_buffer_bytes = section
+        .integer("send_buffer_bytes", socket_bytes.clone())
+        .map_or(default.send_buffer_bytes, |bytes| bytes as u32);
+    let receive_buffer_bytes = section
+        .integer("receive_buffer_bytes", socket_bytes)
+        .map_or(default.receive_buffer_bytes, |bytes| bytes as u32);
+
+    if target_bytes_max >= head_bytes_max {
+        let message = format!(
+            "`target_bytes_max` is {target_bytes_max}: the target is part of the head, and \
+             `head_bytes_max` is {head_bytes_max}; lower the one or raise the other"
+        );
+        let key =
+            if section.has("target_bytes_max") { "target_bytes_max" } else { "head_bytes_max" };
+        reader.fault(&section.place_of(key), message);
+    }
+    let outbox_least = message_bytes_max + OUTBOX_SPARE_BYTES;
+    if outbox_bytes_max < outbox_least {
+        let message = format!(
+            "`outbox_bytes_max` is {outbox_bytes_max}: a client could never be sent a message of \
+             `message_bytes_max` ({message_bytes_max}) with its header and a control frame; set it \
+             to at least {outbox_least}, or leave it out so that it follows"
+        );
+        reader.fault(&section.place_of("outbox_bytes_max"), message);
+    }
+    if close_timeout > server.stop_timeout && section.has("close_timeout_ms") {
+        let message = format!(
+            "`close_timeout_ms` is {}: at a stop, `server.stop_timeout_ms` ({}) cuts connections \
+             off before their Close has been answered; lower the one or raise the other",
+            close_timeout.as_millis(),
+            server.stop_timeout.as_millis()
+        );
+        reader.fault(&section.place_of("close_timeout_ms"), message);
+    }
+    let slots = u32::from(server.shards).saturating_mul(server.slots_per_shard);
+    if let Some(connections) = connections
+        && connections > u64::from(slots)
+    {
+        let message = format!(
+            "`connections_max` is {connections}: the tables hold {slots} ({} shards of {} slots); \
+             lower it, or raise `server.shards` or `server.slots_per_shard`",
+            server.shards, server.slots_per_shard
+        );
+        reader.fault(&section.place_of("connections_max"), message);
+    }
+    section.finish();
+    Limits {
+        head_bytes_max,
+        headers_max,
+        target_bytes_max,
+        handshake_timeout,
+        connect_timeout,
+        message_bytes_max,
+        outbox_bytes_max,
+        outbox_age_max,
+        ping_interval,
+        ping_timeout,
+        close_timeout,
+        early_bytes_max,
+        connections_max: connections.map_or(slots, |connections| connections as u32),
+        send_buffer_bytes,
+        receive_buffer_bytes,
+    }
+}
+
+fn read_listener(reader: &Reader<'_>, mut section: Section<'_, '_>) -> Option<Placed<Listener>> {
+    let name = section.string("name");
+    if let Some(name) = &name {
+        check_name(reader, "name", name);
+    }
+    let address = section.required("address", "127.0.0.1:8080");
+    section.finish();
+    let address = address?;
+    match address.value.parse::<SocketAddr>() {
+        Ok(parsed) => {
+            let mut listener = listener_at(parsed);
+            if let Some(name) = name {
+                listener.name = name.value;
+            }
+            Some(Placed { value: listener, place: address.place })
+        }
+        Err(_) => {
+            let message = format!(
+                "`address` is \"{}\": not an address and a port; write it like \"127.0.0.1:8080\", \
+                 \"0.0.0.0:443\" or \"[::]:8080\" (no names: which interface is meant must be plain)",
+                address.value
+            );
+            reader.fault(&address.place, message);
+            None
+        }
+    }
+}
+
+fn listener_at(address: SocketAddr) -> Listener {
+    Listener { name: address.to_string(), address }
+}
+
+fn check_name(reader: &Reader<'_>, key: &str, name: &Placed<String>) {
+    let text = &name.value;
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if text.is_empty() || text.len() > NAME_BYTES_MAX || !text.bytes().all(good) {
+        let message = format!(
+            "{key} \"{text}\": it goes into logs and metrics as it is; use 1 to {NAME_BYTES_MAX} \
+             letters, digits, `-`, `_` or `.`"
+        );
+        reader.fault(&name.place, message);
+    }
+}
+
+fn read_route(reader: &Reader<'_>, mut section: Section<'_, '_>) -> Option<RouteEntry> {
+    let host = section.string("host");
+    let path = section.string("path");
+    let subprotocol = section.string("subprotocol");
+    let backend = section.required("backend", "NAME");
+    let place = section.place().clone();
+    section.finish();
+
+    let host = match host {
+        None => Some(HostPattern::Any),
+        Some(text) => parsed(reader, "host", &text),
+    };
+    let path = match path {
+        None => Some(PathPattern::Prefix(String::new())),
+        Some(text) => parsed(reader, "path", &text),
+    };
+    if let Some(subprotocol) = &subprotocol {
+        // A token (RFC 6455 §4.1, RFC 9110 §5.6.2): anything else no client can offer.
+        let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        if subprotocol.value.is_empty() || !subprotocol.value.bytes().all(token) {
+            let message = format!(
+                "`subprotocol` is \"{}\": no client can offer it, as it is not one token; name one \
+                 subprotocol, like \"chat.v2\", and add a route for each further one",
+                subprotocol.value
+            );
+            reader.fault(&subprotocol.place, message);
+        }
+    }
+    let subprotocol = subprotocol.map(|subprotocol| subprotocol.value);
+    Some(RouteEntry { place, host: host?, path: path?, subprotocol, backend: backend? })
+}
+
+/// The pattern in `text`; `None` has been reported.
+fn parsed<T: std::str::FromStr<Err = &'static str>>(
+    reader: &Reader<'_>,
+    key: &str,
+    text: &Placed<String>,
+) -> Option<T> {
+    match text.value.parse() {
+        Ok(pattern) => Some(pattern),
+        Err(why) => {
+            reader.fault(&text.place, format!("`{key}` is \"{}\": {why}", text.value));
+            None
+        }
+    }
+}
+
+/// A backend that could not be read stands in as an echo, so that routes still find its name; the
+/// fault that was noted keeps it from ever being used.
+fn read_backend(
+    reader: &Reader<'_>,
+    name: Placed<String>,
+    mut section: Section<'_, '_>,
+    machine: &Machine,
+) -> Placed<Backend> {
+    const KINDS: [&str; 3] = ["echo", "local", "websocket"];
+    check_name(reader, "backend", &name);
+    let kind = section.required("kind", "websocket");
+    let kind = match kind.as_ref().map(|kind| (kind.value.as_str(), kind)) {
+        Some(("echo", _)) => {
+            section.finish();
+            BackendKind::Echo
+        }
+        Some(("local", _)) => BackendKind::Local(read_local(reader, section)),
+        Some(("websocket", _)) => read_upstream(reader, section, machine)
+            .map_or(BackendKind::Echo, BackendKind::Websocket),
+        Some((other, kind)) => {
+            reader.fault(&kind.place, not_one_of("kind", other, &KINDS));
+            BackendKind::Echo
+        }
+        None => BackendKind::Echo,
+    };
+    Placed { value: Backend { name: name.value, kind }, place: name.place }
+}
+
+fn read_local(reader: &Reader<'_>, mut section: Section<'_, '_>) -> Local {
+    section.set_scope("backend.local");
+    let default = LocalLimits::default();
+    let demo_page = section.boolean("demo_page", false);
+    let bytes = 1..=(1_u64 << 32);
+    let count = 1..=10_000_000_u64;
+    let rooms = LocalLimits {
+        room_name_bytes_max: section.size(
+            "room_name_bytes_max",
+            1..=4096,
+            default.room_name_bytes_max,
+        ),
+        user_name_bytes_max: section.size(
+            "user_name_bytes_max",
+            1..=4096,
+            default.user_name_bytes_max,
+        ),
+        rooms_per_client_max: section.size(
+            "rooms_per_client_max",
+            1..=65_535,
+            default.rooms_per_client_max,
+        ),
+        rooms_max: section.size("rooms_max", count.clone(), default.rooms_max),
+        history_messages_max: section.size(
+            "history_messages_max",
+            0..=1_000_000,
+            default.history_messages_max,
+        ),
+        history_bytes_max: section.size(
+            "history_bytes_max",
+            0..=(1 << 32),
+            default.history_bytes_max,
+        ),
+        history_bytes_per_shard_max: section.size(
+            "history_bytes_per_shard_max",
+            0..=(1 << 40),
+            default.history_bytes_per_shard_max,
+        ),
+        history_age: section.milliseconds("history_age_ms", 1..=AGE_MS_MAX, default.history_age),
+        recovery_messages_max: section.size(
+            "recovery_messages_max",
+            0..=1_000_000,
+            default.recovery_messages_max,
+        ),
+        answer_bytes_max: section.size("answer_bytes_max", bytes, default.answer_bytes_max),
+        presence_users_listed_max: section.size(
+            "presence_users_listed_max",
+            count,
+            default.presence_users_listed_max,
+        ),
+        leave_grace: section.milliseconds(
+            "leave_grace_ms",
+            0..=TIMEOUT_MS_MAX,
+            default.leave_grace,
+        ),
+    };
+    if rooms.history_bytes_max > rooms.history_bytes_per_shard_max {
+        let message = format!(
+            "`history_bytes_max` is {}: one room would be allowed more than all rooms of a shard, \
+             `history_bytes_per_shard_max` ({}); lower the one or raise the other",
+            rooms.history_bytes_max, rooms.history_bytes_per_shard_max
+        );
+        let key = "history_bytes_max";
+        let key = if section.has(key) { key } else { "history_bytes_per_shard_max" };
+        reader.fault(&section.place_of(key), message);
+    }
+    section.finish();
+    Local { demo_page, rooms }
+}
+
+fn read_upstream(
+    reader: &Reader<'_>,
+    mut section: Section<'_, '_>,
+    machine: &Machine,
+) -> Option<Upstream> {
+    section.set_scope("backend.websocket");
+    let url = section.required("url", "ws://127.0.0.1:3000");
+    let preserve_host = section.word("host", &["preserve", "upstream"]) == "preserve";
+    let path = section.string("path");
+    section.finish();
+
+    if let Some(path) = &path {
+        match path.value.parse::<PathPattern>() {
+            Ok(PathPattern::Exact(_)) => {}
+            Ok(PathPattern::Prefix(_)) => {
+                let message = format!(
+                    "`path` is \"{}\": it replaces the client's path and cannot hold a `*`; leave \
+                     it out to keep the client's path",
+                    path.value
+                );
+                reader.fault(&path.place, message);
+            }
+            Err(why) => reader.fault(&path.place, format!("`path` is \"{}\": {why}", path.value)),
+        }
+    }
+    let url = url?;
+    let fault = |why: &str| {
+        reader.fault(&url.place, format!("`url` is \"{}\": {why}", url.value));
+        None
+    };
+    let (host, port) = match authority(&url.value) {
+        Ok(authority) => authority,
+        Err(why) => return fault(why),
+    };
+    match (machine.resolve)(host, port) {
+        Ok(address) => Some(Upstream {
+            address,
+            // The port that is a scheme's own is left out of `Host` (RFC 6455 §4.1, item 4).
+            host: if port == 80 { host.to_owned() } else { format!("{host}:{port}") },
+            preserve_host,
+            path: path.map(|path| path.value),
+        }),
+        Err(error) => fault(&format!(
+            "`{host}` does not resolve ({error}); correct the name, add it to DNS or /etc/hosts, \
+             or write the address"
+        )),
+    }
+}
+
+/// Host and port of `ws://host[:port]`. The error says what is wrong and what to write instead.
+fn authority(url: &str) -> Result<(&str, u16), &'static str> {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return Err("not a URL; write it like \"ws://127.0.0.1:3000\"");
+    };
+    match scheme.to_ascii_lowercase().as_str() {
+        "ws" => {}
+        "wss" => {
+            return Err(
+                "TLS to an upstream is not supported; use ws:// to a host that is near, or \
+                        a TLS client beside the gateway",
+            );
+        }
+        "http" | "https" => return Err("the backend is a WebSocket server; write ws://"),
+        _ => return Err("a URL of another scheme; write ws://"),
+    }
+    if rest.contains(['/', '?', '#']) {
+        return Err(
+            "only ws://host:port is meant here, without even a `/` behind it; to send all \
+                    clients to one path set `path`, else theirs is kept",
+        );
+    }
+    if rest.contains('@') {
+        return Err("credentials in a URL are not sent; leave out what precedes `@`");
+    }
+    let (host, port) = match rest.rfind(':') {
+        Some(colon) if !rest[colon..].contains(']') => (&rest[..colon], Some(&rest[colon + 1..])),
+        _ => (rest, None),
+    };
+    let port = match port {
+        None => 80,
+        Some(port) => match port.parse::<u16>() {
+            Ok(port) if port > 0 => port,
+            _ => return Err("the port is a number from 1 to 65535; write ws://host:port"),
+        },
+    };
+    match host.parse() {
+        Ok(HostPattern::Exact(_) | HostPattern::Ipv6(_)) => Ok((host, port)),
+        _ => Err("the host is a name, an IPv4 address or an IPv6 address in brackets; write \
+                  ws://host:port"),
+    }
+}
+
+/// What no single table can tell: names that are used twice or not defined, and what is missing
+/// altogether. Returns the routes with their backends.
+fn agree(reader: &Reader<'_>, file: &mut File) -> Vec<Route> {
+    // TOML sorts tables by name; connections and metrics go by the order of the file.
+    file.backends.sort_by_key(|backend| backend.place.start);
+    let File { listeners, routes, backends, .. } = file;
+    let top = 0..0;
+    if listeners.is_empty() {
+        reader.echo(
+            &top,
+            "no listener: nobody could connect; add [[listener]] with address = \"127.0.0.1:8080\"",
+        );
+    }
+    if routes.is_empty() {
+        reader.echo(
+            &top,
+            "no route: every request would be refused; add [[route]] with backend = \"NAME\"",
+        );
+    }
+    if backends.is_empty() {
+        reader.echo(
+            &top,
+            "no backend: nobody would answer; add [backend.NAME] with kind = \"websocket\"",
+        );
+    }
+    for (what, count, max) in [
+        ("listeners", listeners.len(), LISTENERS_MAX),
+        ("routes", routes.len(), ROUTES_MAX),
+        ("backends", backends.len(), BACKENDS_MAX),
+    ] {
+        if count > max {
+            let message = format!("{count} {what}: at most {max} are supported; remove some");
+            reader.fault(&top, message);
+        }
+    }
+
+    for (index, listener) in listeners.iter().enumerate() {
+        for earlier in &listeners[..index] {
+            let (name, address) = (&listener.value.name, listener.value.address);
+            // Port 0 is another port each time.
+            if earlier.value.address == address && address.port() != 0 {
+                let message = format!("address {address} is used twice: remove one of the two");
+                reader.echo(&listener.place, message);
+            } else if earlier.value.name == *name && address.port() != 0 {
+                let message =
+                    format!("listener \"{name}\" is defined twice: rename one of the two");
+                reader.echo(&listener.place, message);
+            }
+        }
+    }
+    for backend in &*backends {
+        if let BackendKind::Websocket(upstream) = &backend.value.kind
+            && listeners.iter().any(|listener| listener.value.address == upstream.address)
+        {
+            let message = format!(
+                "backend \"{}\" is {}: that is a listener of this gateway, so a client would go \
+                 round in circles; point `url` at the server behind",
+                backend.value.name, upstream.address
+            );
+            reader.echo(&backend.place, message);
+        }
+    }
+
+    let names: Vec<&str> = backends.iter().map(|backend| backend.value.name.as_str()).collect();
+    let mut checked: Vec<Route> = Vec::new();
+    for entry in routes.drain(..) {
+        let wanted = &entry.backend.value;
+        let index = names.iter().position(|name| name == wanted);
+        if index.is_none() {
+            let remedy = match closest(wanted, &names) {
+                Some(closest) => format!("did you mean \"{closest}\"?"),
+                None => format!("add [backend.{wanted}], or name one that is there"),
+            };
+            let message =
+                format!("`backend` is \"{wanted}\": no such backend is defined; {remedy}");
+            reader.echo(&entry.backend.place, message);
+        }
+        let route = Route {
+            index: RouteIndex(0),
+            host: entry.host,
+            path: entry.path,
+            subprotocol: entry.subprotocol,
+            backend: index.and_then(|index| u16::try_from(index).ok()).unwrap_or(0),
+        };
+        if checked.iter().any(|earlier| earlier.same_requests(&route)) {
+            let message = format!(
+                "a second route for {}{}{}: it could never be chosen; remove one of the two",
+                route.host,
+                route.path,
+                route.subprotocol.iter().map(|name| format!(" with {name}")).collect::<String>()
+            );
+            reader.echo(&entry.place, message);
+        }
+        checked.push(route);
+    }
+    checked
+}

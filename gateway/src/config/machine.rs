@@ -1,0 +1,49 @@
+//! The machine as far as the configuration depends on it.
+
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+/// What defaults are taken from and what values are held against. Tests bring their own, so that a
+/// file means the same on every machine.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// CPUs we may run on (affinity and the control group's quota), at least 1.
+    pub cpus: u16,
+    /// `RLIMIT_NOFILE` as far as we may raise it. The kernel holds each table of direct
+    /// descriptors against it.
+    pub descriptors: u64,
+    /// Finds the address of `host` (a name or an address) and port.
+    pub resolve: fn(&str, u16) -> io::Result<SocketAddr>,
+}
+
+impl Machine {
+    /// This machine and this process.
+    pub fn here() -> Machine {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        Machine {
+            cpus: u16::try_from(cpus).unwrap_or(u16::MAX),
+            descriptors: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
+            resolve,
+        }
+    }
+}
+
+/// Raises `RLIMIT_NOFILE` to all we may have, as the tables that the configuration allows need it:
+/// shells start programs with 1,024. Returns what holds now.
+pub fn raise_descriptor_limit() -> io::Result<u64> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit)?;
+    Ok(limit.current.unwrap_or(u64::MAX))
+}
+
+/// The first address the system's resolver names.
+fn resolve(host: &str, port: u16) -> io::Result<SocketAddr> {
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    (bare, port)
+        .to_socket_addrs()?
+        .next()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
+}

@@ -1,0 +1,404 @@
+//! Takes values out of a TOML text, remembers where each stood, and collects what is wrong.
+//!
+//! A [`Section`] is asked for its keys by name and type. A fault is noted at its place and `None`
+//! is the answer, so that reading goes on and one run finds everything. When all keys have been
+//! asked for, [`Section::finish`] refuses those that nobody asked for.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::ops::{Range, RangeInclusive};
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::{Fault, Faults};
+
+/// Where something stands: a range of bytes of the text.
+pub(super) type Place = Range<usize>;
+
+/// A value and where it stands.
+#[derive(Clone, Debug)]
+pub(super) struct Placed<T> {
+    pub(super) value: T,
+    pub(super) place: Place,
+}
+
+/// The text, and what was found in it so far.
+pub(super) struct Reader<'t> {
+    text: &'t str,
+    found: RefCell<Vec<Found>>,
+    /// Every key that was asked for, as `limits.head_bytes_max`.
+    asked: RefCell<BTreeSet<String>>,
+}
+
+struct Found {
+    place: Place,
+    message: String,
+    kind: Kind,
+}
+
+/// How sure we are of a fault where the text could not be parsed.
+#[derive(PartialEq)]
+enum Kind {
+    /// The text is not TOML there.
+    Syntax,
+    /// The value itself is wrong.
+    Value,
+    /// Something else is missing or the same; may be an echo of a syntax fault elsewhere.
+    Echo,
+}
+
+impl<'t> Reader<'t> {
+    /// Parses `text` as far as it can be; syntax faults are noted.
+    pub(super) fn parse(text: &'t str) -> (Reader<'t>, Spanned<DeTable<'t>>) {
+        let (table, errors) = DeTable::parse_recoverable(text);
+        let found = errors
+            .iter()
+            .map(|error| Found {
+                place: error.span().unwrap_or(0..0),
+                message: format!("not TOML: {}; see https://toml.io", error.message()),
+                kind: Kind::Syntax,
+            })
+            .collect();
+        let asked = RefCell::new(BTreeSet::new());
+        (Reader { text, found: RefCell::new(found), asked }, table)
+    }
+
+    /// The value at `place` is wrong.
+    pub(super) fn fault(&self, place: &Place, message: impl Display) {
+        self.note(place, message.to_string(), Kind::Value);
+    }
+
+    /// Something at `place` does not agree with something elsewhere. Not reported while there are
+    /// syntax faults, which may have hidden the other one.
+    pub(super) fn echo(&self, place: &Place, message: impl Display) {
+        self.note(place, message.to_string(), Kind::Echo);
+    }
+
+    fn note(&self, place: &Place, message: String, kind: Kind) {
+        self.found.borrow_mut().push(Found { place: place.clone(), message, kind });
+    }
+
+    /// Whether nothing is wrong so far.
+    pub(super) fn is_good(&self) -> bool {
+        self.found.borrow().is_empty()
+    }
+
+    /// Every key that was asked for.
+    pub(super) fn into_asked(self) -> BTreeSet<String> {
+        self.asked.into_inner()
+    }
+
+    /// What was found, in the order of the text.
+    pub(super) fn faults(&self, name: &str) -> Faults {
+        let mut found = self.found.borrow_mut();
+        found.sort_by_key(|found| found.place.start);
+        let line_of = |place: &Place| position(self.text, place.start).0;
+        let broken: BTreeSet<usize> = found
+            .iter()
+            .filter(|found| found.kind == Kind::Syntax)
+            .map(|found| line_of(&found.place))
+            .collect();
+        let mut list = Vec::new();
+        for found in found.iter() {
+            let (line, column) = position(self.text, found.place.start);
+            let believed = match found.kind {
+                Kind::Syntax => true,
+                // What the parser made of a line that it could not read says nothing.
+                Kind::Value => !broken.contains(&line),
+                Kind::Echo => broken.is_empty(),
+            };
+            let fault = Fault { line, column, message: found.message.clone() };
+            if believed && !list.contains(&fault) {
+                list.push(fault);
+            }
+        }
+        Faults { name: name.to_owned(), list }
+    }
+}
+
+/// Line and column of a byte, both from 1, the column in characters.
+fn position(text: &str, offset: usize) -> (usize, usize) {
+    let mut offset = offset.min(text.len());
+    while !text.is_char_boundary(offset) {
+        offset -= 1;
+    }
+    let before = &text[..offset];
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+}
+
+/// One table of the file, being read.
+pub(super) struct Section<'r, 't> {
+    reader: &'r Reader<'t>,
+    /// As the operator knows it: `[limits]`.
+    title: String,
+    /// As the documentation lists its keys: `limits`, `backend.websocket`.
+    scope: String,
+    place: Place,
+    table: Option<&'r DeTable<'t>>,
+    asked: Vec<&'static str>,
+}
+
+impl<'r, 't> Section<'r, 't> {
+    /// The whole file.
+    pub(super) fn root(reader: &'r Reader<'t>, table: &'r DeTable<'t>) -> Section<'r, 't> {
+        Section::new(reader, "the file", "", 0..0, Some(table))
+    }
+
+    fn new(
+        reader: &'r Reader<'t>,
+        title: &str,
+        scope: &str,
+        place: Place,
+        table: Option<&'r DeTable<'t>>,
+    ) -> Section<'r, 't> {
+        let (title, scope) = (title.to_owned(), scope.to_owned());
+        Section { reader, title, scope, place, table, asked: Vec::new() }
+    }
+
+    /// Where the table begins.
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// What further keys of this section are listed under.
+    pub(super) fn set_scope(&mut self, scope: &str) {
+        scope.clone_into(&mut self.scope);
+    }
+
+    /// Where the value of `key` stands, or the table where it is not written.
+    pub(super) fn place_of(&self, key: &str) -> Place {
+        let value = self.table.and_then(|table| table.get(key));
+        value.map_or_else(|| self.place.clone(), Spanned::span)
+    }
+
+    /// Whether `key` is written.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.is_some_and(|table| table.contains_key(key))
+    }
+
+    fn value(&mut self, key: &'static str) -> Option<&'r Spanned<DeValue<'t>>> {
+        self.asked.push(key);
+        if !self.scope.is_empty() {
+            self.reader.asked.borrow_mut().insert(format!("{}.{key}", self.scope));
+        }
+        self.table?.get(key)
+    }
+
+    fn wrong_type(&self, key: &str, value: &Spanned<DeValue<'_>>, wanted: &str) {
+        let is = value.get_ref().type_str();
+        let article = if is.starts_with(['a', 'i']) { "an" } else { "a" };
+        let message = format!("`{key}` is {article} {is}: it must be {wanted}");
+        self.reader.fault(&value.span(), message);
+    }
+
+    /// `[key]`; a section without a table when it is not written, so that defaults apply.
+    pub(super) fn section(&mut self, key: &'static str) -> Section<'r, 't> {
+        let title = format!("[{key}]");
+        match self.value(key) {
+            None => Section::new(self.reader, &title, key, 0..0, None),
+            Some(value) => match value.get_ref() {
+                DeValue::Table(table) => {
+                    Section::new(self.reader, &title, key, value.span(), Some(table))
+                }
+                _ => {
+                    self.wrong_type(key, value, &format!("a table; write it as {title}"));
+                    Section::new(self.reader, &title, key, value.span(), None)
+                }
+            },
+        }
+    }
+
+    /// `[[key]]`, each of them.
+    pub(super) fn sections(&mut self, key: &'static str) -> Vec<Section<'r, 't>> {
+        let title = format!("[[{key}]]");
+        let Some(value) = self.value(key) else { return Vec::new() };
+        let DeValue::Array(array) = value.get_ref() else {
+            self.wrong_type(key, value, &format!("a list of tables; write it as {title}"));
+            return Vec::new();
+        };
+        let mut sections = Vec::new();
+        for item in array.iter() {
+            match item.get_ref() {
+                DeValue::Table(table) => {
+                    let section = Section::new(self.reader, &title, key, item.span(), Some(table));
+                    sections.push(section);
+                }
+                _ => self.wrong_type(key, item, &format!("a table; write it as {title}")),
+            }
+        }
+        sections
+    }
+
+    /// `[key.NAME]`, each of them under its name.
+    pub(super) fn named(&mut self, key: &'static str) -> Vec<(Placed<String>, Section<'r, 't>)> {
+        let Some(value) = self.value(key) else { return Vec::new() };
+        let DeValue::Table(tables) = value.get_ref() else {
+            self.wrong_type(key, value, &format!("a table of tables; write it as [{key}.NAME]"));
+            return Vec::new();
+        };
+        let mut sections = Vec::new();
+        for (name, value) in tables.iter() {
+            let title = format!("[{key}.{}]", name.get_ref());
+            match value.get_ref() {
+                DeValue::Table(table) => {
+                    let section = Section::new(self.reader, &title, key, value.span(), Some(table));
+                    let name = Placed { value: name.get_ref().to_string(), place: name.span() };
+                    sections.push((name, section));
+                }
+                _ => self.wrong_type(name.get_ref(), value, &format!("a table; write {title}")),
+            }
+        }
+        sections
+    }
+
+    /// A string.
+    pub(super) fn string(&mut self, key: &'static str) -> Option<Placed<String>> {
+        let value = self.value(key)?;
+        match value.get_ref() {
+            DeValue::String(text) => Some(Placed { value: text.to_string(), place: value.span() }),
+            _ => {
+                self.wrong_type(key, value, "a string; put it in double quotes");
+                None
+            }
+        }
+    }
+
+    /// A string that has to be there.
+    pub(super) fn required(&mut self, key: &'static str, example: &str) -> Option<Placed<String>> {
+        if !self.has(key) {
+            self.missing(key, example);
+        }
+        self.string(key)
+    }
+
+    fn missing(&self, key: &str, example: &str) {
+        let message =
+            format!("`{key}` is missing: {} needs it; add {key} = \"{example}\"", self.title);
+        self.reader.echo(&self.place, message);
+    }
+
+    /// One of a few words, the first of which is the default.
+    pub(super) fn word(&mut self, key: &'static str, words: &[&'static str]) -> &'static str {
+        let Some(text) = self.string(key) else { return words[0] };
+        let word = words.iter().find(|word| **word == text.value);
+        word.copied().unwrap_or_else(|| {
+            self.reader.fault(&text.place, not_one_of(key, &text.value, words));
+            words[0]
+        })
+    }
+
+    /// `true` or `false`.
+    pub(super) fn boolean(&mut self, key: &'static str, default: bool) -> bool {
+        let Some(value) = self.value(key) else { return default };
+        match value.get_ref() {
+            DeValue::Boolean(boolean) => *boolean,
+            _ => {
+                self.wrong_type(key, value, "true or false, without quotes");
+                default
+            }
+        }
+    }
+
+    /// A whole number within `range`; `None` where it is not written, or wrong.
+    pub(super) fn integer(&mut self, key: &'static str, range: RangeInclusive<u64>) -> Option<u64> {
+        let value = self.value(key)?;
+        let DeValue::Integer(integer) = value.get_ref() else {
+            self.wrong_type(key, value, "a whole number, without quotes or unit");
+            return None;
+        };
+        // TOML allows 1_000_000; the parser has taken the underscores out.
+        let number = i128::from_str_radix(integer.as_str(), integer.radix()).ok();
+        let number = number.and_then(|number| u64::try_from(number).ok());
+        match number {
+            Some(number) if range.contains(&number) => Some(number),
+            _ => {
+                let (low, high) = range.into_inner();
+                let message = format!(
+                    "`{key}` is {integer}: out of range; choose a number from {low} to {high}"
+                );
+                self.reader.fault(&value.span(), message);
+                None
+            }
+        }
+    }
+
+    /// A size or count in memory.
+    pub(super) fn size(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<u64>,
+        default: usize,
+    ) -> usize {
+        // Ranges end far below 2^32, and we only run where `usize` has 64 bits.
+        self.integer(key, range).map_or(default, |number| number as usize)
+    }
+
+    /// A duration in milliseconds.
+    pub(super) fn milliseconds(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<u64>,
+        default: Duration,
+    ) -> Duration {
+        self.integer(key, range).map_or(default, Duration::from_millis)
+    }
+
+    /// Refuses the keys that nobody asked for.
+    pub(super) fn finish(self) {
+        for (key, _) in self.table.into_iter().flatten() {
+            let name: &str = key.get_ref();
+            if self.asked.contains(&name) {
+                continue;
+            }
+            let remedy = match closest(name, &self.asked) {
+                Some(closest) => format!("did you mean `{closest}`?"),
+                None => format!("it knows {}", list(&self.asked)),
+            };
+            let message = format!("unknown key `{name}`: {} has no such key; {remedy}", self.title);
+            self.reader.fault(&key.span(), message);
+        }
+    }
+}
+
+/// The message for a word that is none of `words`.
+pub(super) fn not_one_of(key: &str, text: &str, words: &[&str]) -> String {
+    match closest(text, words) {
+        Some(closest) => format!("`{key}` is \"{text}\": not known; did you mean \"{closest}\"?"),
+        None => format!("`{key}` is \"{text}\": not known; choose one of {}", list(words)),
+    }
+}
+
+/// `a`, `b`, `c`.
+fn list(words: &[&str]) -> String {
+    words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// The word that `text` is most likely a slip for.
+pub(super) fn closest<'w>(text: &str, words: &[&'w str]) -> Option<&'w str> {
+    // Long texts are no slips, and the distance takes time quadratic in their length.
+    if text.len() > 64 {
+        return None;
+    }
+    let best = words.iter().map(|word| (distance(text, word), *word)).min()?;
+    (best.0 <= (text.chars().count() / 3).max(1)).then_some(best.1)
+}
+
+/// Insertions, deletions and replacements of characters that make `b` of `a` (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(from != *to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}

@@ -1,0 +1,250 @@
+//! Every bound an operator can move, what ties one to another, and what they add up to in bytes.
+//!
+//! The defaults stand in [`Limits::default`] and nowhere else; `docs/penstock.toml` repeats them
+//! under a test. What happens at a bound (wait, shed, close) is written where the bound is met.
+
+use std::time::Duration;
+
+use crate::config::{BackendKind, Config, Local};
+use crate::ws::frame::FRAME_HEADER_BYTES_MAX;
+
+/// The largest message that can be configured at all. A message is assembled in one piece, so this
+/// is also the largest single allocation that a client can cause.
+pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// The longest control frame: a header and 125 bytes of payload (RFC 6455 §5.5).
+pub const CONTROL_FRAME_BYTES_MAX: usize = FRAME_HEADER_BYTES_MAX + 125;
+
+/// What an outbox must hold beyond one message of the largest size: the message's own header, and
+/// a Ping, a Pong and a Close that must not wait for it.
+pub const OUTBOX_SPARE_BYTES: usize = 1024;
+
+/// Slots of one shard's table: the kernel takes no larger table of direct descriptors.
+pub const SLOTS_PER_SHARD_MAX: u32 = 1 << 20;
+
+/// Slots that all shards together get when the file does not say: a million relayed pairs.
+pub const SLOTS_DEFAULT_TOTAL: u32 = 2 << 20;
+
+/// Shards in one process. More than one per CPU is allowed, because each brings a table of its own.
+pub const SHARDS_MAX: u16 = 1024;
+
+/// Listeners in one file; each is a socket in every shard.
+pub const LISTENERS_MAX: usize = 64;
+
+/// Routes in one file. A handshake looks at them one after the other.
+pub const ROUTES_MAX: usize = 4096;
+
+/// Backends in one file.
+pub const BACKENDS_MAX: usize = 1024;
+
+/// Limits that hold for every connection of the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Request line and headers of one request, and of an upstream's answer.
+    pub head_bytes_max: usize,
+    /// Header fields in one head.
+    pub headers_max: usize,
+    /// The request target (path and query). Less than `head_bytes_max`.
+    pub target_bytes_max: usize,
+    /// From the accept to the last byte of the request head: one deadline, however it trickles.
+    pub handshake_timeout: Duration,
+    /// From the request to an upstream's `101`: connect and handshake together.
+    pub connect_timeout: Duration,
+    /// One message of a client, all its fragments together. At most [`MESSAGE_BYTES_MAX`].
+    pub message_bytes_max: usize,
+    /// Bytes queued for one peer. At least `message_bytes_max` and [`OUTBOX_SPARE_BYTES`].
+    pub outbox_bytes_max: usize,
+    /// How long the oldest of those bytes may have waited.
+    pub outbox_age_max: Duration,
+    /// From the last sign of life to a Ping; zero: no Pings.
+    pub ping_interval: Duration,
+    /// From a Ping to the end of patience.
+    pub ping_timeout: Duration,
+    /// From our Close frame to closing the socket without the peer's.
+    pub close_timeout: Duration,
+    /// What a client may send before the upstream has accepted.
+    pub early_bytes_max: usize,
+    /// Clients in the whole process. At most what the tables hold; a relayed client takes two slots.
+    pub connections_max: u32,
+    /// `SO_SNDBUF` of every client, inherited from the listener; zero: the kernel decides.
+    pub send_buffer_bytes: u32,
+    /// `SO_RCVBUF` of every client, inherited from the listener; zero: the kernel decides.
+    pub receive_buffer_bytes: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        DEFAULTS
+    }
+}
+
+const DEFAULTS: Limits = Limits {
+    head_bytes_max: 16_384,
+    headers_max: 64,
+    target_bytes_max: 8192,
+    handshake_timeout: Duration::from_millis(5000),
+    connect_timeout: Duration::from_millis(5000),
+    message_bytes_max: 1 << 20,
+    outbox_bytes_max: outbox_bytes_default(1 << 20),
+    outbox_age_max: Duration::from_millis(30_000),
+    ping_interval: Duration::from_millis(25_000),
+    ping_timeout: Duration::from_millis(20_000),
+    close_timeout: Duration::from_millis(5000),
+    early_bytes_max: 16_384,
+    // Cut to what the tables hold when the file is checked.
+    connections_max: u32::MAX,
+    send_buffer_bytes: 262_144,
+    receive_buffer_bytes: 0,
+};
+
+// A client that keeps up can always be sent one more message of the largest size.
+const _: () = assert!(DEFAULTS.outbox_bytes_max >= DEFAULTS.message_bytes_max + OUTBOX_SPARE_BYTES);
+// A message does not shut out the control frames that keep the connection alive.
+const _: () = assert!(OUTBOX_SPARE_BYTES >= FRAME_HEADER_BYTES_MAX + 3 * CONTROL_FRAME_BYTES_MAX);
+// The longest allowed target leaves room for the headers of an upgrade.
+const _: () = assert!(DEFAULTS.target_bytes_max + 1024 <= DEFAULTS.head_bytes_max);
+// A frame header and its mask are counted in 64 bits, lengths in memory in `usize`.
+const _: () = assert!(MESSAGE_BYTES_MAX < u32::MAX as usize);
+// A silent client is found out before a balancer in between forgets it after a minute.
+const _: () =
+    assert!(DEFAULTS.ping_interval.as_millis() + DEFAULTS.ping_timeout.as_millis() < 60_000);
+// Route and backend numbers are kept in 16 bits per connection.
+const _: () = assert!(ROUTES_MAX <= u16::MAX as usize);
+const _: () = assert!(BACKENDS_MAX <= u16::MAX as usize);
+// All tables together can be counted in 32 bits.
+const _: () = assert!((SHARDS_MAX as u64) * (SLOTS_PER_SHARD_MAX as u64) <= u32::MAX as u64);
+
+/// `outbox_bytes_max` when the file does not say: it follows `message_bytes_max`.
+pub const fn outbox_bytes_default(message_bytes_max: usize) -> usize {
+    let least = message_bytes_max + OUTBOX_SPARE_BYTES;
+    if least > 1 << 20 { least } else { 1 << 20 }
+}
+
+/// What one of a kind costs in memory: known to those who define the types.
+#[derive(Clone, Copy, Debug)]
+pub struct ItemSizes {
+    /// A slot of the table, with all that is kept per connection beside it (timers, generation).
+    pub slot_bytes: u64,
+    /// A room without its history.
+    pub room_bytes: u64,
+    /// A membership: the room's entry for the client and the client's entry for the room.
+    pub member_bytes: u64,
+}
+
+impl Default for ItemSizes {
+    fn default() -> ItemSizes {
+        ItemSizes { slot_bytes: 400, room_bytes: 512, member_bytes: 64 }
+    }
+}
+
+/// What the process can use at most, a line per holder.
+///
+/// This is the sum of the bounds, as if every client were as bad as it is allowed to be at the same
+/// time; what a host of idle clients needs is close to the first line. Saturates.
+pub fn memory_bound(config: &Config, sizes: &ItemSizes) -> Vec<(&'static str, u64)> {
+    let Config { server, limits, backends, .. } = config;
+    let shards = u64::from(server.shards);
+    let slots = shards * u64::from(server.slots_per_shard);
+    let clients = u64::from(limits.connections_max).min(slots);
+    let times = |count: u64, bytes: usize| count.saturating_mul(bytes as u64);
+
+    let mut rooms = 0_u64;
+    let mut history = 0_u64;
+    for backend in backends {
+        if let BackendKind::Local(Local { rooms: local, .. }) = &backend.kind {
+            let homes = shards.saturating_mul(local.rooms_max as u64);
+            let members = times(clients, local.rooms_per_client_max);
+            rooms = rooms
+                .saturating_add(homes.saturating_mul(sizes.room_bytes))
+                .saturating_add(members.saturating_mul(sizes.member_bytes));
+            let of_rooms = times(homes, local.history_bytes_max);
+            let of_shards = times(shards, local.history_bytes_per_shard_max);
+            history = history.saturating_add(of_rooms.min(of_shards));
+        }
+    }
+    vec![
+        ("table", slots.saturating_mul(sizes.slot_bytes)),
+        (
+            "receive buffers",
+            times(shards * u64::from(server.receive_buffers), server.receive_buffer_bytes as usize),
+        ),
+        ("request heads", times(slots, limits.head_bytes_max)),
+        ("early bytes", times(clients, limits.early_bytes_max)),
+        ("assembly", times(clients, limits.message_bytes_max)),
+        ("outboxes", times(slots, limits.outbox_bytes_max)),
+        ("rooms", rooms),
+        ("rooms history", history),
+    ]
+}
+
+/// The sum of [`memory_bound`].
+pub fn memory_bound_total(bound: &[(&'static str, u64)]) -> u64 {
+    bound.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
+}
+
+/// `bytes` for a human: three digits and a unit.
+pub fn human_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let unit = (bytes.max(1).ilog2() / 10) as usize;
+    let value = bytes as f64 / (1_u64 << (10 * unit)) as f64;
+    let decimals = if unit == 0 || value >= 100.0 {
+        0
+    } else if value >= 10.0 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.decimals$} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bound_adds_up_what_the_file_says() {
+        let config = Config::parse(
+            "test",
+            "[server]\nshards = 2\nslots_per_shard = 100\nreceive_buffers = 16\n\
+             receive_buffer_bytes = 4096\n\
+             [[listener]]\naddress = \"127.0.0.1:0\"\n\
+             [[route]]\nbackend = \"rooms\"\n\
+             [backend.rooms]\nkind = \"local\"\nrooms_max = 10\nhistory_bytes_max = 1000\n\
+             rooms_per_client_max = 3\n\
+             [limits]\nconnections_max = 50\nmessage_bytes_max = 2000\noutbox_bytes_max = 4000\n\
+             head_bytes_max = 4096\ntarget_bytes_max = 1024\nearly_bytes_max = 8\n",
+        )
+        .unwrap_or_else(|faults| panic!("{faults}"));
+        let sizes = ItemSizes { slot_bytes: 7, room_bytes: 5, member_bytes: 2 };
+        let bound = memory_bound(&config, &sizes);
+        assert_eq!(
+            bound,
+            [
+                ("table", 2 * 100 * 7),
+                ("receive buffers", 2 * 16 * 4096),
+                ("request heads", 200 * 4096),
+                ("early bytes", 50 * 8),
+                ("assembly", 50 * 2000),
+                ("outboxes", 200 * 4000),
+                ("rooms", 2 * 10 * 5 + 50 * 3 * 2),
+                ("rooms history", 2 * 10 * 1000),
+            ]
+        );
+        assert_eq!(memory_bound_total(&bound), bound.iter().map(|(_, bytes)| bytes).sum::<u64>());
+    }
+
+    #[test]
+    fn bytes_for_humans() {
+        for (bytes, want) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.00 KiB"),
+            (16_384, "16.0 KiB"),
+            (262_144, "256 KiB"),
+            (3 << 29, "1.50 GiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
+            assert_eq!(human_bytes(bytes), want);
+        }
+    }
+}
