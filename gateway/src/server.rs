@@ -1,11 +1,300 @@
-//! Starts the shards of a [`Config`] and waits for a signal.
+//! The process: a thread per shard, and a wait for the signal to stop.
 
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::config::Config;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
-/// Runs until asked to stop.
+use crate::config::{BackendKind, Config, Listener};
+use crate::limits::{ItemSizes, human_bytes, memory_bound, memory_bound_total};
+use crate::metrics::{Cause, Metrics};
+use crate::random::Random;
+use crate::ring::Ring;
+use crate::ring::linux::{LinuxRing, Options, listen, monotonic_now};
+use crate::shard::mailbox::{Inbox, Mailroom};
+use crate::shard::{Setup, Shard};
+
+/// Runs the gateway until it has been asked to stop and has done so.
 pub fn run(config: Config) -> ExitCode {
-    drop(config);
-    ExitCode::FAILURE
+    match Gateway::start(config) {
+        Ok(gateway) => {
+            gateway.greet();
+            gateway.wait_for_stop()
+        }
+        Err(error) => {
+            eprintln!("penstock: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The shards, running.
+pub struct Gateway {
+    config: Arc<Config>,
+    addresses: Vec<SocketAddr>,
+    inboxes: Arc<[Inbox]>,
+    threads: Vec<JoinHandle<Metrics>>,
+    incremental: bool,
+}
+
+impl Gateway {
+    /// Opens the listeners and starts the shards; returns once all of them serve.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says what could not be had, where, and what to do.
+    pub fn start(config: Config) -> Result<Gateway, String> {
+        let config = Arc::new(config);
+        let shards = config.server.shards;
+        let (listeners, addresses) = open_listeners(&config)?;
+        let inboxes: Arc<[Inbox]> = (0..shards).map(|_| Inbox::default()).collect();
+        let (ready, answers) = mpsc::channel();
+        let mut threads = Vec::new();
+        for (index, listeners) in (0..shards).zip(listeners) {
+            let plan = Plan {
+                index,
+                config: Arc::clone(&config),
+                inboxes: Arc::clone(&inboxes),
+                listeners,
+                ready: ready.clone(),
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("shard-{index}"))
+                .spawn(move || plan.run())
+                .map_err(|error| format!("no thread for shard {index}: {error}"))?;
+            threads.push(thread);
+        }
+        drop(ready);
+        let mut incremental = true;
+        for _ in 0..shards {
+            match answers.recv() {
+                Ok(Ok(has)) => incremental &= has,
+                Ok(Err(why)) => return Err(why),
+                Err(_) => return Err("a shard ended before it served".into()),
+            }
+        }
+        Ok(Gateway { config, addresses, inboxes, threads, incremental })
+    }
+
+    /// Where it listens, in the order of the configuration; ports that the kernel chose are known.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Asks every shard to stop, waits until they have, and returns what they counted.
+    pub fn stop(self) -> Metrics {
+        for inbox in self.inboxes.iter() {
+            inbox.stop();
+        }
+        let mut sum = Metrics::default();
+        for thread in self.threads {
+            match thread.join() {
+                Ok(metrics) => sum.merge(&metrics),
+                // In a release the panic has ended the process already.
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        sum
+    }
+
+    fn wait_for_stop(self) -> ExitCode {
+        let mut signals = match Signals::new([SIGTERM, SIGINT, SIGHUP]) {
+            Ok(signals) => signals,
+            Err(error) => {
+                eprintln!("penstock: signals cannot be received: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
+        for signal in signals.forever() {
+            if signal == SIGHUP {
+                eprintln!("penstock: SIGHUP is reserved for reloading; the configuration stays");
+                continue;
+            }
+            break;
+        }
+        let timeout = self.config.server.stop_timeout;
+        eprintln!("penstock: stopping, within {timeout:?}; once more to stop at once");
+        std::thread::spawn(move || {
+            if signals.forever().any(|signal| signal != SIGHUP) {
+                std::process::exit(1);
+            }
+        });
+        let metrics = self.stop();
+        println!("{}", summary(&metrics));
+        ExitCode::SUCCESS
+    }
+
+    /// Says what runs, and what to try when it is the embedded default.
+    fn greet(&self) {
+        let Config { server, listeners, .. } = &*self.config;
+        let buffers = if self.incremental { "incremental" } else { "whole" };
+        let bound = memory_bound_total(&memory_bound(&self.config, &item_sizes()));
+        println!(
+            "penstock {}: {} shards of {} slots, {} {buffers} receive buffers of {} each, at most {}",
+            env!("CARGO_PKG_VERSION"),
+            server.shards,
+            server.slots_per_shard,
+            server.receive_buffers,
+            human_bytes(u64::from(server.receive_buffer_bytes)),
+            human_bytes(bound),
+        );
+        for (listener, address) in listeners.iter().zip(&self.addresses) {
+            println!("listening on {address} ({})", listener.name);
+        }
+        let demo = self.config.backends.iter().any(
+            |backend| matches!(&backend.kind, BackendKind::Local(local) if local.demo_page),
+        );
+        if let (true, Some(address)) = (demo, self.addresses.first()) {
+            println!(
+                "\nTry it: open http://{address}/ in two windows and chat,\n\
+                 or: websocat 'ws://{address}/?user=ada'   and type\n    \
+                 {{\"op\":\"join\",\"room\":\"lobby\"}}\n    \
+                 {{\"op\":\"publish\",\"room\":\"lobby\",\"data\":\"hello\"}}\n\
+                 docs/ROOMS.md has the rest; docs/penstock.toml puts it in front of what you have."
+            );
+        }
+    }
+}
+
+/// What one thread needs to become a shard.
+struct Plan {
+    index: u16,
+    config: Arc<Config>,
+    inboxes: Arc<[Inbox]>,
+    listeners: Vec<TcpListener>,
+    ready: mpsc::Sender<Result<bool, String>>,
+}
+
+impl Plan {
+    fn run(self) -> Metrics {
+        let Plan { index, config, inboxes, listeners, ready } = self;
+        if config.server.pin {
+            pin(index);
+        }
+        let slots = config.server.slots_per_shard;
+        let options = Options {
+            slots,
+            buffers: config.server.receive_buffers,
+            buffer_bytes: config.server.receive_buffer_bytes,
+            incremental: config.server.incremental,
+        };
+        // The ring is made here, because only the thread that made it may use it.
+        let made = LinuxRing::new(&options, listeners).map_err(|error| error.to_string());
+        let random = Random::from_kernel().map_err(|error| error.to_string());
+        let (ring, random) = match (made, random) {
+            (Ok(ring), Ok(random)) => (ring, random),
+            (Err(why), _) | (_, Err(why)) => {
+                let _ = ready.send(Err(format!("shard {index}: {why}")));
+                return Metrics::default();
+            }
+        };
+        inboxes[usize::from(index)].set_waker(ring.waker());
+        let _ = ready.send(Ok(ring.incremental()));
+        let unix_now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let setup = Setup {
+            index,
+            config,
+            mail: Mailroom::new(index, inboxes),
+            slots,
+            random,
+            unix_origin_ms: (unix_now.as_millis() as u64)
+                .saturating_sub(monotonic_now().0 / 1_000_000),
+        };
+        Shard::new(ring, setup).run()
+    }
+}
+
+/// Keeps this thread on one of the CPUs it may run on. A shard that moves loses its caches; one
+/// that cannot be pinned still works, so this is a warning.
+fn pin(index: u16) {
+    let pinned = sched_getaffinity(None).and_then(|allowed| {
+        let cpus: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect();
+        let mut one = CpuSet::new();
+        one.set(cpus[usize::from(index) % cpus.len()]);
+        sched_setaffinity(None, &one)
+    });
+    if let Err(error) = pinned {
+        eprintln!("penstock: shard {index} is not pinned to a CPU: {error}");
+    }
+}
+
+type Listeners = Vec<TcpListener>;
+
+/// Every shard's listeners. They share their addresses, so a port that the kernel is to choose is
+/// chosen once, by the first.
+fn open_listeners(config: &Config) -> Result<(Vec<Listeners>, Vec<SocketAddr>), String> {
+    let mut addresses = Vec::new();
+    let mut shards: Vec<Listeners> = (0..config.server.shards).map(|_| Vec::new()).collect();
+    for listener in &config.listeners {
+        let mut address = listener.address;
+        for shard in &mut shards {
+            let socket = open_listener(config, listener, address)?;
+            address = socket.local_addr().map_err(|error| error.to_string())?;
+            shard.push(socket);
+        }
+        addresses.push(address);
+    }
+    Ok((shards, addresses))
+}
+
+fn open_listener(
+    config: &Config,
+    listener: &Listener,
+    address: SocketAddr,
+) -> Result<TcpListener, String> {
+    let limits = &config.limits;
+    let (send, receive) = (limits.send_buffer_bytes, limits.receive_buffer_bytes);
+    listen(address, send as usize, receive as usize).map_err(|error| {
+        let advice = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                "another program listens there (ss -ltnp tells which), or the port lies in \
+                 net.ipv4.ip_local_port_range and serves an outgoing connection"
+            }
+            io::ErrorKind::PermissionDenied => {
+                "ports below 1024 need CAP_NET_BIND_SERVICE (the systemd unit grants it)"
+            }
+            io::ErrorKind::AddrNotAvailable => "this host has no such address (ip addr tells)",
+            _ => "check the listener's address",
+        };
+        format!("listener {} cannot listen on {address}: {error}; {advice}", listener.name)
+    })
+}
+
+/// What one of a kind takes in memory, for the sum printed at start.
+pub fn item_sizes() -> ItemSizes {
+    ItemSizes {
+        slot_bytes: (size_of::<crate::conn::Conn>() + crate::timers::NODE_BYTES) as u64,
+        ..ItemSizes::default()
+    }
+}
+
+/// What was counted, in a line per subject.
+fn summary(metrics: &Metrics) -> String {
+    use std::fmt::Write as _;
+    let mut text = format!(
+        "accepted {}, upgraded {}, messages received {}, relayed {}, frames sent {}, bytes received {}, \
+         starved of buffers {}\nclosed:",
+        metrics.accepted,
+        metrics.upgraded,
+        metrics.messages_received,
+        metrics.messages_relayed,
+        metrics.frames_sent,
+        metrics.received_bytes,
+        metrics.starved,
+    );
+    for cause in Cause::ALL {
+        let count = metrics.closed(cause);
+        if count > 0 {
+            // Writing into a `String` cannot fail.
+            let _ = write!(text, " {} {count}", cause.name());
+        }
+    }
+    text
 }

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use crate::config::{BackendKind, Config};
 use crate::conn::outbox::Stores;
+use crate::conn::record::Record;
 use crate::conn::table::Table;
 use crate::conn::{Conn, ConnId};
 use crate::metrics::{Cause, Metrics};
@@ -63,6 +64,10 @@ pub struct Shard<R: Ring> {
     rooms: Vec<Option<Rooms>>,
     random: Random,
     metrics: Metrics,
+    /// `{"event":"ping"}` as a frame, for pages.
+    ping_frame: bytes::Bytes,
+    /// When to accept again after the system had no descriptor to give.
+    accept_retry_at: Time,
     /// Set once we are stopping: when the last connection is closed whatever it still owes.
     stop_deadline: Option<Time>,
 }
@@ -92,7 +97,7 @@ impl<R: Ring> Shard<R> {
         let rooms = config.backends.iter().map(|backend| match &backend.kind {
             BackendKind::Local(local) => {
                 let epoch = random.next();
-                Some(Rooms::new(index, shards, local.limits.clone(), unix_origin_ms, epoch))
+                Some(Rooms::new(index, shards, local.rooms.clone(), unix_origin_ms, epoch))
             }
             _ => None,
         });
@@ -109,6 +114,8 @@ impl<R: Ring> Shard<R> {
             mail,
             random,
             metrics: Metrics::default(),
+            ping_frame: rooms::ping_frame(),
+            accept_retry_at: Time::NEVER,
             stop_deadline: None,
             ring,
             config,
@@ -179,6 +186,7 @@ impl<R: Ring> Shard<R> {
         }
         let rooms = self.rooms.iter().flatten().filter_map(Rooms::next_deadline).min();
         let mut deadline = self.timers.next_deadline().min(rooms.unwrap_or(Time::NEVER));
+        deadline = deadline.min(self.accept_retry_at);
         if self.mail.is_stuck() {
             deadline = deadline.min(self.now + STUCK_MAIL_WAIT);
         }
@@ -224,6 +232,14 @@ impl<R: Ring> Shard<R> {
     /// What this shard has counted so far.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// Every connection, written down.
+    pub fn records(&self) -> impl Iterator<Item = Record> {
+        (0..self.table.slots_used()).filter_map(|slot| {
+            let id = self.table.id_at(slot)?;
+            Some(Record::of(id, &self.table[id], self.now))
+        })
     }
 
     /// The ring, for inspection by tests.

@@ -17,6 +17,9 @@ const BUCKETS: u64 = 512;
 /// Marks the end of a list.
 const NONE: u32 = u32::MAX;
 
+/// What the wheel keeps per slot.
+pub const NODE_BYTES: usize = size_of::<Node>();
+
 /// The deadlines of a table of connections, by slot.
 pub struct Wheel {
     /// The first node of each bucket.
