@@ -146,8 +146,7 @@ impl LinuxRing {
             advice: "raise LimitNOFILE (RLIMIT_NOFILE), or set server.slots_per_shard lower",
             error,
         })?;
-        let pool = Pool::new(options.buffers, options.buffer_bytes);
-        let buffer_ring = BufferRing::register(&ring, &pool, options.incremental)?;
+        let (pool, buffer_ring) = BufferRing::with_pool(&ring, options)?;
         // SAFETY: eventfd takes no pointers; a valid descriptor is ours alone.
         let eventfd = unsafe {
             let fd = libc::eventfd(0, libc::EFD_CLOEXEC);
@@ -673,6 +672,14 @@ impl Gather {
     }
 }
 
+/// IOU_PBUF_RING_INC: one buffer takes the data of several receives, one behind the other, so that
+/// small messages share the cache lines that are hot.
+const INCREMENTAL: u16 = 2;
+
+/// A receive buffer where each receive takes a whole one: most messages are smaller, and the larger
+/// the pool in bytes, the colder each buffer.
+const WHOLE_BUFFER_BYTES: u32 = 2048;
+
 /// The ring through which receive buffers are offered to the kernel.
 struct BufferRing {
     entries: NonNull<BufRingEntry>,
@@ -683,7 +690,26 @@ struct BufferRing {
 }
 
 impl BufferRing {
-    fn register(ring: &IoUring, pool: &Pool, incremental: bool) -> Result<BufferRing, SetupError> {
+    /// The pool that the options ask for. Where the kernel gives a whole buffer to each receive,
+    /// however short, the same memory is cut into many small ones instead.
+    fn with_pool(ring: &IoUring, options: &Options) -> Result<(Pool, BufferRing), SetupError> {
+        if options.incremental {
+            let pool = Pool::new(options.buffers, options.buffer_bytes);
+            if let Ok(buffer_ring) = BufferRing::register(ring, &pool, INCREMENTAL) {
+                return Ok((pool, buffer_ring));
+            }
+        }
+        let bytes = u64::from(options.buffers) * u64::from(options.buffer_bytes);
+        let buffer_bytes = options.buffer_bytes.min(WHOLE_BUFFER_BYTES);
+        let count = (bytes / u64::from(buffer_bytes)).clamp(1, 32_768) as u16;
+        let count = if count.is_power_of_two() { count } else { count.next_power_of_two() / 2 };
+        let pool = Pool::new(count, buffer_bytes);
+        let buffer_ring = BufferRing::register(ring, &pool, 0)
+            .map_err(|error| SetupError::new("a ring of receive buffers", error))?;
+        Ok((pool, buffer_ring))
+    }
+
+    fn register(ring: &IoUring, pool: &Pool, flags: u16) -> io::Result<BufferRing> {
         let bytes = usize::from(pool.count()) * size_of::<BufRingEntry>();
         // Page-aligned, as the kernel asks.
         let layout = std::alloc::Layout::from_size_align(bytes, 4096).expect("a size in range");
@@ -692,26 +718,20 @@ impl BufferRing {
         let Some(entries) = NonNull::new(memory.cast::<BufRingEntry>()) else {
             std::alloc::handle_alloc_error(layout)
         };
-        // IOU_PBUF_RING_INC: one buffer takes the data of several receives, one behind the other,
-        // so that small messages share the cache lines that are hot.
-        const INCREMENTAL: u16 = 2;
-        let register = |flags| {
-            // SAFETY: the memory is ours, aligned, zeroed, and outlives the ring (field order of
-            // `LinuxRing`).
-            unsafe {
-                ring.submitter().register_buf_ring_with_flags(
-                    entries.as_ptr() as u64,
-                    pool.count(),
-                    BUFFER_GROUP,
-                    flags,
-                )
-            }
+        let mut this = BufferRing {
+            entries,
+            layout,
+            mask: pool.count() - 1,
+            tail: 0,
+            incremental: flags == INCREMENTAL,
         };
-        let incremental = incremental && register(INCREMENTAL).is_ok();
-        if !incremental {
-            register(0).map_err(|error| SetupError::new("a ring of receive buffers", error))?;
+        // SAFETY: the memory is ours, aligned, zeroed, and outlives the ring (field order of
+        // `LinuxRing`).
+        unsafe {
+            let address = entries.as_ptr() as u64;
+            let submitter = ring.submitter();
+            submitter.register_buf_ring_with_flags(address, pool.count(), BUFFER_GROUP, flags)?;
         }
-        let mut this = BufferRing { entries, layout, mask: pool.count() - 1, tail: 0, incremental };
         for id in 0..pool.count() {
             this.offer(pool, id);
         }
