@@ -502,6 +502,9 @@ fn upstream_socket(address: &SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(*address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(60)))?;
+    // An orderly end is a shutdown and the peer's end. A close without one is meant as a reset, as
+    // the client's was; and no TIME_WAIT keeps a port from the next connection to this upstream.
+    socket.set_linger(Some(Duration::ZERO))?;
     Ok(socket)
 }
 
