@@ -22,7 +22,8 @@ Examples:
 Exit codes:
   0  stopped as asked; for check: the file is in order
   1  could not start, or could not go on; for check: the file has faults
-  2  the command line was not understood";
+  2  the command line was not understood
+";
 
 /// A WebSocket gateway on io_uring.
 #[derive(Parser)]
