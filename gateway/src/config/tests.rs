@@ -399,3 +399,48 @@ fn the_documented_values_are_the_defaults() {
     }
     assert!(tried > 20, "only {tried} lines with a default");
 }
+
+/// The value of `key` in a unit or a sysctl file.
+fn setting<'f>(file: &'f str, key: &str) -> &'f str {
+    let line = file.lines().find_map(|line| line.strip_prefix(key)?.trim_start().strip_prefix('='));
+    line.unwrap_or_else(|| panic!("{key} is not set")).trim()
+}
+
+#[test]
+fn the_unit_and_the_kernel_settings_fit_the_defaults() {
+    let unit = include_str!("../../../systemd/penstock.service");
+    let stop = setting(unit, "TimeoutStopSec").strip_suffix('s').expect("seconds");
+    assert!(good(GOOD).server.stop_timeout.as_secs() < stop.parse().expect("a number"));
+    let slots = crate::limits::SLOTS_PER_SHARD_MAX.to_string();
+    assert_eq!(setting(unit, "LimitNOFILE"), slots);
+
+    let kernel = include_str!("../../../tuning/90-penstock.conf");
+    assert_eq!(setting(kernel, "fs.nr_open"), slots);
+    let granted: u32 = setting(kernel, "net.core.wmem_max").parse().expect("a number");
+    assert!(granted >= Limits::default().send_buffer_bytes);
+    let ports = setting(kernel, "net.ipv4.ip_local_port_range");
+    let (low, high) = ports.split_once(' ').expect("two numbers");
+    let ports = low.parse().expect("a port")..=high.parse().expect("a port");
+    assert!(!ports.contains(&Config::embedded().listeners[0].address.port()));
+}
+
+#[test]
+fn damaged_files_have_faults_and_never_panic() {
+    let text = "[server]\npin = true\n[[listener]]\naddress = \"[::1]:80\"\n[[route]]\n\
+                host = \"*.é.x\"\npath = '/a/*'\nbackend = \"b\"\n[backend.b]\n\
+                kind = \"websocket\"\nurl = \"ws://[::1]:3000\"\n[limits]\nheaders_max = 0x1_0\n";
+    let inspect = |damaged: &str| {
+        if let Err(faults) = read(damaged) {
+            assert!(!faults.list.is_empty(), "no fault in {damaged}");
+            let lines = damaged.lines().count() + 1;
+            assert!(faults.list.iter().all(|fault| fault.line <= lines), "{faults}");
+        }
+    };
+    for (at, _) in text.char_indices() {
+        inspect(&text[..at]);
+        for put in ["\"", "[", "]", "=", "\n", "9", "é", "\0", "."] {
+            let rest = text[at..].chars().next().map_or(0, char::len_utf8);
+            inspect(&format!("{}{put}{}", &text[..at], &text[at + rest..]));
+        }
+    }
+}
