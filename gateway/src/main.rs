@@ -120,7 +120,14 @@ fn summary(config: &Config) -> String {
         server.shards, server.slots_per_shard, config.limits.connections_max
     );
     for listener in &config.listeners {
-        let _ = writeln!(text, "listener   {} ({})", listener.address, listener.name);
+        let address = listener.address.to_string();
+        let _ = write!(text, "listener   {address}");
+        let named = listener.name != address;
+        let _ = writeln!(
+            text,
+            "{}",
+            if named { format!(" ({})", listener.name) } else { String::new() }
+        );
     }
     for (index, route) in config.routes.iter().enumerate() {
         let _ = write!(text, "route {:<4} {} {}", index + 1, route.host, route.path);

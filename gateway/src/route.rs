@@ -375,6 +375,30 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_order_of_matching_is_not_that_of_the_file() {
+        let best_first = [
+            route("a.x", "/p", "s", 0),
+            route("a.x", "/p", "", 1),
+            route("a.x", "/p/q/*", "", 2),
+            route("a.x", "/p/*", "", 3),
+            route("[::1]", "", "", 4),
+            route("*.a.x", "", "", 5),
+            route("*.x", "/p", "", 6),
+            route("", "/p", "", 7),
+            route("", "", "s", 8),
+            route("", "", "", 9),
+        ];
+        for shift in 0..best_first.len() {
+            let mut written = best_first.to_vec();
+            written.rotate_left(shift);
+            let routes = Routes::new(written);
+            let order: Vec<u16> = routes.iter().map(|route| route.backend).collect();
+            assert_eq!(order, (0..10).collect::<Vec<u16>>());
+            assert!((0..10).all(|index| routes.get(RouteIndex(index)).index.0 == index));
+        }
+    }
+
     /// The order of the module's first lines, one route against another, without sort or groups.
     fn naive<'r>(
         routes: &'r [Route],

@@ -568,9 +568,9 @@ fn agree(reader: &Reader<'_>, root: &Section<'_, '_>, file: &mut File) -> Vec<Ro
             if earlier.value.address == address && address.port() != 0 {
                 let message = format!("address {address} is used twice: remove one of the two");
                 reader.echo(&listener.place, message);
-            } else if earlier.value.name == *name && address.port() != 0 {
+            } else if earlier.value.name == *name {
                 let message =
-                    format!("listener \"{name}\" is defined twice: rename one of the two");
+                    format!("listener \"{name}\" is defined twice: give each another `name`");
                 reader.echo(&listener.place, message);
             }
         }

@@ -155,13 +155,15 @@ fn listeners() {
         "[[listener]]\naddress = \"localhost:80\"\n[[listener]]\nname = \"a b\"\n\
          [[listener]]\naddress = \"127.0.0.1:8080\"\n\
          [[listener]]\nname = \"x\"\naddress = \"[::1]:1\"\n\
-         [[listener]]\nname = \"x\"\naddress = \"[::1]:2\"\n",
+         [[listener]]\nname = \"x\"\naddress = \"[::1]:2\"\n\
+         [[listener]]\naddress = \"[::1]:0\"\n[[listener]]\naddress = \"[::1]:0\"\n",
         &[
             "2:11: `address` is \"localhost:80\": not an address and a port; write it like",
             "3:1: `address` is missing: [[listener]] needs it; add address = \"127.0.0.1:8080\"",
             "4:8: name \"a b\": it goes into logs and metrics as it is",
             "6:11: address 127.0.0.1:8080 is used twice",
-            "12:11: listener \"x\" is defined twice",
+            "12:11: listener \"x\" is defined twice: give each another `name`",
+            "16:11: listener \"[::1]:0\" is defined twice",
         ],
     );
 }
