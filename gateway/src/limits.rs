@@ -211,6 +211,10 @@ mod tests {
              [[route]]\nbackend = \"rooms\"\n\
              [backend.rooms]\nkind = \"local\"\nrooms_max = 10\nhistory_bytes_max = 1000\n\
              rooms_per_client_max = 3\n\
+             [backend.few]\nkind = \"local\"\nrooms_max = 1\nrooms_per_client_max = 1\n\
+             history_bytes_max = 300\nhistory_bytes_per_shard_max = 400\n\
+             [backend.full]\nkind = \"local\"\nrooms_max = 2\nrooms_per_client_max = 1\n\
+             history_bytes_max = 300\nhistory_bytes_per_shard_max = 400\n\
              [limits]\nconnections_max = 50\nmessage_bytes_max = 2000\noutbox_bytes_max = 4000\n\
              head_bytes_max = 4096\ntarget_bytes_max = 1024\nearly_bytes_max = 8\n",
         )
@@ -226,8 +230,9 @@ mod tests {
                 ("early bytes", 50 * 8),
                 ("assembly", 50 * 2000),
                 ("outboxes", 200 * 4000),
-                ("rooms", 2 * 10 * 5 + 50 * 3 * 2),
-                ("rooms history", 2 * 10 * 1000),
+                ("rooms", 2 * (10 + 1 + 2) * 5 + 50 * (3 + 1 + 1) * 2),
+                // Ten full rooms, one full room, and two that a shard does not let fill up.
+                ("rooms history", 2 * (10 * 1000 + 300 + 400)),
             ]
         );
         assert_eq!(memory_bound_total(&bound), bound.iter().map(|(_, bytes)| bytes).sum::<u64>());

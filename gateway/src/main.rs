@@ -22,7 +22,8 @@ Examples:
 Exit codes:
   0  stopped as asked; for check: the file is in order
   1  could not start, or could not go on; for check: the file has faults
-  2  the command line was not understood";
+  2  the command line was not understood
+";
 
 /// A WebSocket gateway on io_uring.
 #[derive(Parser)]
@@ -119,7 +120,14 @@ fn summary(config: &Config) -> String {
         server.shards, server.slots_per_shard, config.limits.connections_max
     );
     for listener in &config.listeners {
-        let _ = writeln!(text, "listener   {} ({})", listener.address, listener.name);
+        let address = listener.address.to_string();
+        let _ = write!(text, "listener   {address}");
+        let named = listener.name != address;
+        let _ = writeln!(
+            text,
+            "{}",
+            if named { format!(" ({})", listener.name) } else { String::new() }
+        );
     }
     for (index, route) in config.routes.iter().enumerate() {
         let _ = write!(text, "route {:<4} {} {}", index + 1, route.host, route.path);

@@ -283,3 +283,192 @@ impl fmt::Display for PathPattern {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(host: &str, path: &str, subprotocol: &str, backend: u16) -> Route {
+        let pattern = |text: &str| text.parse::<HostPattern>().expect("a host");
+        Route {
+            index: RouteIndex(0),
+            host: if host.is_empty() { HostPattern::Any } else { pattern(host) },
+            path: if path.is_empty() {
+                PathPattern::Prefix(String::new())
+            } else {
+                path.parse().expect("a path")
+            },
+            subprotocol: (!subprotocol.is_empty()).then(|| subprotocol.to_owned()),
+            backend,
+        }
+    }
+
+    #[test]
+    fn hosts_in_all_spellings() {
+        let exact = Routes::new(vec![route("chat.example.org", "", "", 1)]);
+        let wildcard = Routes::new(vec![route("*.example.org", "", "", 1)]);
+        let address = Routes::new(vec![route("[2001:db8::1]", "", "", 1)]);
+        for (routes, host, want) in [
+            (&exact, "chat.example.org", true),
+            (&exact, "CHAT.Example.ORG:8080", true),
+            (&exact, "chat.example.org.", true),
+            (&exact, "chat.example.org.:80", true),
+            (&exact, "xchat.example.org", false),
+            (&exact, "chat.example.orgx", false),
+            (&exact, "", false),
+            (&exact, ":80", false),
+            (&wildcard, "a.example.org", true),
+            (&wildcard, "a.B.EXAMPLE.org:1", true),
+            (&wildcard, "example.org", false),
+            (&wildcard, ".example.org", false),
+            (&wildcard, "aexample.org", false),
+            (&wildcard, "é.example.org", true),
+            (&wildcard, "ééééééé", false),
+            (&address, "[2001:db8::1]", true),
+            (&address, "[2001:DB8:0:0::1]:8080", true),
+            (&address, "[2001:db8::2]", false),
+            (&address, "2001:db8::1", false),
+            (&address, "[", false),
+            (&address, "]:", false),
+        ] {
+            assert_eq!(routes.find(host, "/", [].into_iter()).is_some(), want, "{host}");
+        }
+    }
+
+    #[test]
+    fn paths_without_their_query() {
+        let routes = Routes::new(vec![
+            route("", "/a", "", 1),
+            route("", "/a/*", "", 2),
+            route("", "/a/b/*", "", 3),
+        ]);
+        for (path, want) in [
+            ("/a", Some(1)),
+            ("/a?b/c", Some(1)),
+            ("/a/", Some(2)),
+            ("/a/b", Some(2)),
+            ("/a/b/?x", Some(3)),
+            ("/A", None),
+            ("/ab", None),
+            ("", None),
+            ("?", None),
+        ] {
+            let found = routes.find("h", path, [].into_iter()).map(|route| route.backend);
+            assert_eq!(found, want, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_client_prefers_among_subprotocols() {
+        let routes = Routes::new(vec![
+            route("", "/a", "x", 1),
+            route("", "/a", "y", 2),
+            route("", "", "", 3),
+            route("", "", "z", 4),
+        ]);
+        for (offered, want) in
+            [("y x", 2), ("x y", 1), ("q y", 2), ("z", 4), ("z y", 2), ("X", 3), ("", 3)]
+        {
+            let found = routes.find("h", "/a", offered.split(' ')).expect("a route");
+            assert_eq!(found.backend, want, "{offered}");
+            assert_eq!(routes.get(found.index), found);
+        }
+    }
+
+    #[test]
+    fn the_order_of_matching_is_not_that_of_the_file() {
+        let best_first = [
+            route("a.x", "/p", "s", 0),
+            route("a.x", "/p", "", 1),
+            route("a.x", "/p/q/*", "", 2),
+            route("a.x", "/p/*", "", 3),
+            route("[::1]", "", "", 4),
+            route("*.a.x", "", "", 5),
+            route("*.x", "/p", "", 6),
+            route("", "/p", "", 7),
+            route("", "", "s", 8),
+            route("", "", "", 9),
+        ];
+        for shift in 0..best_first.len() {
+            let mut written = best_first.to_vec();
+            written.rotate_left(shift);
+            let routes = Routes::new(written);
+            let order: Vec<u16> = routes.iter().map(|route| route.backend).collect();
+            assert_eq!(order, (0..10).collect::<Vec<u16>>());
+            assert!((0..10).all(|index| routes.get(RouteIndex(index)).index.0 == index));
+        }
+    }
+
+    /// The order of the module's first lines, one route against another, without sort or groups.
+    fn naive<'r>(
+        routes: &'r [Route],
+        host: &str,
+        path: &str,
+        offered: &[&str],
+    ) -> Option<&'r Route> {
+        let rank = |route: &Route| {
+            let by_host = match &route.host {
+                HostPattern::Exact(name) if name == host => 1000,
+                HostPattern::Wildcard(suffix) if host.ends_with(suffix) && host != suffix => {
+                    suffix.len()
+                }
+                HostPattern::Any => 0,
+                _ => return None,
+            };
+            let by_path = match &route.path {
+                PathPattern::Exact(exact) if exact == path => 1000,
+                PathPattern::Prefix(prefix) if path.starts_with(prefix) => prefix.len(),
+                _ => return None,
+            };
+            let by_subprotocol = match &route.subprotocol {
+                None => 0,
+                Some(name) => 1000 - offered.iter().position(|offered| offered == name)?,
+            };
+            Some((by_host, by_path, by_subprotocol))
+        };
+        routes.iter().filter(|route| rank(route).is_some()).max_by_key(|route| rank(route))
+    }
+
+    #[test]
+    fn a_model_finds_the_same() {
+        let hosts = ["", "a.x", "b.a.x", "*.x", "*.a.x", "*.b.a.x"];
+        let paths = ["", "/p", "/p/*", "/p/q", "/p/q/*"];
+        let subprotocols = ["", "s", "t", "u"];
+        let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+        let mut next = |below: usize| {
+            // xorshift64: any sequence will do, the same one each time.
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state % below as u64) as usize
+        };
+        let mut found_some = 0;
+        for _ in 0..400 {
+            let mut written: Vec<Route> = Vec::new();
+            for backend in 0..next(24) as u16 {
+                let (host, path) = (hosts[next(hosts.len())], paths[next(paths.len())]);
+                let one = route(host, path, subprotocols[next(subprotocols.len())], backend);
+                if !written.iter().any(|earlier| earlier.same_requests(&one)) {
+                    written.push(one);
+                }
+            }
+            let routes = Routes::new(written.clone());
+            for host in ["a.x", "b.a.x", "c.b.a.x", "d.x", "x", "y"] {
+                for path in ["/", "/p", "/p/", "/p/q", "/p/q/r", "/z"] {
+                    for offered in [&[][..], &["s"], &["t", "s"], &["v", "u", "t"]] {
+                        let got = routes.find(host, path, offered.iter().copied());
+                        let want = naive(&written, host, path, offered);
+                        let backend = |route: Option<&Route>| route.map(|route| route.backend);
+                        assert_eq!(
+                            backend(got),
+                            backend(want),
+                            "{host} {path} {offered:?} in {written:#?}"
+                        );
+                        found_some += usize::from(got.is_some());
+                    }
+                }
+            }
+        }
+        assert!(found_some > 10_000);
+    }
+}

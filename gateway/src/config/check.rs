@@ -31,13 +31,13 @@ struct File {
     backends: Vec<Placed<Backend>>,
 }
 
-/// A route, before its backend is known to exist.
+/// A route, before its backend is known to exist. `None` has been reported.
 struct RouteEntry {
     place: Place,
-    host: HostPattern,
-    path: PathPattern,
+    host: Option<HostPattern>,
+    path: Option<PathPattern>,
     subprotocol: Option<String>,
-    backend: Placed<String>,
+    backend: Option<Placed<String>>,
 }
 
 /// Makes a [`Config`] of `text`, or says everything that is wrong with it; and which keys the
@@ -51,7 +51,6 @@ pub(super) fn check(
     let (reader, table) = Reader::parse(text);
     let mut root = Section::root(&reader, table.get_ref());
     let mut file = read_file(&reader, &mut root, machine, overrides);
-    root.finish();
     if !overrides.listen.is_empty() {
         file.listeners = overrides
             .listen
@@ -59,7 +58,8 @@ pub(super) fn check(
             .map(|address| Placed { value: listener_at(*address), place: 0..0 })
             .collect();
     }
-    let routes = agree(&reader, &mut file);
+    let routes = agree(&reader, &root, &mut file);
+    root.finish();
     let result = if reader.is_good() {
         Ok(Config {
             server: file.server,
@@ -90,7 +90,7 @@ fn read_file(
     let listeners = listeners.into_iter().filter_map(|section| read_listener(reader, section));
     let listeners = listeners.collect();
     let routes = root.sections("route");
-    let routes = routes.into_iter().filter_map(|section| read_route(reader, section)).collect();
+    let routes = routes.into_iter().map(|section| read_route(reader, section)).collect();
     let backends = root.named("backend");
     let backends = backends
         .into_iter()
@@ -156,8 +156,9 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
     let timeout = 1..=TIMEOUT_MS_MAX;
     let head_bytes_max = section.size("head_bytes_max", 1024..=(1 << 20), default.head_bytes_max);
     let headers_max = section.size("headers_max", 8..=1024, default.headers_max);
-    let target_bytes_max =
-        section.size("target_bytes_max", 1..=(1 << 20), default.target_bytes_max);
+    // A lower bound on heads alone lowers the target's with it.
+    let target_default = default.target_bytes_max.min(head_bytes_max / 2);
+    let target_bytes_max = section.size("target_bytes_max", 1..=(1 << 20), target_default);
     let handshake_timeout =
         section.milliseconds("handshake_timeout_ms", timeout.clone(), default.handshake_timeout);
     let connect_timeout =
@@ -192,9 +193,7 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
             "`target_bytes_max` is {target_bytes_max}: the target is part of the head, and \
              `head_bytes_max` is {head_bytes_max}; lower the one or raise the other"
         );
-        let key =
-            if section.has("target_bytes_max") { "target_bytes_max" } else { "head_bytes_max" };
-        reader.fault(&section.place_of(key), message);
+        reader.fault(&section.place_of("target_bytes_max"), message);
     }
     let outbox_least = message_bytes_max + OUTBOX_SPARE_BYTES;
     if outbox_bytes_max < outbox_least {
@@ -289,7 +288,7 @@ fn check_name(reader: &Reader<'_>, key: &str, name: &Placed<String>) {
     }
 }
 
-fn read_route(reader: &Reader<'_>, mut section: Section<'_, '_>) -> Option<RouteEntry> {
+fn read_route(reader: &Reader<'_>, mut section: Section<'_, '_>) -> RouteEntry {
     let host = section.string("host");
     let path = section.string("path");
     let subprotocol = section.string("subprotocol");
@@ -318,7 +317,7 @@ fn read_route(reader: &Reader<'_>, mut section: Section<'_, '_>) -> Option<Route
         }
     }
     let subprotocol = subprotocol.map(|subprotocol| subprotocol.value);
-    Some(RouteEntry { place, host: host?, path: path?, subprotocol, backend: backend? })
+    RouteEntry { place, host, path, subprotocol, backend }
 }
 
 /// The pattern in `text`; `None` has been reported.
@@ -528,24 +527,24 @@ fn authority(url: &str) -> Result<(&str, u16), &'static str> {
 
 /// What no single table can tell: names that are used twice or not defined, and what is missing
 /// altogether. Returns the routes with their backends.
-fn agree(reader: &Reader<'_>, file: &mut File) -> Vec<Route> {
+fn agree(reader: &Reader<'_>, root: &Section<'_, '_>, file: &mut File) -> Vec<Route> {
     // TOML sorts tables by name; connections and metrics go by the order of the file.
     file.backends.sort_by_key(|backend| backend.place.start);
     let File { listeners, routes, backends, .. } = file;
     let top = 0..0;
-    if listeners.is_empty() {
+    if listeners.is_empty() && !root.has_items("listener") {
         reader.echo(
             &top,
             "no listener: nobody could connect; add [[listener]] with address = \"127.0.0.1:8080\"",
         );
     }
-    if routes.is_empty() {
+    if !root.has_items("route") {
         reader.echo(
             &top,
             "no route: every request would be refused; add [[route]] with backend = \"NAME\"",
         );
     }
-    if backends.is_empty() {
+    if !root.has_items("backend") {
         reader.echo(
             &top,
             "no backend: nobody would answer; add [backend.NAME] with kind = \"websocket\"",
@@ -569,9 +568,9 @@ fn agree(reader: &Reader<'_>, file: &mut File) -> Vec<Route> {
             if earlier.value.address == address && address.port() != 0 {
                 let message = format!("address {address} is used twice: remove one of the two");
                 reader.echo(&listener.place, message);
-            } else if earlier.value.name == *name && address.port() != 0 {
+            } else if earlier.value.name == *name {
                 let message =
-                    format!("listener \"{name}\" is defined twice: rename one of the two");
+                    format!("listener \"{name}\" is defined twice: give each another `name`");
                 reader.echo(&listener.place, message);
             }
         }
@@ -592,24 +591,12 @@ fn agree(reader: &Reader<'_>, file: &mut File) -> Vec<Route> {
     let names: Vec<&str> = backends.iter().map(|backend| backend.value.name.as_str()).collect();
     let mut checked: Vec<Route> = Vec::new();
     for entry in routes.drain(..) {
-        let wanted = &entry.backend.value;
-        let index = names.iter().position(|name| name == wanted);
-        if index.is_none() {
-            let remedy = match closest(wanted, &names) {
-                Some(closest) => format!("did you mean \"{closest}\"?"),
-                None => format!("add [backend.{wanted}], or name one that is there"),
-            };
-            let message =
-                format!("`backend` is \"{wanted}\": no such backend is defined; {remedy}");
-            reader.echo(&entry.backend.place, message);
-        }
-        let route = Route {
-            index: RouteIndex(0),
-            host: entry.host,
-            path: entry.path,
-            subprotocol: entry.subprotocol,
-            backend: index.and_then(|index| u16::try_from(index).ok()).unwrap_or(0),
-        };
+        let index = entry.backend.and_then(|wanted| find_backend(reader, &names, &wanted));
+        let (Some(host), Some(path)) = (entry.host, entry.path) else { continue };
+        let RouteEntry { subprotocol, .. } = entry;
+        // 0 stands for a backend that was reported; such a route is never used.
+        let backend = index.unwrap_or(0);
+        let route = Route { index: RouteIndex(0), host, path, subprotocol, backend };
         if checked.iter().any(|earlier| earlier.same_requests(&route)) {
             let message = format!(
                 "a second route for {}{}{}: it could never be chosen; remove one of the two",
@@ -622,4 +609,20 @@ fn agree(reader: &Reader<'_>, file: &mut File) -> Vec<Route> {
         checked.push(route);
     }
     checked
+}
+
+/// The index of the backend that a route names; `None` has been reported.
+fn find_backend(reader: &Reader<'_>, names: &[&str], wanted: &Placed<String>) -> Option<u16> {
+    let name = &wanted.value;
+    if let Some(index) = names.iter().position(|other| other == name) {
+        // More backends than that have been reported.
+        return u16::try_from(index).ok();
+    }
+    let remedy = match closest(name, names) {
+        Some(closest) => format!("did you mean \"{closest}\"?"),
+        None => format!("add [backend.{name}], or name one that is there"),
+    };
+    let message = format!("`backend` is \"{name}\": no such backend is defined; {remedy}");
+    reader.echo(&wanted.place, message);
+    None
 }

@@ -180,6 +180,16 @@ impl<'r, 't> Section<'r, 't> {
         self.table.is_some_and(|table| table.contains_key(key))
     }
 
+    /// Whether `key` is written and is not an empty list or table.
+    pub(super) fn has_items(&self, key: &str) -> bool {
+        match self.table.and_then(|table| table.get(key)).map(Spanned::get_ref) {
+            None => false,
+            Some(DeValue::Array(array)) => !array.is_empty(),
+            Some(DeValue::Table(table)) => !table.is_empty(),
+            Some(_) => true,
+        }
+    }
+
     fn value(&mut self, key: &'static str) -> Option<&'r Spanned<DeValue<'t>>> {
         self.asked.push(key);
         if !self.scope.is_empty() {
@@ -384,21 +394,28 @@ pub(super) fn closest<'w>(text: &str, words: &[&'w str]) -> Option<&'w str> {
         return None;
     }
     let best = words.iter().map(|word| (distance(text, word), *word)).min()?;
+    // One slip in every three letters still leaves most of the word.
     (best.0 <= (text.chars().count() / 3).max(1)).then_some(best.1)
 }
 
-/// Insertions, deletions and replacements of characters that make `b` of `a` (Levenshtein).
+/// Insertions, deletions, replacements and swaps of neighbours that make `b` of `a`, no letter
+/// touched twice (optimal string alignment).
 fn distance(a: &str, b: &str) -> usize {
+    let a: Vec<char> = a.chars().collect();
     let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+    // cost[i][j]: from the first i letters of `a` to the first j of `b`.
+    let mut cost = vec![vec![0; b.len() + 1]; a.len() + 1];
+    for i in 0..=a.len() {
+        for j in 0..=b.len() {
+            cost[i][j] = if i == 0 || j == 0 {
+                i + j
+            } else {
+                let replaced = cost[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+                let best = replaced.min(cost[i - 1][j] + 1).min(cost[i][j - 1] + 1);
+                let swapped = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
+                if swapped { best.min(cost[i - 2][j - 2] + 1) } else { best }
+            };
         }
     }
-    row[b.len()]
+    cost[a.len()][b.len()]
 }

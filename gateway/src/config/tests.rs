@@ -1,1 +1,448 @@
+//! Faulty files with everything that must be said about them, and the documentation held to the
+//! reader.
 
+use std::collections::BTreeSet;
+use std::io;
+
+use super::check::check;
+use super::*;
+
+/// The annotated file, which is also the reference of all keys.
+const DOCUMENTED: &str = include_str!("../../../docs/penstock.toml");
+
+/// A file that is in order, for tests to add to.
+const GOOD: &str = "\
+[[listener]]
+address = \"127.0.0.1:8080\"
+[[route]]
+backend = \"echo\"
+[backend.echo]
+kind = \"echo\"
+";
+
+fn machine() -> Machine {
+    fn resolve(host: &str, port: u16) -> io::Result<SocketAddr> {
+        match host {
+            "backend.test" => Ok(SocketAddr::from(([192, 0, 2, 7], port))),
+            _ => format!("{host}:{port}")
+                .parse()
+                .map_err(|_| io::Error::new(io::ErrorKind::NotFound, "no such name")),
+        }
+    }
+    Machine { cpus: 2, descriptors: 20_000, resolve }
+}
+
+fn read(text: &str) -> Result<Config, Faults> {
+    check("f", text, &machine(), &Overrides::default()).0
+}
+
+#[track_caller]
+fn good(text: &str) -> Config {
+    read(text).unwrap_or_else(|faults| panic!("{faults}\nin\n{text}"))
+}
+
+/// `want`: each fault as `line:column: message`, the message up to where the test stops caring.
+#[track_caller]
+fn faulty(text: &str, want: &[&str]) {
+    let faults = read(text).expect_err("faults");
+    let got: Vec<String> = faults
+        .list
+        .iter()
+        .map(|fault| format!("{}:{}: {}", fault.line, fault.column, fault.message))
+        .collect();
+    let same =
+        got.len() == want.len() && got.iter().zip(want).all(|(got, want)| got.starts_with(want));
+    assert!(same, "got\n{}\nwant\n{}", got.join("\n"), want.join("\n"));
+}
+
+/// Faults of what is written below [`GOOD`], whose lines do not count.
+#[track_caller]
+fn faulty_below(text: &str, want: &[&str]) {
+    let text = format!("{GOOD}{text}");
+    let above = GOOD.lines().count();
+    let want: Vec<String> = want
+        .iter()
+        .map(|want| {
+            let (line, rest) = want.split_once(':').expect("line:column: message");
+            format!("{}:{rest}", line.parse::<usize>().expect("a line") + above)
+        })
+        .collect();
+    faulty(&text, &want.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_empty_file_lacks_everything() {
+    let nothing = ["1:1: no listener", "1:1: no route", "1:1: no backend"];
+    faulty("", &nothing);
+    faulty("listener = []\nroute = []\n[backend]\n", &nothing);
+}
+
+#[test]
+fn unknown_keys_and_tables() {
+    faulty_below(
+        "[limits]\nhead_bytes = 5000\nxyzzy = 1\n[sever]\nshards = 1\n[backend.b]\nkind = \"echo\"\nurl = \"\"\n",
+        &[
+            "2:1: unknown key `head_bytes`: [limits] has no such key; it knows `head_bytes_max`",
+            "3:1: unknown key `xyzzy`: [limits] has no such key; it knows `head_bytes_max`, `head",
+            "4:2: unknown key `sever`: the file has no such key; did you mean `server`?",
+            "8:1: unknown key `url`: [backend.b] has no such key; it knows `kind`",
+        ],
+    );
+    faulty_below(
+        "[limits]\nping_intervall_ms = 1\n",
+        &[
+            "2:1: unknown key `ping_intervall_ms`: [limits] has no such key; did you mean `ping_interval_ms`?",
+        ],
+    );
+}
+
+#[test]
+fn wrong_types_and_ranges() {
+    faulty_below(
+        "[server]\npin = 1\nshards = \"two\"\nincremental = true\nstop_timeout_ms = -1\n\
+         receive_buffer_bytes = 0x1_0000_0000_0000_0000_0000_0000_0000_0000_0000\n\
+         [limits]\nheaders_max = 7\nhead_bytes_max = 1.5\nping_timeout_ms = 0\n",
+        &[
+            "2:7: `pin` is an integer: it must be true or false, without quotes",
+            "3:10: `shards` is a string: it must be a whole number, without quotes or unit",
+            "4:15: `incremental` is a boolean: it must be a string; put it in double quotes",
+            "5:19: `stop_timeout_ms` is -1: out of range; choose a number from 0 to 600000",
+            "6:24: `receive_buffer_bytes` is 0x100",
+            "8:15: `headers_max` is 7: out of range; choose a number from 8 to 1024",
+            "9:18: `head_bytes_max` is a float: it must be a whole number",
+            "10:19: `ping_timeout_ms` is 0: out of range; choose a number from 1 to 600000",
+        ],
+    );
+    faulty(
+        "listener = 1\nroute = [1]\n[backend]\na = 1\n",
+        &[
+            "1:12: `listener` is an integer: it must be a list of tables; write it as [[listener]]",
+            "2:10: `route` is an integer: it must be a table; write it as [[route]]",
+            "4:5: `a` is an integer: it must be a table; write [backend.a]",
+        ],
+    );
+}
+
+#[test]
+fn columns_count_characters() {
+    let text = "route = [{ path = \"/ü\", backend = \"echo\", port = 1 }]\n\
+                listener = [{ address = \"[::]:1\" }]\n[backend.echo]\nkind = \"echo\"\n";
+    faulty(
+        text,
+        &[
+            "1:19: `path` is \"/ü\": a path on the wire has no spaces and is ASCII",
+            "1:43: unknown key `port`: [[route]] has no such key; it knows `host`, `path`, `subp",
+        ],
+    );
+}
+
+#[test]
+fn what_is_not_toml() {
+    faulty(
+        "[server]\nshards = \npin = flase\n[limits]\nheadersmax = 1\nheaders_max = 8\nheaders_max = 9\n",
+        &[
+            "2:10: not TOML: ",
+            "3:7: not TOML: ",
+            "5:1: unknown key `headersmax`: [limits] has no such key; did you mean `headers_max`?",
+            "7:1: not TOML: duplicate key",
+        ],
+    );
+}
+
+#[test]
+fn listeners() {
+    faulty_below(
+        "[[listener]]\naddress = \"localhost:80\"\n[[listener]]\nname = \"a b\"\n\
+         [[listener]]\naddress = \"127.0.0.1:8080\"\n\
+         [[listener]]\nname = \"x\"\naddress = \"[::1]:1\"\n\
+         [[listener]]\nname = \"x\"\naddress = \"[::1]:2\"\n\
+         [[listener]]\naddress = \"[::1]:0\"\n[[listener]]\naddress = \"[::1]:0\"\n",
+        &[
+            "2:11: `address` is \"localhost:80\": not an address and a port; write it like",
+            "3:1: `address` is missing: [[listener]] needs it; add address = \"127.0.0.1:8080\"",
+            "4:8: name \"a b\": it goes into logs and metrics as it is",
+            "6:11: address 127.0.0.1:8080 is used twice",
+            "12:11: listener \"x\" is defined twice: give each another `name`",
+            "16:11: listener \"[::1]:0\" is defined twice",
+        ],
+    );
+}
+
+#[test]
+fn routes() {
+    faulty_below(
+        "[[route]]\nbackend = \"ehco\"\nhost = \"a.example:80\"\n\
+         [[route]]\npath = \"/a/*/b\"\nbackend = \"nowhere\"\nsubprotocol = \"a, b\"\n\
+         [[route]]\npath = \"/*\"\nbackend = \"echo\"\n\
+         [[route]]\nhost = \"*.X.example\"\nbackend = \"far\"\n\
+         [[route]]\nhost = \"*.x.Example.\"\nbackend = \"echo\"\n\
+         [[route]]\nhost = \"a.*.example\"\npath = \"chat\"\n",
+        &[
+            "2:11: `backend` is \"ehco\": no such backend is defined; did you mean \"echo\"?",
+            "3:8: `host` is \"a.example:80\": a route's host has no port",
+            "5:8: `path` is \"/a/*/b\": a `*` may only be the last segment",
+            "6:11: `backend` is \"nowhere\": no such backend is defined; add [backend.nowhere]",
+            "7:15: `subprotocol` is \"a, b\": no client can offer it",
+            "8:1: a second route for any host/*: it could never be chosen",
+            "13:11: `backend` is \"far\": no such backend is defined; add [backend.far]",
+            "14:1: a second route for *.x.example/*",
+            "17:1: `backend` is missing: [[route]] needs it",
+            "18:8: `host` is \"a.*.example\": a `*` may only stand for whole labels in front",
+            "19:8: `path` is \"chat\": a path begins with `/`",
+        ],
+    );
+}
+
+#[test]
+fn backends() {
+    faulty_below(
+        "[backend.a]\nkind = \"websockt\"\n[backend.b]\n[backend.c]\nkind = \"websocket\"\n\
+         [backend.\"d e\"]\nkind = \"echo\"\n\
+         [backend.f]\nkind = \"websocket\"\nurl = \"ws://127.0.0.1:8080\"\nhost = \"keep\"\npath = \"/*\"\n\
+         [backend.g]\nkind = \"local\"\nhistory_bytes_max = 300_000_000\n",
+        &[
+            "2:8: `kind` is \"websockt\": not known; did you mean \"websocket\"?",
+            "3:1: `kind` is missing: [backend.b] needs it",
+            "4:1: `url` is missing: [backend.c] needs it; add url = \"ws://127.0.0.1:3000\"",
+            "6:10: backend \"d e\": it goes into logs",
+            "8:10: backend \"f\" is 127.0.0.1:8080: that is a listener of this gateway",
+            "11:8: `host` is \"keep\": not known; choose one of `preserve`, `upstream`",
+            "12:8: `path` is \"/*\": it replaces the client's path and cannot hold a `*`",
+            "15:21: `history_bytes_max` is 300000000: one room would be allowed more than all",
+        ],
+    );
+    for (url, why) in [
+        ("127.0.0.1:3000", "not a URL"),
+        ("wss://a:1", "TLS to an upstream is not supported"),
+        ("http://a:1", "the backend is a WebSocket server; write ws://"),
+        ("ftp://a:1", "a URL of another scheme"),
+        ("ws://127.0.0.1:1/", "only ws://host:port is meant"),
+        ("ws://127.0.0.1:1?a=b", "only ws://host:port is meant"),
+        ("ws://u@127.0.0.1:1", "credentials in a URL are not sent"),
+        ("ws://127.0.0.1:0", "the port is a number from 1 to 65535"),
+        ("ws://127.0.0.1:x", "the port is a number from 1 to 65535"),
+        ("ws://::1:80", "the host is a name"),
+        ("ws://", "the host is a name"),
+        ("ws://nowhere.test:1", "`nowhere.test` does not resolve (no such name)"),
+    ] {
+        faulty_below(
+            &format!("[backend.a]\nkind = \"websocket\"\nurl = \"{url}\"\n"),
+            &[&format!("3:7: `url` is \"{url}\": {why}")],
+        );
+    }
+}
+
+#[test]
+fn limits_that_contradict_one_another() {
+    faulty_below(
+        "[server]\nslots_per_shard = 20_001\nreceive_buffers = 12\nstop_timeout_ms = 1000\n\
+         [limits]\nhead_bytes_max = 2000\ntarget_bytes_max = 2000\n\
+         message_bytes_max = 4_000_000\noutbox_bytes_max = 4_001_023\nclose_timeout_ms = 1001\n\
+         connections_max = 40_003\n",
+        &[
+            "2:19: `slots_per_shard` is 20001: this process may open 20000 files",
+            "3:19: `receive_buffers` is 12: a buffer ring has a power of two of entries; choose 8 or 16",
+            "7:20: `target_bytes_max` is 2000: the target is part of the head",
+            "9:20: `outbox_bytes_max` is 4001023: a client could never be sent a message of \
+             `message_bytes_max` (4000000) with its header and a control frame; set it to at least \
+             4001024, or leave it out so that it follows",
+            "10:20: `close_timeout_ms` is 1001: at a stop, `server.stop_timeout_ms` (1000) cuts",
+            "11:19: `connections_max` is 40003: the tables hold 40002 (2 shards of 20001 slots)",
+        ],
+    );
+}
+
+#[test]
+fn at_the_bounds_all_is_well() {
+    let config = good(&format!(
+        "{GOOD}[server]\nslots_per_shard = 20_000\nstop_timeout_ms = 1000\n\
+         [limits]\nhead_bytes_max = 2000\ntarget_bytes_max = 1999\n\
+         message_bytes_max = 67_108_864\noutbox_bytes_max = 67_109_888\nclose_timeout_ms = 1000\n\
+         connections_max = 40_000\nping_interval_ms = 0\n"
+    ));
+    assert_eq!(config.limits.outbox_bytes_max, 67_109_888);
+    assert!(config.limits.ping_interval.is_zero());
+}
+
+#[test]
+fn defaults_follow_the_machine_and_one_another() {
+    let config = good(GOOD);
+    assert_eq!((config.server.shards, config.server.slots_per_shard), (2, 20_000));
+    assert_eq!(config.limits.connections_max, 40_000);
+    assert_eq!(config.listeners[0].name, "127.0.0.1:8080");
+    let same = Limits { connections_max: 40_000, ..Limits::default() };
+    assert_eq!(config.limits, same);
+
+    let config =
+        good(&format!("{GOOD}[limits]\nmessage_bytes_max = 2_000_000\nhead_bytes_max = 1024\n"));
+    assert_eq!(config.limits.outbox_bytes_max, 2_001_024);
+    assert_eq!(config.limits.target_bytes_max, 512);
+
+    let large = Machine { cpus: 64, descriptors: 1 << 30, ..machine() };
+    let config = check("f", GOOD, &large, &Overrides::default()).0.expect("in order");
+    assert_eq!((config.server.shards, config.server.slots_per_shard), (64, 32_768));
+}
+
+#[test]
+fn upstreams() {
+    let config = good(
+        "[[listener]]\naddress = \"[::1]:0\"\n[[route]]\nbackend = \"z\"\n\
+         [[route]]\npath = \"/a\"\nbackend = \"a\"\n\
+         [backend.z]\nkind = \"websocket\"\nurl = \"WS://backend.test\"\nhost = \"upstream\"\n\
+         [backend.a]\nkind = \"websocket\"\nurl = \"ws://[::1]:81\"\npath = \"/socket\"\n",
+    );
+    let upstream = |address: &str, host: &str, preserve_host, path: Option<&str>| {
+        BackendKind::Websocket(Upstream {
+            address: address.parse().expect("an address"),
+            host: host.to_owned(),
+            preserve_host,
+            path: path.map(str::to_owned),
+        })
+    };
+    // In the order of the file, which is not that of the alphabet.
+    assert_eq!(config.backends[0].name, "z");
+    assert_eq!(config.backends[0].kind, upstream("192.0.2.7:80", "backend.test", false, None));
+    assert_eq!(config.backends[1].kind, upstream("[::1]:81", "[::1]:81", true, Some("/socket")));
+    let route = config.routes.find("any", "/a?b", [].into_iter()).expect("a route");
+    assert_eq!(config.backend(route).name, "a");
+}
+
+#[test]
+fn the_command_line_goes_first() {
+    let listen: Vec<SocketAddr> = vec![([127, 0, 0, 1], 1).into(), ([127, 0, 0, 1], 0).into()];
+    let overrides = Overrides { shards: Some(5), listen: listen.clone() };
+    let text = format!("{GOOD}[server]\nshards = 3\n");
+    let config = check("f", &text, &machine(), &overrides).0.expect("in order");
+    assert_eq!(config.server.shards, 5);
+    assert_eq!(config.limits.connections_max, 100_000);
+    assert_eq!(config.listeners.iter().map(|it| it.address).collect::<Vec<_>>(), listen);
+    // A file may leave the listener to the command line.
+    let text = "[[route]]\nbackend = \"e\"\n[backend.e]\nkind = \"echo\"\n";
+    assert!(check("f", text, &machine(), &overrides).0.is_ok());
+}
+
+#[test]
+fn the_embedded_configuration_is_in_order() {
+    let config = Config::embedded();
+    let find = |path| config.backend(config.routes.find("h", path, [].into_iter()).expect("route"));
+    assert_eq!(find("/echo").kind, BackendKind::Echo);
+    assert!(matches!(&find("/").kind, BackendKind::Local(local) if local.demo_page));
+    assert_eq!(config.listeners[0].address, SocketAddr::from(([127, 0, 0, 1], 8080)));
+}
+
+#[test]
+fn files_that_cannot_be_read_say_so() {
+    let faults = Config::load(Path::new("/nonexistent/penstock.toml")).expect_err("no file");
+    assert!(faults.to_string().starts_with("/nonexistent/penstock.toml: cannot be read: No such"));
+}
+
+#[test]
+fn faults_are_lines() {
+    let faults = read("[server]\npin = 1\nshards = 0\n[[route]]\n").expect_err("faults");
+    let text = faults.to_string();
+    assert!(text.contains("\nf:2:7: `pin` is an integer: "), "{text}");
+    assert_eq!(text.lines().count(), faults.list.len());
+}
+
+#[test]
+fn the_examples_are_in_order() {
+    good(include_str!("../../../docs/examples/front-node-chat.toml"));
+    good(include_str!("../../../docs/examples/echo-load-test.toml"));
+}
+
+/// The annotated file with the keys that stand behind a `#` as well.
+fn documented_in_full() -> String {
+    let uncomment = |line: &'static str| match line.strip_prefix('#') {
+        Some(key) if key.starts_with(|first: char| first.is_ascii_lowercase()) => key,
+        _ => line,
+    };
+    DOCUMENTED.lines().map(uncomment).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_documentation_has_the_keys_that_the_reader_asks_for() {
+    let text = documented_in_full();
+    let (result, asked) = check("docs/penstock.toml", &text, &machine(), &Overrides::default());
+    if let Err(faults) = result {
+        panic!("{faults}");
+    }
+    let mut documented = BTreeSet::new();
+    let mut scope = "";
+    for line in text.lines() {
+        match line {
+            "[backend.app]" => scope = "backend.websocket",
+            "[backend.rooms]" => scope = "backend.local",
+            "[backend.echo]" => scope = "backend",
+            _ if line.starts_with('[') => scope = line.trim_matches(['[', ']']),
+            _ => {}
+        }
+        if let Some((key, _)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
+            let scope = if key == "kind" { "backend" } else { scope };
+            documented.insert(format!("{scope}.{key}"));
+        }
+    }
+    assert_eq!(asked, documented);
+}
+
+#[test]
+fn the_documented_values_are_the_defaults() {
+    let whole = good(DOCUMENTED);
+    let lines: Vec<&str> = DOCUMENTED.lines().collect();
+    let mut tried = 0;
+    for (index, line) in lines.iter().enumerate() {
+        let is_key = line.contains(" = ") && !line.starts_with('#');
+        if !is_key || line.ends_with("# required") || line.ends_with("# example") {
+            continue;
+        }
+        let mut without = lines.clone();
+        without.remove(index);
+        assert_eq!(good(&without.join("\n")), whole, "without {line}");
+        tried += 1;
+    }
+    assert!(tried > 20, "only {tried} lines with a default");
+}
+
+/// The value of `key` in a unit or a sysctl file.
+fn setting<'f>(file: &'f str, key: &str) -> &'f str {
+    let line = file.lines().find_map(|line| line.strip_prefix(key)?.trim_start().strip_prefix('='));
+    line.unwrap_or_else(|| panic!("{key} is not set")).trim()
+}
+
+#[test]
+fn the_unit_and_the_kernel_settings_fit_the_defaults() {
+    let unit = include_str!("../../../systemd/penstock.service");
+    let stop = setting(unit, "TimeoutStopSec").strip_suffix('s').expect("seconds");
+    assert!(good(GOOD).server.stop_timeout.as_secs() < stop.parse().expect("a number"));
+    let slots = crate::limits::SLOTS_PER_SHARD_MAX.to_string();
+    assert_eq!(setting(unit, "LimitNOFILE"), slots);
+
+    let kernel = include_str!("../../../tuning/90-penstock.conf");
+    assert_eq!(setting(kernel, "fs.nr_open"), slots);
+    let granted: u32 = setting(kernel, "net.core.wmem_max").parse().expect("a number");
+    assert!(granted >= Limits::default().send_buffer_bytes);
+    let ports = setting(kernel, "net.ipv4.ip_local_port_range");
+    let (low, high) = ports.split_once(' ').expect("two numbers");
+    let ports = low.parse().expect("a port")..=high.parse().expect("a port");
+    assert!(!ports.contains(&Config::embedded().listeners[0].address.port()));
+}
+
+#[test]
+fn damaged_files_have_faults_and_never_panic() {
+    let text = "[server]\npin = true\n[[listener]]\naddress = \"[::1]:80\"\n[[route]]\n\
+                host = \"*.é.x\"\npath = '/a/*'\nbackend = \"b\"\n[backend.b]\n\
+                kind = \"websocket\"\nurl = \"ws://[::1]:3000\"\n[limits]\nheaders_max = 0x1_0\n";
+    let inspect = |damaged: &str| {
+        if let Err(faults) = read(damaged) {
+            assert!(!faults.list.is_empty(), "no fault in {damaged}");
+            let lines = damaged.lines().count() + 1;
+            assert!(faults.list.iter().all(|fault| fault.line <= lines), "{faults}");
+        }
+    };
+    for (at, _) in text.char_indices() {
+        inspect(&text[..at]);
+        for put in ["\"", "[", "]", "=", "\n", "9", "é", "\0", "."] {
+            let rest = text[at..].chars().next().map_or(0, char::len_utf8);
+            inspect(&format!("{}{put}{}", &text[..at], &text[at + rest..]));
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! The command line as an operator meets it: exit codes, and what goes to which stream.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn penstock(arguments: &[&str]) -> Output {
+    let program = env!("CARGO_BIN_EXE_penstock");
+    Command::new(program).args(arguments).output().expect("the program starts")
+}
+
+/// A file of this name in the build's own scratch directory.
+fn file(name: &str, text: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&path, text).expect("a scratch file");
+    path
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+#[test]
+fn check_says_what_a_good_file_defines() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/examples/echo-load-test.toml");
+    let output = penstock(&["check", path.to_str().expect("UTF-8")]);
+    let stdout = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    for line in ["shards     1 of ", "listener   127.0.0.1:8080", "any host /* -> echo\n"] {
+        assert!(stdout.contains(line), "{line} in\n{stdout}");
+    }
+    assert!(stdout.contains("\nmemory     at most "), "{stdout}");
+}
+
+#[test]
+fn check_reports_every_fault_and_fails() {
+    let path = file("faulty.toml", "[server]\npin = 1\n[limits]\nheaders = 3\n");
+    let path = path.to_str().expect("UTF-8");
+    let output = penstock(&["check", path]);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.is_empty());
+    let lines: Vec<&str> = stderr.lines().collect();
+    assert!(lines[3].starts_with(&format!("{path}:2:7: `pin` is an integer")), "{stderr}");
+    assert!(lines[4].starts_with(&format!("{path}:4:1: unknown key `headers`")), "{stderr}");
+    assert_eq!(lines[5..], [format!("penstock: 5 faults in {path}")], "{stderr}");
+    // Starting says the same, and does not start.
+    let output = penstock(&["run", path]);
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(1), stderr));
+}
+
+#[test]
+fn a_file_that_is_not_text_is_refused_at_its_place() {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("latin1.toml");
+    std::fs::write(&path, b"[server]\n# \xC3\xA4 \xE4\n").expect("a scratch file");
+    let output = penstock(&["check", path.to_str().expect("UTF-8")]);
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("latin1.toml:2:5: not UTF-8"), "{stderr}");
+}
+
+#[test]
+fn a_command_line_that_is_not_understood() {
+    for arguments in [&["walk"][..], &["run", "--shards", "0"], &["run", "--listen", "here"]] {
+        assert_eq!(penstock(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+    assert_eq!(penstock(&["--version"]).status.code(), Some(0));
+    assert!(text(&penstock(&["--help"]).stdout).contains("Exit codes:"));
+}
