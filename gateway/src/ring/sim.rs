@@ -1,1 +1,383 @@
+//! A simulated kernel and network: virtual time, and faults picked by a seed.
+//!
+//! A [`Network`] is the world. Each shard gets a [`SimRing`] out of it, the test plays the clients
+//! and the upstream servers through [`Peer`]s, and [`Network::run`] turns the shards one after the
+//! other in one thread. Nothing here reads a clock or any chance but the seed's, so a run that
+//! failed fails again the same way; [`Network::narrate`] prints it, [`Network::digest`] compares
+//! two of them.
+//!
+//! ```text
+//! let network = Network::new(seed, Faults::from_seed(seed));
+//! let mut shard = Shard::new(network.ring(64, 16, 4096, 1), ...);
+//! let mut client = network.connect(0, 0);
+//! let done = network.run(Duration::from_secs(60), || {
+//!     shard.turn();
+//!     client.send(...); client.receive(...);  // As far as they go; again in the next round.
+//!     everything_was_said
+//! });
+//! assert!(done && network.leftovers(0) == Leftovers::default(), "seed {seed}");
+//! ```
+//!
+//! It does what Linux was seen to do where that hurts: a freed slot goes to the very next socket;
+//! a multishot ends without an error; without buffers a receive fails even on an idle socket, and
+//! its data stays; a full table accepts a connection only to close it; a reset is reported once,
+//! to whoever asks first, and afterwards a receive reads the end of the stream; a close with bytes
+//! unread resets the connection; a turn brings forty events at most. And it is strict where the
+//! kernel would let a shard go wrong in silence: it panics when an operation names a slot's former
+//! holder, when a second operation of a kind is begun, when a descriptor is closed under an
+//! operation, and when the memory of a send changes before its completion is taken.
+//!
+//! Read `link.rs` (a connection) before `kernel.rs` (what operations do to it); `faults.rs` names
+//! what can go wrong.
 
+mod faults;
+mod kernel;
+mod link;
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Completion, Ring, SendMode, Wait, Waker};
+use crate::conn::ConnId;
+use crate::time::Time;
+pub use faults::{Fault, Faults, Random};
+use kernel::{Op, Payload, Submission, World};
+use link::{ACCEPTOR, CONNECTOR};
+
+/// The simulated world, shared by the rings made from it and by the test. A clone is the same one.
+#[derive(Clone)]
+pub struct Network(Rc<RefCell<World>>);
+
+/// What a ring still holds. All of it is zero once its connections are closed; armed accepts do
+/// not count, for they outlive connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leftovers {
+    /// Direct descriptors that are open.
+    pub open_slots: usize,
+    /// Operations on them whose last completion has not been taken.
+    pub operations: usize,
+    /// Completions that have not been taken.
+    pub completions: usize,
+    /// Parts of receive buffers that are lent.
+    pub loans: usize,
+    /// Receive buffers that are not with the kernel.
+    pub buffers_away: usize,
+}
+
+/// Rounds without any of them sleeping after which [`Network::run`] gives the rings up as spinning.
+const AWAKE_ROUNDS_MAX: u32 = 200_000;
+
+impl Network {
+    /// An empty world, in which everything that is left to chance follows from `seed`.
+    pub fn new(seed: u64, faults: Faults) -> Network {
+        Network(Rc::new(RefCell::new(World::new(seed, faults))))
+    }
+
+    /// Makes the ring of one more shard: a table of `slots` descriptors, `buffers` receive buffers
+    /// of `buffer_bytes` each, `listeners` listeners. Rings are numbered from 0 in order.
+    ///
+    /// # Panics
+    ///
+    /// When the system has no eventfd left, or the buffers are not what `Pool::new` accepts.
+    pub fn ring(&self, slots: u32, buffers: u16, buffer_bytes: u32, listeners: usize) -> SimRing {
+        // SAFETY: takes no pointers; the descriptor that it returns is nobody else's.
+        let eventfd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
+        assert!(eventfd >= 0, "eventfd: {}", std::io::Error::last_os_error());
+        // SAFETY: it is open (asserted) and owned by nobody yet.
+        let eventfd = Arc::new(unsafe { OwnedFd::from_raw_fd(eventfd) });
+        let mut world = self.0.borrow_mut();
+        let index = world.new_ring(slots, buffers, buffer_bytes, listeners, eventfd);
+        SimRing { world: Rc::clone(&self.0), index }
+    }
+
+    /// A client connects to a listener of a ring. Each has an address of its own in 10.0.0.0/8.
+    pub fn connect(&self, ring: usize, listener: usize) -> Peer {
+        let number = self.0.borrow().next_client();
+        let address = Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(10, 0, 0, 0)) + number);
+        self.connect_from(ring, listener, SocketAddr::from((address, 40_000)))
+    }
+
+    /// A client connects from a given address.
+    pub fn connect_from(&self, ring: usize, listener: usize, client: SocketAddr) -> Peer {
+        let mut world = self.0.borrow_mut();
+        let link = world.new_link();
+        world.enqueue(ring, listener, link, client);
+        Peer { world: Rc::clone(&self.0), link, end: CONNECTOR }
+    }
+
+    /// A server begins to listen at an address that shards may connect to. Elsewhere their
+    /// connects are refused.
+    pub fn listen(&self, address: SocketAddr) {
+        self.0.borrow_mut().servers.entry(address).or_default();
+    }
+
+    /// The server at an address goes; what waited there to be accepted is reset.
+    pub fn stop_listening(&self, address: SocketAddr) {
+        let waiting = self.0.borrow_mut().servers.remove(&address).unwrap_or_default();
+        for link in waiting {
+            Peer { world: Rc::clone(&self.0), link, end: ACCEPTOR }.reset();
+        }
+    }
+
+    /// Takes the next connection that a shard made to a server.
+    pub fn accept(&self, address: SocketAddr) -> Option<Peer> {
+        let link = self.0.borrow_mut().servers.get_mut(&address).and_then(VecDeque::pop_front)?;
+        Some(Peer { world: Rc::clone(&self.0), link, end: ACCEPTOR })
+    }
+
+    /// Calls `round` again and again, which turns every shard once and lets the peers play, until
+    /// it returns true or virtual time is up. Returns whether it did. Whenever all rings sleep,
+    /// time jumps to the next instant at which something happens.
+    ///
+    /// # Panics
+    ///
+    /// When rings go on and on without ever sleeping: something spins.
+    pub fn run(&self, limit: Duration, mut round: impl FnMut() -> bool) -> bool {
+        let end = self.now() + limit;
+        let mut awake_rounds = 0;
+        while self.now() < end {
+            if round() {
+                return true;
+            }
+            awake_rounds = if self.jump(end) { 0 } else { awake_rounds + 1 };
+            assert!(awake_rounds < AWAKE_ROUNDS_MAX, "no ring sleeps: something spins");
+        }
+        false
+    }
+
+    /// Moves time on to the next instant at which something happens, at most to `limit`; not at
+    /// all, and false, while a ring has something to do. A ring that has had no turn since the
+    /// outside did anything counts as having something to do.
+    pub fn jump(&self, limit: Time) -> bool {
+        let mut world = self.0.borrow_mut();
+        let asleep = world.all_asleep();
+        if asleep {
+            world.now = world.next_event().min(limit).max(world.now);
+        }
+        asleep
+    }
+
+    /// Moves time on regardless.
+    pub fn advance(&self, by: Duration) {
+        let mut world = self.0.borrow_mut();
+        world.now = world.now + by;
+    }
+
+    /// Virtual time.
+    pub fn now(&self) -> Time {
+        self.0.borrow().now
+    }
+
+    /// Changes the weather, for instance to let a test end on a calm day.
+    pub fn set_faults(&self, faults: Faults) {
+        self.0.borrow_mut().faults = faults;
+    }
+
+    /// How often a fault has happened.
+    pub fn fired(&self, fault: Fault) -> u64 {
+        self.0.borrow().fired[fault as usize]
+    }
+
+    /// A hash of every completion that was taken, when, by whom, and of every byte received.
+    pub fn digest(&self) -> u64 {
+        self.0.borrow().digest
+    }
+
+    /// From here on prints every submission and completion to standard error.
+    pub fn narrate(&self) {
+        self.0.borrow_mut().narrated = true;
+    }
+
+    /// What a ring still holds.
+    pub fn leftovers(&self, ring: usize) -> Leftovers {
+        self.0.borrow_mut().leftovers(ring)
+    }
+}
+
+/// An end of a connection outside the gateway. Dropping it closes the socket: the gateway reads
+/// the end of the stream, or a reset if bytes were left unread here.
+#[must_use = "a peer that is dropped closes its connection"]
+pub struct Peer {
+    world: Rc<RefCell<World>>,
+    link: u64,
+    end: usize,
+}
+
+impl Peer {
+    /// Sends as much as the window has room for, and says how much that was: nothing more after
+    /// [`Peer::finish`] or a reset.
+    pub fn send(&mut self, bytes: &[u8]) -> usize {
+        let mut world = self.world.borrow_mut();
+        let (arrival, now) = (world.arrival(), world.now);
+        world.changes += 1;
+        let Some(link) = world.links.get_mut(&self.link) else { return 0 };
+        if link.has_finished(self.end) || link.is_reset(self.end, now) {
+            return 0;
+        }
+        link.write(self.end, bytes, arrival)
+    }
+
+    /// Reads up to `max` bytes of what has arrived, and says how many; a slow reader takes a sip
+    /// at a time. Who does not read stops the gateway's sends once the window is full.
+    pub fn receive(&mut self, into: &mut Vec<u8>, max: usize) -> usize {
+        let mut world = self.world.borrow_mut();
+        let (now, sip) = (world.now, world.random.below(64) as usize);
+        let Some(link) = world.links.get_mut(&self.link) else { return 0 };
+        let most = if link.slow { max.min(sip) } else { max };
+        let count = link.readable(self.end, now).min(most);
+        if count > 0 {
+            into.extend(link.read(self.end, count));
+            world.changes += 1;
+        }
+        count
+    }
+
+    /// Ends the stream in this direction (FIN); what comes back can still be read.
+    pub fn finish(&mut self) {
+        let mut world = self.world.borrow_mut();
+        let arrival = world.arrival();
+        world.changes += 1;
+        if let Some(link) = world.links.get_mut(&self.link) {
+            link.finish(self.end, arrival);
+        }
+    }
+
+    /// Goes away with a reset (RST).
+    pub fn reset(self) {
+        let mut world = self.world.borrow_mut();
+        let arrival = world.arrival();
+        if let Some(link) = world.links.get_mut(&self.link) {
+            link.reset(1 - self.end, arrival);
+        }
+        // The socket itself goes when `self` is dropped.
+    }
+
+    /// A reset has arrived here.
+    pub fn is_reset(&self) -> bool {
+        let world = self.world.borrow();
+        world.links.get(&self.link).is_some_and(|link| link.is_reset(self.end, world.now))
+    }
+
+    /// The gateway has ended its stream, and all of it has been read here.
+    pub fn is_finished(&self) -> bool {
+        let world = self.world.borrow();
+        world.links.get(&self.link).is_some_and(|link| link.at_end(self.end, world.now))
+    }
+
+    /// Its window is small and it reads in sips ([`Fault::SlowReader`]).
+    pub fn is_slow(&self) -> bool {
+        self.world.borrow().links.get(&self.link).is_some_and(|link| link.slow)
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // It is borrowed only when the kernel panics, and then nothing matters any more.
+        if let Ok(mut world) = self.world.try_borrow_mut() {
+            world.close_end(self.link, self.end);
+        }
+    }
+}
+
+/// The ring of one shard. Dropping it closes its sockets, as the end of a process does.
+pub struct SimRing {
+    world: Rc<RefCell<World>>,
+    index: usize,
+}
+
+impl SimRing {
+    /// Its number among the rings of the network.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    fn submit(&mut self, submission: Submission) {
+        self.world.borrow_mut().submit(self.index, submission);
+    }
+}
+
+impl Ring for SimRing {
+    fn now(&self) -> Time {
+        self.world.borrow().now
+    }
+
+    /// Never sleeps: a thread that waited here would keep the other rings from moving. It notes
+    /// that the ring would sleep, and [`Network::jump`] moves time once all of them would.
+    fn submit_and_wait(&mut self, wait: Wait) {
+        self.world.borrow_mut().submit_and_wait(self.index, wait);
+    }
+
+    fn next_completion(&mut self) -> Option<Completion> {
+        self.world.borrow_mut().next_completion(self.index)
+    }
+
+    fn arm_accept(&mut self, listener: usize) {
+        self.submit(Submission::Accept(listener));
+    }
+
+    fn cancel_accept(&mut self, listener: usize) {
+        self.submit(Submission::CancelAccept(listener));
+    }
+
+    fn arm_recv(&mut self, id: ConnId) {
+        self.submit(Submission::Recv(id));
+    }
+
+    fn cancel_recv(&mut self, id: ConnId) {
+        self.submit(Submission::Cancel(id, Op::Recv));
+    }
+
+    unsafe fn submit_send(&mut self, id: ConnId, parts: &[IoSlice<'_>], mode: SendMode) {
+        let parts = parts.iter().map(|part| (part.as_ptr(), part.len())).collect();
+        // SAFETY: the caller keeps the memory as it is until the completion has been taken, and
+        // the payload is dropped when that happens.
+        let payload = unsafe { Payload::new(parts) };
+        self.submit(Submission::Send(id, payload, mode));
+    }
+
+    fn cancel_send(&mut self, id: ConnId) {
+        self.submit(Submission::Cancel(id, Op::Send));
+    }
+
+    fn submit_socket(&mut self, owner: ConnId, _address: &SocketAddr) {
+        self.submit(Submission::Socket(owner));
+    }
+
+    fn submit_connect(&mut self, id: ConnId, address: &SocketAddr) {
+        self.submit(Submission::Connect(id, *address));
+    }
+
+    fn cancel_connect(&mut self, id: ConnId) {
+        self.submit(Submission::Cancel(id, Op::Connect));
+    }
+
+    fn submit_shutdown(&mut self, id: ConnId) {
+        self.submit(Submission::Shutdown(id));
+    }
+
+    fn submit_close(&mut self, id: ConnId) {
+        self.submit(Submission::Close(id));
+    }
+
+    fn waker(&self) -> Waker {
+        Waker::new(Arc::clone(&self.world.borrow().rings[self.index].eventfd))
+    }
+
+    fn buffers_free_percent(&self) -> u32 {
+        self.world.borrow().rings[self.index].pool.free_percent()
+    }
+}
+
+impl Drop for SimRing {
+    fn drop(&mut self) {
+        if let Ok(mut world) = self.world.try_borrow_mut() {
+            world.drop_ring(self.index);
+        }
+    }
+}
