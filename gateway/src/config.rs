@@ -23,6 +23,7 @@ use std::time::Duration;
 pub use machine::{Machine, raise_descriptor_limit};
 
 use crate::limits::Limits;
+use crate::rooms::RoomLimits;
 use crate::route::{Route, Routes};
 
 /// A checked configuration.
@@ -95,55 +96,7 @@ pub struct Local {
     /// Whether an ordinary HTTP request is answered with the demo page.
     pub demo_page: bool,
     /// What rooms may grow to.
-    pub rooms: LocalLimits,
-}
-
-/// What the rooms of a local backend may grow to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LocalLimits {
-    /// The longest room name, in bytes of UTF-8.
-    pub room_name_bytes_max: usize,
-    /// The longest user name, in bytes of UTF-8.
-    pub user_name_bytes_max: usize,
-    /// Rooms that one client may be in.
-    pub rooms_per_client_max: usize,
-    /// Rooms that may have their home in one shard.
-    pub rooms_max: usize,
-    /// Messages in the history of a room.
-    pub history_messages_max: usize,
-    /// Bytes in the history of a room.
-    pub history_bytes_max: usize,
-    /// Bytes in the histories of one shard together. At least `history_bytes_max`.
-    pub history_bytes_per_shard_max: usize,
-    /// How long a message stays in the history.
-    pub history_age: Duration,
-    /// Missed messages that the answer to a join brings. At most `history_messages_max`.
-    pub recovery_messages_max: usize,
-    /// Bytes of messages in one answer.
-    pub answer_bytes_max: usize,
-    /// Users that a presence answer lists.
-    pub presence_users_listed_max: usize,
-    /// How long a user whose last connection left still counts as present.
-    pub leave_grace: Duration,
-}
-
-impl Default for LocalLimits {
-    fn default() -> LocalLimits {
-        LocalLimits {
-            room_name_bytes_max: 256,
-            user_name_bytes_max: 128,
-            rooms_per_client_max: 512,
-            rooms_max: 100_000,
-            history_messages_max: 1000,
-            history_bytes_max: 1 << 20,
-            history_bytes_per_shard_max: 256 << 20,
-            history_age: Duration::from_secs(120),
-            recovery_messages_max: 1000,
-            answer_bytes_max: 1 << 20,
-            presence_users_listed_max: 1000,
-            leave_grace: Duration::from_secs(5),
-        }
-    }
+    pub rooms: RoomLimits,
 }
 
 /// A WebSocket server behind us.

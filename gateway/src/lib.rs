@@ -2,15 +2,15 @@
 
 pub mod shard;
 
-pub mod ring;
 pub mod conn;
+pub mod ring;
 pub mod timers;
 
-pub mod http;
 pub mod handshake;
-pub mod ws;
+pub mod http;
 pub mod rooms;
 pub mod route;
+pub mod ws;
 
 pub mod config;
 pub mod limits;

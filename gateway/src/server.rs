@@ -148,9 +148,10 @@ impl Gateway {
         for (listener, address) in listeners.iter().zip(&self.addresses) {
             println!("listening on {address} ({})", listener.name);
         }
-        let demo = self.config.backends.iter().any(
-            |backend| matches!(&backend.kind, BackendKind::Local(local) if local.demo_page),
-        );
+        let demo =
+            self.config.backends.iter().any(
+                |backend| matches!(&backend.kind, BackendKind::Local(local) if local.demo_page),
+            );
         if let (true, Some(address)) = (demo, self.addresses.first()) {
             println!(
                 "\nTry it: open http://{address}/ in two windows and chat,\n\

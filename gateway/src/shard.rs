@@ -30,7 +30,7 @@ use crate::conn::{Conn, ConnId};
 use crate::metrics::{Cause, Metrics};
 use crate::random::Random;
 use crate::ring::{Completion, Ring, Wait};
-use crate::rooms::{self, Rooms};
+use crate::rooms::{self, RoomLimits, Rooms};
 use crate::time::Time;
 use crate::timers::Wheel;
 use accept::Accepting;
@@ -97,7 +97,12 @@ impl<R: Ring> Shard<R> {
         let rooms = config.backends.iter().map(|backend| match &backend.kind {
             BackendKind::Local(local) => {
                 let epoch = random.next();
-                Some(Rooms::new(index, shards, local.rooms.clone(), unix_origin_ms, epoch))
+                let limits = RoomLimits {
+                    ping_interval: config.limits.ping_interval,
+                    message_bytes_max: config.limits.message_bytes_max,
+                    ..local.rooms.clone()
+                };
+                Some(Rooms::new(index, shards, limits, unix_origin_ms, epoch))
             }
             _ => None,
         });

@@ -164,7 +164,9 @@ mod tests {
     fn behaves_as_a_sorted_list() {
         let mut random = 3u64;
         let mut next = |below: u64| {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (random >> 33) % below
         };
         let mut now = Time(5_000_000_000);
@@ -184,9 +186,11 @@ mod tests {
                     model.remove(&slot);
                 }
                 _ => {
-                    now = now + Duration::from_millis(next(if next(50) == 0 { 120_000 } else { 300 }));
+                    now = now
+                        + Duration::from_millis(next(if next(50) == 0 { 120_000 } else { 300 }));
                     while let Some(slot) = wheel.pop(now) {
-                        let deadline = model.remove(&slot).expect("came up twice, or after removal");
+                        let deadline =
+                            model.remove(&slot).expect("came up twice, or after removal");
                         // Early only because it lies beyond the horizon.
                         if deadline > now {
                             assert!(deadline.since(now) > Duration::ZERO);

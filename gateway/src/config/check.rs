@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use super::reader::{Place, Placed, Reader, Section, closest, not_one_of};
 use super::{
-    Backend, BackendKind, Config, Faults, Listener, Local, LocalLimits, Machine, Overrides, Server,
-    Upstream,
+    Backend, BackendKind, Config, Faults, Listener, Local, Machine, Overrides, Server, Upstream,
 };
 use crate::limits::{
     BACKENDS_MAX, LISTENERS_MAX, Limits, MESSAGE_BYTES_MAX, OUTBOX_SPARE_BYTES, ROUTES_MAX,
     SHARDS_MAX, SLOTS_DEFAULT_TOTAL, SLOTS_PER_SHARD_MAX, outbox_bytes_default,
 };
+use crate::rooms::RoomLimits;
 use crate::route::{HostPattern, PathPattern, Route, RouteIndex, Routes};
 
 /// Ten minutes: nobody waits longer for a handshake or an answer.
@@ -365,11 +365,11 @@ fn read_backend(
 
 fn read_local(reader: &Reader<'_>, mut section: Section<'_, '_>) -> Local {
     section.set_scope("backend.local");
-    let default = LocalLimits::default();
+    let default = RoomLimits::default();
     let demo_page = section.boolean("demo_page", false);
     let bytes = 1..=(1_u64 << 32);
     let count = 1..=10_000_000_u64;
-    let rooms = LocalLimits {
+    let rooms = RoomLimits {
         room_name_bytes_max: section.size(
             "room_name_bytes_max",
             1..=4096,
@@ -418,6 +418,8 @@ fn read_local(reader: &Reader<'_>, mut section: Section<'_, '_>) -> Local {
             0..=TIMEOUT_MS_MAX,
             default.leave_grace,
         ),
+        // The shard fills in what `[limits]` says.
+        ..default
     };
     if rooms.history_bytes_max > rooms.history_bytes_per_shard_max {
         let message = format!(

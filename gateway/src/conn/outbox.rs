@@ -141,7 +141,7 @@ impl Outbox {
 
     /// Fills `parts` with what is to be sent next, up to its length and `bytes_max`, and marks it
     /// as in flight. Returns how many parts.
-    pub fn take_parts<'a>(&'a mut self, parts: &mut [IoSlice<'a>], bytes_max: usize) -> usize {
+    pub fn take_parts<'a>(&'a self, parts: &mut [IoSlice<'a>], bytes_max: usize) -> usize {
         assert!(self.in_flight == 0, "one send at a time");
         let mut count = 0;
         let mut bytes = 0;
@@ -153,7 +153,6 @@ impl Outbox {
             bytes += part.len();
             count += 1;
         }
-        // `segments` borrows all of `self`, so the mark is set through a second look.
         count
     }
 
@@ -296,7 +295,9 @@ mod tests {
     fn behaves_as_a_queue_of_bytes() {
         let mut random = 7u64;
         let mut next = |below: u64| {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (random >> 33) % below
         };
         let pool = Pool::new(64, 64 * 1024);

@@ -204,7 +204,11 @@ impl<R: Ring> Shard<R> {
         conn.flags.close_sent = true;
         conn.outbox.write(stores, *now, |out| {
             // A Close frame without a code is answered by one without (§7.1.5).
-            crate::ws::frame::encode_close(out, code.filter(|code| close::is_sendable(*code)), reason);
+            crate::ws::frame::encode_close(
+                out,
+                code.filter(|code| close::is_sendable(*code)),
+                reason,
+            );
         });
         self.mark_dirty(id);
     }

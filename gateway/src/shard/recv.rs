@@ -180,7 +180,11 @@ impl<R: Ring> Shard<R> {
                 } else if rooms {
                     self.on_room_message(id, kind, payload);
                 } else {
-                    self.send_frame(id, kind.opcode(), payload);
+                    let opcode = match kind {
+                        MessageKind::Text => Opcode::Text,
+                        MessageKind::Binary => Opcode::Binary,
+                    };
+                    self.send_frame(id, opcode, payload);
                 }
             }
             Event::Ping(payload) => self.on_ping(id, payload),

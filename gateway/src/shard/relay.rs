@@ -25,15 +25,14 @@ use std::net::SocketAddr;
 use super::Shard;
 use super::send::PAUSE_AT_BYTES;
 use crate::config::{BackendKind, Upstream};
-use crate::conn::{
-    Conn, ConnId, Connecting, Handshaking, Phase, Refusing, Relay, Side, State,
-};
+use crate::conn::{Conn, ConnId, Connecting, Handshaking, Phase, Refusing, Relay, Side, State};
 use crate::handshake::{self, Forwarded, Offer, Upgrade, UpstreamAnswer};
 use crate::http::{self, BodyReader, HeadScanner, Request};
 use crate::metrics::Cause;
 use crate::ring::{Buffer, Failure, Ring};
-use crate::ws::scan::{Direction, Scanned, Scanner};
-use crate::ws::{self, frame};
+use crate::ws::frame::{self, Direction};
+use crate::ws::scan::{Scanned, Scanner};
+use crate::ws::{self};
 
 impl<R: Ring> Shard<R> {
     /// Asks for an upstream connection for a client that wants to upgrade.
@@ -80,8 +79,8 @@ impl<R: Ring> Shard<R> {
     }
 
     pub(super) fn on_socket_opened(&mut self, client: ConnId, result: Result<u32, Failure>) {
-        let conn = &mut self.table[client];
-        conn.flags.socket_in_flight = false;
+        self.table[client].flags.socket_in_flight = false;
+        let conn = &self.table[client];
         let address = match &conn.state {
             State::Connecting(connecting) if conn.phase == Phase::Open => {
                 Some(self.upstream_address(connecting.backend))
@@ -91,13 +90,14 @@ impl<R: Ring> Shard<R> {
         match (result, address) {
             (Ok(slot), Some(address)) => {
                 let id = self.table.occupy(slot, Side::Upstream, address, self.now);
+                let route = self.table[client].route;
                 let conn = &mut self.table[id];
                 conn.state = State::Handshaking(Box::new(Handshaking {
                     client,
                     scanner: HeadScanner::default(),
                     bytes: Vec::new(),
                 }));
-                conn.route = self.table[client].route;
+                conn.route = route;
                 if let State::Connecting(connecting) = &mut self.table[client].state {
                     connecting.upstream = Some(id);
                 }
@@ -296,8 +296,8 @@ impl<R: Ring> Shard<R> {
         let Some((scanned, other)) = self.scan(id, &buffer) else { return };
         let Shard { table, stores, now, dirty, .. } = self;
         if let Some(conn) = table.get_mut(other).filter(|conn| conn.phase == Phase::Open) {
-            if !scanned.carried().is_empty() {
-                conn.outbox.write(stores, *now, |out| out.extend_from_slice(scanned.carried()));
+            if !scanned.carried.is_empty() {
+                conn.outbox.write(stores, *now, |out| out.extend_from_slice(&scanned.carried));
             }
             if scanned.forward > 0 {
                 // A peer that does not keep up must not hold a buffer that is everybody's.
@@ -320,7 +320,7 @@ impl<R: Ring> Shard<R> {
         let Shard { table, stores, now, dirty, .. } = self;
         if let Some(conn) = table.get_mut(other).filter(|conn| conn.phase == Phase::Open) {
             conn.outbox.write(stores, *now, |out| {
-                out.extend_from_slice(scanned.carried());
+                out.extend_from_slice(&scanned.carried);
                 out.extend_from_slice(&bytes[..scanned.forward]);
             });
             super::mark_dirty(conn, other.slot, dirty);
@@ -342,7 +342,13 @@ impl<R: Ring> Shard<R> {
         } else if let Some(error) = scanned.error {
             match self.table[id].side {
                 Side::Client => {
-                    self.fail_client(id, other, error.cause(), error.close_code(), &error.to_string());
+                    self.fail_client(
+                        id,
+                        other,
+                        error.cause(),
+                        error.close_code(),
+                        &error.to_string(),
+                    );
                     self.finish(other, error.cause());
                 }
                 Side::Upstream => {
@@ -500,7 +506,8 @@ impl<R: Ring> Shard<R> {
             Some(State::Relay(relay)) => relay.scanner.at_frame_boundary(),
             _ => true,
         };
-        if between_frames(self.table.get_mut(upstream)) && between_frames(self.table.get_mut(client))
+        if between_frames(self.table.get_mut(upstream))
+            && between_frames(self.table.get_mut(client))
         {
             let why = "the gateway is stopping";
             self.fail_client(client, upstream, Cause::Drain, 1001, why);
@@ -510,7 +517,14 @@ impl<R: Ring> Shard<R> {
 
     /// Tells a client why its connection ends, if a frame of ours may stand where its stream from
     /// `upstream` is, and ends it.
-    fn fail_client(&mut self, client: ConnId, upstream: ConnId, cause: Cause, code: u16, why: &str) {
+    fn fail_client(
+        &mut self,
+        client: ConnId,
+        upstream: ConnId,
+        cause: Cause,
+        code: u16,
+        why: &str,
+    ) {
         let between_frames = self.may_inject(upstream);
         let Some(conn) = self.table.get_mut(client).filter(|conn| conn.phase == Phase::Open) else {
             return;
@@ -532,7 +546,8 @@ impl<R: Ring> Shard<R> {
         };
         if between_frames && !conn.flags.close_sent {
             conn.flags.close_sent = true;
-            conn.outbox.write(stores, *now, |out| frame::encode_masked_close(out, code, mask));
+            conn.outbox
+                .write(stores, *now, |out| frame::encode_client_close(out, Some(code), "", mask));
             self.mark_dirty(upstream);
         }
         self.finish(upstream, Cause::BackendClose);

@@ -85,7 +85,9 @@ impl<R: Ring> Shard<R> {
                 self.accept_upgrade(id, &upgrade, protocol, State::Rooms(Default::default()));
                 let user = request.query.and_then(|query| http::query_param(query, "user"));
                 let (now, backend) = (self.now, route.backend);
-                self.with_rooms(backend, |rooms, post| rooms.opened(id, user.as_deref(), now, post));
+                self.with_rooms(backend, |rooms, post| {
+                    rooms.opened(id, user.as_deref(), now, post)
+                });
                 self.read_messages(id, rest);
             }
             BackendKind::Websocket(upstream) => {

@@ -46,7 +46,7 @@ impl<R: Ring> Shard<R> {
             }
             (SendMode::All, SEND_BYTES_MAX)
         };
-        let mut parts = [const { IoSlice::new(&[]) }; SEND_PARTS_MAX];
+        let mut parts = [IoSlice::new(&[]); SEND_PARTS_MAX];
         let count = conn.outbox.take_parts(&mut parts, bytes_max);
         // SAFETY: the parts lie on the heap or in receive buffers that the outbox holds. It is told
         // below that they are in flight, and from then on neither changes, moves nor drops them

@@ -58,7 +58,12 @@ impl<R: Ring> Shard<R> {
                     self.start_close(id, Cause::ClientTimeoutHandshake);
                 } else {
                     let cause = Cause::ClientTimeoutHandshake;
-                    self.refuse(id, 408, cause, "the request head took longer than handshake_timeout_ms");
+                    self.refuse(
+                        id,
+                        408,
+                        cause,
+                        "the request head took longer than handshake_timeout_ms",
+                    );
                 }
             }
             (Phase::Open, State::Echo(_) | State::Rooms(_)) => self.heartbeat(id),
@@ -131,5 +136,9 @@ impl<R: Ring> Shard<R> {
 }
 
 fn outbox_deadline(conn: &crate::conn::Conn, limits: &crate::limits::Limits) -> Time {
-    if conn.outbox.is_empty() { Time::NEVER } else { conn.outbox.progress() + limits.outbox_age_max }
+    if conn.outbox.is_empty() {
+        Time::NEVER
+    } else {
+        conn.outbox.progress() + limits.outbox_age_max
+    }
 }

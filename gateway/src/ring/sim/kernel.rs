@@ -493,7 +493,12 @@ impl World {
         let slot = if self.fires(Fault::TableFull) { None } else { self.rings[ring].allocate() };
         let Some(slot) = slot else {
             self.close_end(link, ACCEPTOR);
-            self.rings[ring].end_accept(listener, Some(Failure::TableFull));
+            let failure = Failure::TableFull;
+            self.rings[ring].push(Completion::AcceptRefused { listener, failure });
+            // The system may lack descriptors as well, of which an accept ends.
+            if self.fires(Fault::MultishotEnd) {
+                self.rings[ring].end_accept(listener, Some(failure));
+            }
             return;
         };
         self.descriptor(ring, slot).connection = Some((link, ACCEPTOR));
@@ -739,6 +744,7 @@ impl World {
             Completion::Connected { id, .. } => kernel.end(*id, Op::Connect),
             Completion::ShutDown { id } => kernel.end(*id, Op::Shutdown),
             Completion::Accepted { .. }
+            | Completion::AcceptRefused { .. }
             | Completion::Received { more: true, .. }
             | Completion::Closed { .. } => {}
         }
