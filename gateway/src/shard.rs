@@ -183,9 +183,7 @@ impl<R: Ring> Shard<R> {
 
     /// How long the ring may wait before the next turn.
     fn next_wait(&mut self) -> Wait {
-        let ready = !self.dirty.is_empty()
-            || self.mail.has_own()
-            || (!self.starved.is_empty() && self.ring.buffers_free_percent() > 0);
+        let ready = !self.dirty.is_empty() || self.mail.has_own() || self.may_rearm_starved();
         if ready || !self.mail.may_sleep() {
             return Wait::No;
         }

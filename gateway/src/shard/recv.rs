@@ -66,7 +66,7 @@ impl<R: Ring> Shard<R> {
 
     /// Connections that were starved try again once buffers are back.
     pub(super) fn rearm_starved(&mut self) {
-        if self.starved.is_empty() || self.ring.buffers_free_percent() < REARM_FREE_PERCENT {
+        if !self.may_rearm_starved() {
             return;
         }
         for _ in 0..REARM_PER_TURN {
@@ -77,6 +77,10 @@ impl<R: Ring> Shard<R> {
                 self.arm_recv(id);
             }
         }
+    }
+
+    pub(super) fn may_rearm_starved(&self) -> bool {
+        !self.starved.is_empty() && self.ring.buffers_free_percent() >= REARM_FREE_PERCENT
     }
 
     /// Stops reading from a peer, because whoever takes its bytes does not keep up. What has been
