@@ -161,8 +161,16 @@ impl Talker {
     /// Nobody has ended the connection before its time.
     pub fn check_complete(&self, who: usize) {
         let line = &self.client.line;
-        let state =
-            || format!("client {who}: {:?} {:?}, {:?}", line.end, line.farewell, self.client.head);
+        let state = || {
+            let (left, received, parsed) =
+                (line.queue.len(), line.received.len(), self.client.parsed);
+            let Line { manners, end, farewell, sent, .. } = line;
+            format!(
+                "client {who}: {end:?} {farewell:?} sent {sent}, left {left}, \
+                 received {received}, parsed {parsed}, close {:?}, {manners:?}",
+                self.client.close()
+            )
+        };
         match line.farewell {
             Farewell::Stay => assert_eq!(self.echoed().len(), self.messages.len(), "{}", state()),
             Farewell::Wait => {
@@ -216,6 +224,8 @@ fn play(seed: u64) -> u64 {
 fn check(world: &World, talkers: &[Talker], done: bool) {
     let metrics = world.metrics();
     let resets = world.network.fired(Fault::Reset) > 0;
+    // Shown when something below fails.
+    println!("{:?}\n{metrics:?}", world.plan);
     for (who, talker) in talkers.iter().enumerate() {
         talker.check_prefix(who);
         let line = &talker.client.line;
