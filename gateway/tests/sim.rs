@@ -10,5 +10,7 @@
 mod client;
 #[path = "sim/echo.rs"]
 mod echo;
+#[path = "sim/stop.rs"]
+mod stop;
 #[path = "sim/world.rs"]
 mod world;

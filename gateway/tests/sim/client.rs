@@ -88,6 +88,8 @@ pub enum Farewell {
 pub struct Line {
     pub peer: Option<Peer>,
     pub manners: Manners,
+    /// By its manners or by its link.
+    pub slow: bool,
     /// Whole frames (or other pieces that nothing may be put into).
     pub queue: VecDeque<Vec<u8>>,
     cursor: usize,
@@ -106,6 +108,7 @@ pub struct Line {
 impl Line {
     pub fn new(peer: Peer, manners: Manners, farewell: Farewell) -> Line {
         Line {
+            slow: peer.is_slow() || manners.read_max < 1000 || manners.write_max < 1000,
             peer: Some(peer),
             manners,
             queue: VecDeque::new(),

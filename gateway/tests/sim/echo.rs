@@ -85,7 +85,8 @@ pub fn talker(world: &World, shard: u64, target: &str) -> Talker {
     let mut client = Client::new(line, target);
     let mut talker_messages = Vec::new();
     let mut pings = Vec::new();
-    let small = manners.write_max < 10 || manners.read_max < 32;
+    // The gateway gives up who takes less than 256 KiB in `outbox_age_max`.
+    let small = client.line.slow;
     for number in 0..dice.below(if small { 5 } else { 30 }) {
         let message = message(dice, number as usize);
         if small && message.1.len() > 2000 {
@@ -125,7 +126,7 @@ impl Talker {
     }
 
     /// Who would stay goes once all of it has come back, to make room for those who wait.
-    fn play(&mut self, now: Time, dice: &mut Random) -> Time {
+    pub fn play(&mut self, now: Time, dice: &mut Random) -> Time {
         let wake = self.client.play(now, dice);
         let upgraded = self.client.is_upgraded();
         let line = &mut self.client.line;
