@@ -61,7 +61,9 @@ fn play(seed: u64) -> u64 {
         let now = world.now();
         let dice = &mut *world.dice.borrow_mut();
         let wake = talkers.iter_mut().map(|talker| talker.play(now, dice)).min();
-        let open = talkers.iter().any(|talker| talker.client.line.is_open() && talker.client.is_upgraded());
+        let open = talkers
+            .iter()
+            .any(|talker| talker.client.line.is_open() && talker.client.is_upgraded());
         open.then_some(wake.unwrap_or(Time::NEVER))
     });
     let reset = world.network.fired(Fault::Reset) > 0;
