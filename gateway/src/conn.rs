@@ -196,6 +196,11 @@ pub struct Relay {
 }
 
 impl Conn {
+    /// Whether a send is in flight that waits for the peer as long as it takes.
+    pub fn has_waiting_send(&self) -> bool {
+        self.flags.send_in_flight && !self.flags.send_try_now
+    }
+
     /// Whether the ring owes an answer, so that the slot cannot be closed yet.
     pub fn is_busy(&self) -> bool {
         let Flags {

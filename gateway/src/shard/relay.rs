@@ -305,7 +305,7 @@ impl<R: Ring> Shard<R> {
             }
             if scanned.forward > 0 {
                 // A peer that does not keep up must not hold a buffer that is everybody's.
-                if conn.flags.congested {
+                if conn.flags.congested || conn.has_waiting_send() {
                     let bytes = &buffer[..scanned.forward];
                     conn.outbox.write(stores, *now, |out| out.extend_from_slice(bytes));
                 } else {

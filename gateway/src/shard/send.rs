@@ -58,7 +58,7 @@ impl<R: Ring> Shard<R> {
         conn.outbox.mark_in_flight(count);
         conn.flags.send_in_flight = true;
         conn.flags.send_try_now = mode == SendMode::TryNow;
-        if conn.flags.congested || conn.outbox.bytes() > RESUME_AT_BYTES {
+        if mode == SendMode::All {
             timers.set(id.slot, *now + config.limits.outbox_age_max);
         }
     }
