@@ -279,16 +279,15 @@ struct Post<'a> {
 impl rooms::Outlet for Post<'_> {
     fn deliver(&mut self, to: ConnId, frame: &bytes::Bytes) {
         let Some(conn) = self.table.get_mut(to) else { return };
-        if conn.phase != crate::conn::Phase::Open {
+        // Nothing comes behind a message that had no room: the member would resume after the gap.
+        if conn.phase != crate::conn::Phase::Open || conn.cause.is_some() {
             return;
         }
         if conn.outbox.bytes() + frame.len() > self.outbox_bytes_max {
             // A member cannot be waited for: the room goes on without it, and it may come back
             // and resume from the offset that it has seen.
-            if conn.cause.is_none() {
-                conn.cause = Some(Cause::SlowConsumer);
-                self.doomed.push((to, Cause::SlowConsumer, 1008, "slow consumer"));
-            }
+            conn.cause = Some(Cause::SlowConsumer);
+            self.doomed.push((to, Cause::SlowConsumer, 1008, "slow consumer"));
             return;
         }
         conn.outbox.push_shared(frame, self.stores, self.now);
