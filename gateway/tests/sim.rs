@@ -12,6 +12,8 @@ mod client;
 mod echo;
 #[path = "sim/relay.rs"]
 mod relay;
+#[path = "sim/rooms.rs"]
+mod rooms;
 #[path = "sim/stop.rs"]
 mod stop;
 #[path = "sim/world.rs"]

@@ -101,6 +101,8 @@ pub struct Line {
     /// It leaves, by its farewell, when this many bytes have been sent.
     pub cut_at: usize,
     pub half_closed: bool,
+    /// It does not leave because it has said all; only `cut_at` makes it.
+    pub patient: bool,
     write_at: Time,
     read_at: Time,
 }
@@ -119,6 +121,7 @@ impl Line {
             end: End::Open,
             cut_at: usize::MAX,
             half_closed: false,
+            patient: false,
             write_at: Time(0),
             read_at: Time(0),
         }
@@ -192,7 +195,7 @@ impl Line {
                 break;
             }
         }
-        if self.queue.is_empty() {
+        if self.queue.is_empty() && !self.patient {
             match self.farewell {
                 Farewell::Stay | Farewell::Wait => {}
                 _ => self.leave(),
