@@ -186,8 +186,8 @@ mod tests {
                     model.remove(&slot);
                 }
                 _ => {
-                    now = now
-                        + Duration::from_millis(next(if next(50) == 0 { 120_000 } else { 300 }));
+                    let long = next(50) == 0;
+                    now = now + Duration::from_millis(next(if long { 120_000 } else { 300 }));
                     while let Some(slot) = wheel.pop(now) {
                         let deadline =
                             model.remove(&slot).expect("came up twice, or after removal");

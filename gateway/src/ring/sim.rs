@@ -454,6 +454,7 @@ mod tests {
                     self.ring.submit_socket(id, &UPSTREAM);
                 }
                 Completion::AcceptEnded { .. } => self.ring.arm_accept(0),
+                Completion::AcceptRefused { .. } => {}
                 Completion::Received { id, result, more } => {
                     let conn = self.conn(id);
                     conn.recv_armed = more;
