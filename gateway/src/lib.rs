@@ -3,5 +3,6 @@
 pub mod conn;
 pub mod metrics;
 pub mod ring;
+pub mod spares;
 pub mod time;
 pub mod ws;
