@@ -595,7 +595,7 @@ mod tests {
     fn a_declared_length_reserves_nothing() {
         let (mut decoder, mut spares) = (Decoder::default(), Spares::default());
         let limits = Limits { message_bytes_max: usize::MAX };
-        let mut buffer = b"\x82\xff\x7f\xff\xff\xff\xff\xff\xff\xff\0\0\0\0abc".to_vec();
+        let mut buffer = b"\x82\xff\0\0\0\0\xff\xff\xff\xff\0\0\0\0abc".to_vec();
         let mut consumed = 0;
         assert_eq!(decoder.next(&mut buffer, &mut consumed, &limits, &mut spares), Ok(None));
         assert!((3..=64).contains(&decoder.assembly_bytes()));
