@@ -1,6 +1,7 @@
 //! Penstock: a WebSocket gateway. Start reading at `shard.rs`.
 
 pub mod conn;
+pub mod handshake;
 pub mod http;
 pub mod metrics;
 pub mod ring;
