@@ -25,12 +25,21 @@ pub struct HeadScanner {
     scanned: usize,
     line_start: usize,
     lines: usize,
+    failed: Option<HttpError>,
 }
 
 impl HeadScanner {
     /// `head` is all bytes since the first of the head. Answers the head's length once its empty
     /// line is there. Line ends are CRLF only, and control characters are refused (RFC 9112 §2.2).
+    /// After an `Err` the same error is all that comes.
     pub fn scan(&mut self, head: &[u8], limits: &HeadLimits) -> Result<Option<usize>, HttpError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        self.scan_on(head, limits).inspect_err(|&error| self.failed = Some(error))
+    }
+
+    fn scan_on(&mut self, head: &[u8], limits: &HeadLimits) -> Result<Option<usize>, HttpError> {
         // A TLS record of type "handshake".
         if head.first() == Some(&0x16) {
             return Err(HttpError::TlsOnPlainPort);
@@ -387,3 +396,238 @@ impl fmt::Display for HttpError {
 }
 
 impl std::error::Error for HttpError {}
+
+/// The value of `name` in a query, decoded. `None`: absent, badly escaped or not UTF-8.
+pub fn query_param(query: &str, name: &str) -> Option<String> {
+    query
+        .split('&')
+        .find_map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (percent_decode(key)? == name).then_some(value)
+        })
+        .and_then(percent_decode)
+}
+
+fn percent_decode(text: &str) -> Option<String> {
+    let (mut out, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        out.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let (digits, after) = rest.split_at_checked(2)?;
+                rest = after;
+                let digit = |byte: u8| char::from(byte).to_digit(16);
+                (digit(digits[0])? << 4 | digit(digits[1])?) as u8
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(out).ok()
+}
+
+/// Finds the end of a response's body, whose bytes pass as they are (RFC 9112 §6.3).
+#[derive(Clone, Copy, Debug)]
+pub enum BodyReader {
+    /// So many bytes; none when there is no body.
+    Length(u64),
+    /// In chunks (§7.1).
+    Chunked(Chunk),
+    /// Until the upstream ends its stream.
+    UntilEnd,
+}
+
+/// Where a chunked body stands.
+#[derive(Clone, Copy, Debug)]
+pub enum Chunk {
+    /// In the line of a size, read so far, of which `line_bytes` have passed.
+    #[allow(missing_docs)]
+    Size { size: u64, digits: u8, line_bytes: u16, in_extension: bool, after_return: bool },
+    /// In data.
+    Data(u64),
+    /// In the CRLF behind data, of which this many bytes have passed.
+    DataEnd(u8),
+    /// In the trailers: bytes of this line, of all lines, and whether CR was last.
+    #[allow(missing_docs)]
+    Trailer { line_bytes: u16, all_bytes: u16, after_return: bool },
+    /// Behind the last chunk.
+    Done,
+}
+
+/// Lines of a chunked body, all trailers together, are refused above this.
+const CHUNK_LINE_BYTES_MAX: u16 = 4096;
+
+impl Chunk {
+    const START: Chunk =
+        Chunk::Size { size: 0, digits: 0, line_bytes: 0, in_extension: false, after_return: false };
+}
+
+impl BodyReader {
+    /// How the body of `response` to a request of this method is framed.
+    pub fn new(response: &Response<'_>, method: &str) -> BodyReader {
+        let headers = &response.headers;
+        if method == "HEAD" || matches!(response.status, 100..=199 | 204 | 304) {
+            return BodyReader::Length(0);
+        }
+        if let Some(last) = headers.list("transfer-encoding").last() {
+            let is_chunked = last.eq_ignore_ascii_case("chunked");
+            return if is_chunked {
+                BodyReader::Chunked(Chunk::START)
+            } else {
+                BodyReader::UntilEnd
+            };
+        }
+        match headers.get("content-length").and_then(content_length) {
+            Some(length) => BodyReader::Length(length),
+            None => BodyReader::UntilEnd,
+        }
+    }
+
+    /// Reads on: how many bytes of the front to forward, and whether the body ends with them.
+    pub fn scan(&mut self, bytes: &[u8]) -> Result<(usize, bool), HttpError> {
+        match self {
+            BodyReader::UntilEnd => Ok((bytes.len(), false)),
+            BodyReader::Length(left) => {
+                let here = (*left).min(bytes.len() as u64);
+                *left -= here;
+                Ok((here as usize, *left == 0))
+            }
+            BodyReader::Chunked(chunk) => {
+                let mut at = 0;
+                while at < bytes.len() && !matches!(chunk, Chunk::Done) {
+                    at += chunk.advance(&bytes[at..])?;
+                }
+                Ok((at, matches!(chunk, Chunk::Done)))
+            }
+        }
+    }
+}
+
+impl Chunk {
+    /// Reads at least one byte of `bytes`, which has one, and says how many.
+    fn advance(&mut self, bytes: &[u8]) -> Result<usize, HttpError> {
+        let byte = bytes[0];
+        match self {
+            Chunk::Data(left) => {
+                let here = (*left).min(bytes.len() as u64);
+                *left -= here;
+                if *left == 0 {
+                    *self = Chunk::DataEnd(0);
+                }
+                return Ok(here as usize);
+            }
+            Chunk::DataEnd(seen) => {
+                if byte != b"\r\n"[usize::from(*seen)] {
+                    return Err(HttpError::BadLength);
+                }
+                *self = if *seen == 0 { Chunk::DataEnd(1) } else { Chunk::START };
+            }
+            Chunk::Size { size, digits, line_bytes, in_extension, after_return } => {
+                *line_bytes += 1;
+                let digit = char::from(byte).to_digit(16);
+                match (byte, digit) {
+                    (b'\n', _) if *after_return && *size > 0 => *self = Chunk::Data(*size),
+                    (b'\n', _) if *after_return => {
+                        *self = Chunk::Trailer { line_bytes: 0, all_bytes: 0, after_return: false };
+                    }
+                    _ if *after_return || *line_bytes > CHUNK_LINE_BYTES_MAX => {
+                        return Err(HttpError::BadLength);
+                    }
+                    (b'\r', _) if *digits > 0 => *after_return = true,
+                    (0x20..0x7F | b'\t', _) if *in_extension => {}
+                    (b';', _) if *digits > 0 => *in_extension = true,
+                    // Fifteen digits are below 2^60.
+                    (_, Some(digit)) if *digits < 15 => {
+                        *size = *size << 4 | u64::from(digit);
+                        *digits += 1;
+                    }
+                    _ => return Err(HttpError::BadLength),
+                }
+            }
+            Chunk::Trailer { line_bytes, all_bytes, after_return } => {
+                *all_bytes += 1;
+                let is_bad = match byte {
+                    b'\n' => !*after_return,
+                    b'\r' => *after_return,
+                    _ => *after_return || (byte < 0x20 && byte != b'\t') || byte == 0x7F,
+                };
+                if is_bad || *all_bytes > CHUNK_LINE_BYTES_MAX {
+                    return Err(HttpError::BadLength);
+                }
+                match byte {
+                    b'\n' if *line_bytes == 0 => *self = Chunk::Done,
+                    b'\n' => (*line_bytes, *after_return) = (0, false),
+                    b'\r' => *after_return = true,
+                    _ => *line_bytes += 1,
+                }
+            }
+            Chunk::Done => {}
+        }
+        Ok(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: HeadLimits =
+        HeadLimits { head_bytes_max: 300, headers_max: 6, target_bytes_max: 40 };
+
+    fn read(wire: &str) -> Result<String, HttpError> {
+        for cut in 0..wire.len() {
+            let mut scanner = HeadScanner::default();
+            let _ = scanner.scan(&wire.as_bytes()[..cut], &LIMITS);
+            let once = HeadScanner::default().scan(wire.as_bytes(), &LIMITS);
+            assert_eq!(scanner.scan(wire.as_bytes(), &LIMITS), once, "cut at {cut}");
+        }
+        let request = parse_request(wire.as_bytes(), &LIMITS)?;
+        Ok(format!("{} {} {:?} {}", request.method, request.path, request.query, request.host))
+    }
+
+    #[test]
+    fn requests() {
+        let want = |wire: &str, want| assert_eq!(read(wire), want, "{wire:?}");
+        want("GET /a?b HTTP/1.1\r\nHost: x:1\r\n\r\n", Ok("GET /a Some(\"b\") x:1".into()));
+        want("GET ws://x HTTP/1.1\r\nHost: X\r\n\r\n", Ok("GET / None X".into()));
+        want("GET ws://y/ HTTP/1.1\r\nHost: x\r\n\r\n", Err(HttpError::BadTarget));
+        want("GET /#a HTTP/1.1\r\nHost: x\r\n\r\n", Err(HttpError::BadTarget));
+        want("GET / HTTP/1.1\r\n\r\n", Err(HttpError::BadHost));
+        want("GET / HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n", Err(HttpError::BadHost));
+        want("GET / HTTP/1.1\r\nHost: a@b\r\n\r\n", Err(HttpError::BadHost));
+        want("GET / HTTP/1.1\nHost: x\r\n\r\n", Err(HttpError::BadLineEnd));
+        want("GET / HTTP/1.1\r\nHost: x\ry\r\n\r\n", Err(HttpError::BadLineEnd));
+        want("GET / HTTP/1.1\r\nHost: x\0\r\n\r\n", Err(HttpError::ControlByte));
+        want("GET / HTTP/1.1\r\nHost: x\r\n y\r\n\r\n", Err(HttpError::BadHead));
+        want("GET / HTTP/1.1\r\nHost : x\r\n\r\n", Err(HttpError::BadHead));
+        want("PRI * HTTP/2.0\r\n\r\n", Err(HttpError::Http2OnPlainPort));
+        let te =
+            "GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n";
+        want(te, Err(HttpError::BadLength));
+        let long = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(60));
+        want(&long, Err(HttpError::TargetTooLong));
+        let many = format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "A: b\r\n".repeat(7));
+        want(&many, Err(HttpError::TooManyHeaders));
+    }
+
+    #[test]
+    fn chunked_bodies_end_where_they_end_at_any_cut() {
+        let wire = b"5;x=y\r\nhello\r\n0\r\nA: b\r\n\r\nnext";
+        for cut in 0..wire.len() {
+            let mut body = BodyReader::Chunked(Chunk::START);
+            let (first, done) = body.scan(&wire[..cut]).unwrap();
+            let total = if done { first } else { first + body.scan(&wire[cut..]).unwrap().0 };
+            assert_eq!(total, wire.len() - 4, "cut at {cut}");
+        }
+        for bad in [&b"\r\n"[..], b"5\nhello", b"1\r\nab", b"-1\r\n", b"1111111111111111\r\n"] {
+            assert!(BodyReader::Chunked(Chunk::START).scan(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn query_parameters() {
+        assert_eq!(query_param("a=1&b%20c=d%2Be+f", "b c").as_deref(), Some("d+e f"));
+        assert_eq!(query_param("a=%ff", "a"), None);
+        assert_eq!(query_param("a=%2", "a"), None);
+    }
+}
