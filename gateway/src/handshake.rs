@@ -409,4 +409,61 @@ mod tests {
         encode_header(&mut out, "X-A\r\nX-B", b"b");
         assert!(out.is_empty());
     }
+
+    use crate::http::{HeadLimits, parse_request, parse_response};
+
+    const LIMITS: HeadLimits =
+        HeadLimits { head_bytes_max: 4096, headers_max: 64, target_bytes_max: 1024 };
+    const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+
+    fn client(more: &str) -> String {
+        format!(
+            "GET /chat?a=b HTTP/1.1\r\nHost: x\r\nUpgrade: WebSocket\r\nSec-WebSocket-Key: {KEY}\r\n\
+             Sec-WebSocket-Version: 13\r\n{more}\r\n"
+        )
+    }
+
+    #[test]
+    fn a_client_cannot_forge_its_address_or_nominate_what_it_is() {
+        let head = client(
+            "Connection: keep-alive, Upgrade, Cookie, X-Mine\r\nCookie: c\r\nX-Mine: 1\r\n\
+             X_Forwarded_For: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\nOrigin: http://x\r\n",
+        );
+        let request = parse_request(head.as_bytes(), &LIMITS).unwrap();
+        assert_eq!(upgrade_of(&request).unwrap().unwrap().key, KEY);
+        let mut out = Vec::new();
+        let forwarded = Forwarded { client: "10.0.0.1".parse().unwrap(), proto: "http" };
+        encode_upstream_request(&mut out, &request, KEY, None, &forwarded);
+        let sent = parse_request(&out, &LIMITS).unwrap();
+        let names: Vec<&str> = sent.headers.iter().map(|header| header.name).collect();
+        let want = "Host Upgrade Connection Sec-WebSocket-Key X-Forwarded-For X-Real-IP \
+                    X-Forwarded-Proto X-Forwarded-Host Sec-WebSocket-Version Cookie Origin";
+        assert_eq!(names.join(" "), want);
+        assert_eq!(sent.headers.get("x-forwarded-for"), Some("10.0.0.1"));
+        assert_eq!((sent.path, sent.query), ("/chat", Some("a=b")));
+    }
+
+    #[test]
+    fn only_a_verified_101_opens_the_tunnel() {
+        let head = client("Connection: Upgrade\r\nSec-WebSocket-Protocol: a, b\r\n");
+        let request = parse_request(head.as_bytes(), &LIMITS).unwrap();
+        let offer = Offer::new(&upgrade_of(&request).unwrap().unwrap(), KEY);
+        let answer = |status: &str, accept: &str, more: &str| {
+            let head = format!(
+                "HTTP/1.1 {status}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                 Sec-WebSocket-Accept: {accept}\r\n{more}\r\n"
+            );
+            let response = parse_response(head.as_bytes(), &LIMITS).unwrap();
+            format!("{:?}", check_upstream_response(&response, &offer))
+        };
+        let accept = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+        assert_eq!(answer("101 S", accept, ""), "Ok(Accepted { protocol: None, rsv1: false })");
+        assert_eq!(answer("101 S", "wrong", ""), "Err(WrongAccept)");
+        assert_eq!(answer("200 OK", accept, ""), "Ok(Refused)");
+        assert_eq!(answer("103 E", accept, ""), "Ok(Interim)");
+        let more = "Sec-WebSocket-Protocol: c\r\n";
+        assert_eq!(answer("101 S", accept, more), "Err(ProtocolNotOffered)");
+        let more = "Sec-WebSocket-Extensions: permessage-deflate\r\n";
+        assert_eq!(answer("101 S", accept, more), "Err(ExtensionNotOffered)");
+    }
 }
