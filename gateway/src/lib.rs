@@ -3,5 +3,6 @@
 pub mod conn;
 pub mod metrics;
 pub mod ring;
+pub mod rooms;
 pub mod time;
 pub mod ws;
