@@ -168,7 +168,7 @@ struct Fields<'a> {
     #[serde(default)]
     presence: Option<bool>,
     #[serde(borrow, default)]
-    resume: Option<Resume<'a>>,
+    resume: Option<&'a RawValue>,
     #[serde(default)]
     after: Option<u64>,
     #[serde(default)]
@@ -211,6 +211,10 @@ pub(super) fn decode<'a>(
         return Err(refuse(ErrorCode::BadJson, ErrorCode::BadJson.sentence().into(), None));
     };
     let fields: Fields = match serde_json::from_str(text) {
+        // The fields in an array, in their order, would be read as well.
+        Ok(_) if !is_object(text) => {
+            return Err(refuse(ErrorCode::BadRequest, NOT_AN_OBJECT.into(), None));
+        }
         Ok(fields) => fields,
         Err(error) => {
             let only: Option<OnlyId> = serde_json::from_str(text).ok();
@@ -229,6 +233,12 @@ pub(super) fn decode<'a>(
     decode_fields(fields, limits)
         .map(|operation| Request { id, operation })
         .map_err(|(code, sentence)| refuse(code, sentence, id))
+}
+
+const NOT_AN_OBJECT: &str = "A request and its `resume` are JSON objects; send {...}.";
+
+fn is_object(json: &str) -> bool {
+    json.trim_ascii_start().starts_with('{')
 }
 
 fn checked_id(id: Option<&RawValue>) -> Result<Option<&str>, &'static str> {
@@ -319,7 +329,15 @@ fn bad(sentence: String) -> FieldError {
 
 /// An epoch is opaque to clients: any text is a legal one, and text that we never issued is an
 /// epoch that has passed (0 is never issued).
-fn decode_resume(resume: Resume) -> Result<Position, FieldError> {
+fn decode_resume(json: &RawValue) -> Result<Position, FieldError> {
+    if !is_object(json.get()) {
+        return Err((ErrorCode::BadRequest, NOT_AN_OBJECT.into()));
+    }
+    let resume: Resume = serde_json::from_str(json.get()).map_err(|error| {
+        let mut found = error.to_string();
+        found.truncate(found.floor_char_boundary(ERROR_TEXT_BYTES_MAX));
+        bad(format!("In `resume`: {found}; mend the request."))
+    })?;
     let epoch = u64::from_str_radix(&resume.epoch.0, 16).unwrap_or(0);
     Ok(Position { epoch, offset: resume.offset })
 }
