@@ -24,8 +24,8 @@ const ID_BYTES_MAX: usize = 64;
 /// How deep arrays and objects may nest in `data`. Many receivers parse recursively.
 const DATA_DEPTH_MAX: usize = 128;
 
-/// How much of a sentence about a bad request is sent; it may quote what the client wrote.
-const ERROR_TEXT_BYTES_MAX: usize = 240;
+/// How much is sent of what the JSON parser says about a bad request.
+const ERROR_TEXT_CHARS_MAX: usize = 240;
 
 /// A place in a room's sequence of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -223,8 +223,7 @@ pub(super) fn decode<'a>(
                 Category::Data => (ErrorCode::BadRequest, "mend the request"),
                 _ => (ErrorCode::BadJson, "send one JSON object per text message"),
             };
-            let mut found = error.to_string();
-            found.truncate(found.floor_char_boundary(ERROR_TEXT_BYTES_MAX));
+            let found = found(&error);
             return Err(refuse(code, format!("{found}; {hint}.").into(), id));
         }
     };
@@ -233,6 +232,13 @@ pub(super) fn decode<'a>(
     decode_fields(fields, limits)
         .map(|operation| Request { id, operation })
         .map_err(|(code, sentence)| refuse(code, sentence, id))
+}
+
+/// What the parser found, cut short: it may quote a name as long as the message.
+fn found(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let end = text.char_indices().map(|(index, _)| index).nth(ERROR_TEXT_CHARS_MAX);
+    text[..end.unwrap_or(text.len())].to_string()
 }
 
 const NOT_AN_OBJECT: &str = "A request and its `resume` are JSON objects; send {...}.";
@@ -333,11 +339,8 @@ fn decode_resume(json: &RawValue) -> Result<Position, FieldError> {
     if !is_object(json.get()) {
         return Err((ErrorCode::BadRequest, NOT_AN_OBJECT.into()));
     }
-    let resume: Resume = serde_json::from_str(json.get()).map_err(|error| {
-        let mut found = error.to_string();
-        found.truncate(found.floor_char_boundary(ERROR_TEXT_BYTES_MAX));
-        bad(format!("In `resume`: {found}; mend the request."))
-    })?;
+    let resume: Resume = serde_json::from_str(json.get())
+        .map_err(|error| bad(format!("In `resume`: {}; mend the request.", found(&error))))?;
     let epoch = u64::from_str_radix(&resume.epoch.0, 16).unwrap_or(0);
     Ok(Position { epoch, offset: resume.offset })
 }
