@@ -1,0 +1,65 @@
+//! The bounds of the room engine, and what happens at each.
+
+use std::time::Duration;
+
+/// What one shard's part of the room engine may hold, and what its clients may ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoomLimits {
+    /// The longest room name, in bytes of UTF-8. A longer one is refused with `bad_room`.
+    pub room_name_bytes_max: usize,
+    /// The longest user name. A connection opened with a longer one is closed (1008).
+    pub user_name_bytes_max: usize,
+    /// How many rooms one client may be in; one more is refused with `too_many_memberships`.
+    pub rooms_per_client_max: usize,
+    /// How many rooms may have their home in one shard; one more is refused with
+    /// `too_many_rooms`. Rooms that everybody left count until their history has aged out.
+    pub rooms_max: usize,
+    /// How many messages the history of a room keeps; the oldest go first.
+    pub history_messages_max: usize,
+    /// How many bytes (of encoded frames) the history of a room keeps; the oldest go first, and
+    /// a message larger than this is delivered but not kept.
+    pub history_bytes_max: usize,
+    /// How many bytes the histories of one shard keep together. A room that publishes while they
+    /// are full pays with its own oldest messages.
+    pub history_bytes_per_shard_max: usize,
+    /// How long a message stays in the history, and how long a room is remembered after
+    /// everybody left it.
+    pub history_age: Duration,
+    /// How many missed messages the answer to a join brings; a client that missed more is told
+    /// `recovered: false` and asks for history.
+    pub recovery_messages_max: usize,
+    /// How many bytes of messages one answer carries: a recovery that needs more is
+    /// `recovered: false`, a history answer stops there and says `more`.
+    pub answer_bytes_max: usize,
+    /// How many users a presence answer lists; the counts are exact all the same. While a room
+    /// has more, it sends no presence events.
+    pub presence_users_listed_max: usize,
+    /// How long a user whose last connection left a room still counts as present, so that the
+    /// reload of a page is not a leave and a join.
+    pub leave_grace: Duration,
+    /// How often the gateway pings. Only told to clients (in `welcome`); the shard does it.
+    pub ping_interval: Duration,
+    /// The largest message a client may send. Only told to clients; the shard enforces it.
+    pub message_bytes_max: usize,
+}
+
+impl Default for RoomLimits {
+    fn default() -> RoomLimits {
+        RoomLimits {
+            room_name_bytes_max: 256,
+            user_name_bytes_max: 128,
+            rooms_per_client_max: 512,
+            rooms_max: 100_000,
+            history_messages_max: 1_000,
+            history_bytes_max: 1 << 20,
+            history_bytes_per_shard_max: 256 << 20,
+            history_age: Duration::from_secs(120),
+            recovery_messages_max: 1_000,
+            answer_bytes_max: 1 << 20,
+            presence_users_listed_max: 1_000,
+            leave_grace: Duration::from_secs(5),
+            ping_interval: Duration::from_secs(25),
+            message_bytes_max: 1 << 20,
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What shards write to each other about rooms and users.
+//!
+//! ```text
+//!   client's shard                    home of the room              every shard with members
+//!        | -- Join, Publish, Ask, Leave --> |                                  |
+//!        |                                  | -- Deliver, Notify ------------> |
+//!        | <-- Joined, Answer ------------- |                                  |
+//! ```
+//!
+//! Everything the engine promises about order rests on one property: mail from one shard to
+//! another arrives in the order in which it was posted.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::conn::ConnId;
+
+use super::protocol::{ErrorCode, Position};
+
+/// A letter from one shard's `Rooms` to another's, to be handed to `Rooms::on_mail` there.
+#[derive(Debug)]
+pub struct Mail(pub(super) Letter);
+
+// A mailbox holds thousands of these; what is rare or large is boxed.
+const _: () = assert!(size_of::<Mail>() <= 64);
+
+#[derive(Debug)]
+pub(super) enum Letter {
+    /// To the home: a client wants to become a member. Answered with `Joined`.
+    Join(Box<Join>),
+    /// To the home: a member is one no more. Follows each successful `Joined` exactly once.
+    Leave(Box<Leave>),
+    /// To the home: a message for everybody in the room.
+    Publish(Box<Publish>),
+    /// To the home: history or presence, answered with `Answer`.
+    Ask(Box<Ask>),
+    /// To the client's shard: the join was done or refused.
+    Joined(Box<Joined>),
+    /// To a shard with members: one message, already encoded.
+    Deliver { room: Arc<str>, offset: u64, frame: Bytes },
+    /// To a shard with members that asked for presence: somebody came or went.
+    Notify { room: Arc<str>, frame: Bytes },
+    /// To the client's shard: a finished answer.
+    Answer { conn: ConnId, frame: Bytes },
+    /// To the home of the user: a connection of theirs opened in `shard`.
+    UserOpened { user: Arc<str>, shard: u16 },
+    /// To the home of the user: a connection of theirs in `shard` closed.
+    UserClosed { user: Arc<str>, shard: u16 },
+    /// To the home of the user: a message for all their connections.
+    Direct(Box<Direct>),
+    /// To a shard where the user has connections.
+    DeliverDirect { user: Arc<str>, frame: Bytes },
+}
+
+/// Who asked, and where the answer goes.
+#[derive(Debug)]
+pub(super) struct Requester {
+    pub(super) shard: u16,
+    pub(super) conn: ConnId,
+    pub(super) user: Arc<str>,
+    /// The request's `id`, as JSON text.
+    pub(super) id: Option<Box<str>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Join {
+    pub(super) from: Requester,
+    pub(super) room: Arc<str>,
+    /// Tells this attempt from an earlier one of the same connection; comes back in `Joined`.
+    pub(super) ticket: u32,
+    pub(super) presence: bool,
+    pub(super) resume: Option<Position>,
+}
+
+#[derive(Debug)]
+pub(super) struct Joined {
+    pub(super) conn: ConnId,
+    pub(super) user: Arc<str>,
+    pub(super) room: Arc<str>,
+    pub(super) ticket: u32,
+    pub(super) presence: bool,
+    /// Where the room stood: the member gets everything after it.
+    pub(super) outcome: Result<Position, ErrorCode>,
+    /// The answer, or the error.
+    pub(super) frame: Bytes,
+}
+
+#[derive(Debug)]
+pub(super) struct Leave {
+    pub(super) shard: u16,
+    pub(super) room: Arc<str>,
+    pub(super) user: Arc<str>,
+    pub(super) presence: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Publish {
+    pub(super) from: Requester,
+    pub(super) room: Arc<str>,
+    /// Any JSON value, as it came.
+    pub(super) data: Box<str>,
+}
+
+#[derive(Debug)]
+pub(super) struct Ask {
+    pub(super) from: Requester,
+    pub(super) room: Arc<str>,
+    pub(super) question: Question,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Question {
+    Presence,
+    /// At most `limit` messages: those next after `after`, or without it the last ones.
+    History {
+        after: Option<u64>,
+        limit: usize,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Direct {
+    pub(super) from: Requester,
+    pub(super) to: Arc<str>,
+    /// The event, encoded.
+    pub(super) frame: Bytes,
+}

@@ -1,0 +1,510 @@
+//! The JSON subprotocol: text to requests, and answers and events to WebSocket frames.
+//!
+//! The first key of what the server sends tells what it is: `event`, `ack` or `error`.
+//! docs/ROOMS.md describes all of it for the authors of clients.
+
+use std::borrow::Cow;
+use std::io::Write as _;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::error::Category;
+use serde_json::value::RawValue;
+
+use crate::ws::frame::{Opcode, encode_server_header};
+
+use super::limits::RoomLimits;
+
+/// The name of the subprotocol on the wire (`Sec-WebSocket-Protocol`). To offer it is optional.
+pub const SUBPROTOCOL: &str = "penstock.rooms.v1";
+
+/// The longest `id` of a request, as JSON text: a string's quotes and escapes count.
+const ID_BYTES_MAX: usize = 64;
+
+/// How deep arrays and objects may nest in `data`. Many receivers parse recursively.
+const DATA_DEPTH_MAX: usize = 128;
+
+/// How much is sent of what the JSON parser says about a bad request.
+const ERROR_TEXT_CHARS_MAX: usize = 240;
+
+/// A place in a room's sequence of messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Position {
+    /// Changes when the room has forgotten its history and counts from 1 again.
+    pub(super) epoch: u64,
+    /// The last message that was seen; 0 before the first.
+    pub(super) offset: u64,
+}
+
+/// Why a request was refused. The connection stays open, whatever happens here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorCode {
+    /// The message is not JSON.
+    BadJson,
+    /// The message is JSON, but not a request: a field is missing, unknown, or of a wrong type.
+    BadRequest,
+    /// There is no such operation.
+    UnknownOp,
+    /// The room's name is empty, too long, or contains control characters.
+    BadRoom,
+    /// The `data` nests deeper than 128 levels.
+    TooDeep,
+    /// A join of a room the client has joined already.
+    AlreadyMember,
+    /// An operation on a room the client has not joined.
+    NotMember,
+    /// `rooms_per_client_max` is reached.
+    TooManyMemberships,
+    /// `rooms_max` is reached.
+    TooManyRooms,
+    /// Nobody of that name is connected.
+    NoSuchUser,
+    /// A mailbox on the way is full. Nothing was done.
+    Busy,
+}
+
+impl ErrorCode {
+    /// All codes, for tables.
+    pub const ALL: [ErrorCode; 11] = [
+        ErrorCode::BadJson,
+        ErrorCode::BadRequest,
+        ErrorCode::UnknownOp,
+        ErrorCode::BadRoom,
+        ErrorCode::TooDeep,
+        ErrorCode::AlreadyMember,
+        ErrorCode::NotMember,
+        ErrorCode::TooManyMemberships,
+        ErrorCode::TooManyRooms,
+        ErrorCode::NoSuchUser,
+        ErrorCode::Busy,
+    ];
+
+    /// The code on the wire; it never changes.
+    pub fn name(self) -> &'static str {
+        match self {
+            ErrorCode::BadJson => "bad_json",
+            ErrorCode::BadRequest => "bad_request",
+            ErrorCode::UnknownOp => "unknown_op",
+            ErrorCode::BadRoom => "bad_room",
+            ErrorCode::TooDeep => "too_deep",
+            ErrorCode::AlreadyMember => "already_member",
+            ErrorCode::NotMember => "not_member",
+            ErrorCode::TooManyMemberships => "too_many_memberships",
+            ErrorCode::TooManyRooms => "too_many_rooms",
+            ErrorCode::NoSuchUser => "no_such_user",
+            ErrorCode::Busy => "busy",
+        }
+    }
+
+    /// What is wrong and what to do, where no better sentence is at hand.
+    pub(super) fn sentence(self) -> &'static str {
+        match self {
+            ErrorCode::BadJson => "The message is not JSON; send one JSON object per text message.",
+            ErrorCode::BadRequest => {
+                "The request has a wrong field; see the protocol's description."
+            }
+            ErrorCode::UnknownOp => {
+                "There is no such op; use join, leave, publish, history, presence, direct or ping."
+            }
+            ErrorCode::BadRoom => {
+                "The room's name is empty, too long or has control characters; choose another."
+            }
+            ErrorCode::TooDeep => "The data nests deeper than 128 levels; send it flatter.",
+            ErrorCode::AlreadyMember => {
+                "This connection has joined the room already; leave it first."
+            }
+            ErrorCode::NotMember => "This connection is not in the room; join it first.",
+            ErrorCode::TooManyMemberships => {
+                "This connection is in as many rooms as it may; leave one first."
+            }
+            ErrorCode::TooManyRooms => "The server holds as many rooms as it may; try again later.",
+            ErrorCode::NoSuchUser => "Nobody of that name is connected; nothing was sent.",
+            ErrorCode::Busy => "The server is busy and did nothing; try again in a moment.",
+        }
+    }
+}
+
+/// A request that may be relied on: names and depth are within bounds.
+#[derive(Debug)]
+pub(super) struct Request<'a> {
+    /// As JSON text, to be echoed.
+    pub(super) id: Option<&'a str>,
+    pub(super) operation: Operation<'a>,
+}
+
+#[derive(Debug)]
+pub(super) enum Operation<'a> {
+    Join { room: Cow<'a, str>, presence: bool, resume: Option<Position> },
+    Leave { room: Cow<'a, str> },
+    Publish { room: Cow<'a, str>, data: &'a str },
+    Presence { room: Cow<'a, str> },
+    History { room: Cow<'a, str>, after: Option<u64>, limit: usize },
+    Direct { to: Cow<'a, str>, data: &'a str },
+    Ping,
+}
+
+/// What `decode` found wrong.
+#[derive(Debug)]
+pub(super) struct Refusal<'a> {
+    pub(super) code: ErrorCode,
+    pub(super) sentence: Cow<'static, str>,
+    pub(super) id: Option<&'a str>,
+}
+
+/// Every field of every operation; which of them belong together is checked by `decode`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fields<'a> {
+    #[serde(borrow)]
+    op: Text<'a>,
+    #[serde(borrow, default)]
+    id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    room: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    to: Option<Text<'a>>,
+    #[serde(borrow, default, deserialize_with = "even_null")]
+    data: Option<&'a RawValue>,
+    #[serde(default)]
+    presence: Option<bool>,
+    #[serde(borrow, default)]
+    resume: Option<&'a RawValue>,
+    #[serde(default)]
+    after: Option<u64>,
+    #[serde(default)]
+    limit: Option<u64>,
+}
+
+/// Text that is only copied when it has escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Resume<'a> {
+    #[serde(borrow)]
+    epoch: Text<'a>,
+    offset: u64,
+}
+
+/// The one field that an error should still echo when the others are wrong.
+#[derive(Deserialize)]
+struct OnlyId<'a> {
+    #[serde(borrow, default)]
+    id: Option<&'a RawValue>,
+}
+
+/// A `null` in `data` is a value like any other, not the absence of one.
+fn even_null<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+/// Reads one text message.
+pub(super) fn decode<'a>(
+    payload: &'a [u8],
+    limits: &RoomLimits,
+) -> Result<Request<'a>, Refusal<'a>> {
+    let refuse = |code: ErrorCode, sentence: Cow<'static, str>, id| Refusal { code, sentence, id };
+    let Ok(text) = std::str::from_utf8(payload) else {
+        return Err(refuse(ErrorCode::BadJson, ErrorCode::BadJson.sentence().into(), None));
+    };
+    let fields: Fields = match serde_json::from_str(text) {
+        // The fields in an array, in their order, would be read as well.
+        Ok(_) if !is_object(text) => {
+            return Err(refuse(ErrorCode::BadRequest, NOT_AN_OBJECT.into(), None));
+        }
+        Ok(fields) => fields,
+        Err(error) => {
+            let only: Option<OnlyId> = serde_json::from_str(text).ok();
+            let id = only.and_then(|only| checked_id(only.id).ok().flatten());
+            let (code, hint) = match error.classify() {
+                Category::Data => (ErrorCode::BadRequest, "mend the request"),
+                _ => (ErrorCode::BadJson, "send one JSON object per text message"),
+            };
+            let found = found(&error);
+            return Err(refuse(code, format!("{found}; {hint}.").into(), id));
+        }
+    };
+    let id = checked_id(fields.id)
+        .map_err(|sentence| refuse(ErrorCode::BadRequest, sentence.into(), None))?;
+    decode_fields(fields, limits)
+        .map(|operation| Request { id, operation })
+        .map_err(|(code, sentence)| refuse(code, sentence, id))
+}
+
+/// What the parser found, cut short: it may quote a name as long as the message.
+fn found(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let end = text.char_indices().map(|(index, _)| index).nth(ERROR_TEXT_CHARS_MAX);
+    text[..end.unwrap_or(text.len())].to_string()
+}
+
+const NOT_AN_OBJECT: &str = "A request and its `resume` are JSON objects; send {...}.";
+
+fn is_object(json: &str) -> bool {
+    json.trim_ascii_start().starts_with('{')
+}
+
+fn checked_id(id: Option<&RawValue>) -> Result<Option<&str>, &'static str> {
+    let Some(id) = id.map(RawValue::get) else { return Ok(None) };
+    if !id.starts_with(|first: char| first == '"' || first == '-' || first.is_ascii_digit()) {
+        return Err("The id must be a number or a string.");
+    }
+    if id.len() > ID_BYTES_MAX {
+        return Err("The id is longer than 64 bytes; choose a shorter one.");
+    }
+    Ok(Some(id))
+}
+
+type FieldError = (ErrorCode, Cow<'static, str>);
+
+fn decode_fields<'a>(fields: Fields<'a>, limits: &RoomLimits) -> Result<Operation<'a>, FieldError> {
+    let op = fields.op.0;
+    let allowed: &[&str] = match &*op {
+        "join" => &["room", "presence", "resume"],
+        "leave" | "presence" => &["room"],
+        "publish" => &["room", "data"],
+        "history" => &["room", "after", "limit"],
+        "direct" => &["to", "data"],
+        "ping" => &[],
+        _ => return Err((ErrorCode::UnknownOp, ErrorCode::UnknownOp.sentence().into())),
+    };
+    let given = [
+        ("room", fields.room.is_some()),
+        ("to", fields.to.is_some()),
+        ("data", fields.data.is_some()),
+        ("presence", fields.presence.is_some()),
+        ("resume", fields.resume.is_some()),
+        ("after", fields.after.is_some()),
+        ("limit", fields.limit.is_some()),
+    ];
+    for (name, given) in given {
+        if given && !allowed.contains(&name) {
+            return Err(bad(format!("The field `{name}` does not belong to op `{op}`; omit it.")));
+        }
+    }
+    let missing = |name: &str| bad(format!("The op `{op}` needs the field `{name}`."));
+
+    let room = |text: Option<Text<'a>>| {
+        let name = text.ok_or_else(|| missing("room"))?.0;
+        if name.is_empty()
+            || name.len() > limits.room_name_bytes_max
+            || name.contains(char::is_control)
+        {
+            return Err((ErrorCode::BadRoom, ErrorCode::BadRoom.sentence().into()));
+        }
+        Ok(name)
+    };
+    let data = |value: Option<&'a RawValue>| {
+        let text = value.ok_or_else(|| missing("data"))?.get();
+        match depth(text.as_bytes()) > DATA_DEPTH_MAX {
+            true => Err((ErrorCode::TooDeep, ErrorCode::TooDeep.sentence().into())),
+            false => Ok(text),
+        }
+    };
+    Ok(match &*op {
+        "join" => Operation::Join {
+            room: room(fields.room)?,
+            presence: fields.presence.unwrap_or(false),
+            resume: fields.resume.map(decode_resume).transpose()?,
+        },
+        "leave" => Operation::Leave { room: room(fields.room)? },
+        "presence" => Operation::Presence { room: room(fields.room)? },
+        "publish" => Operation::Publish { room: room(fields.room)?, data: data(fields.data)? },
+        "history" => Operation::History {
+            room: room(fields.room)?,
+            after: fields.after,
+            // More than is kept is the same as all.
+            limit: fields
+                .limit
+                .map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX)),
+        },
+        "direct" => {
+            let to = fields.to.ok_or_else(|| missing("to"))?.0;
+            Operation::Direct { to, data: data(fields.data)? }
+        }
+        _ => Operation::Ping,
+    })
+}
+
+fn bad(sentence: String) -> FieldError {
+    (ErrorCode::BadRequest, sentence.into())
+}
+
+/// An epoch is opaque to clients: any text is a legal one, and text that we never issued is an
+/// epoch that has passed (0 is never issued).
+fn decode_resume(json: &RawValue) -> Result<Position, FieldError> {
+    if !is_object(json.get()) {
+        return Err((ErrorCode::BadRequest, NOT_AN_OBJECT.into()));
+    }
+    let resume: Resume = serde_json::from_str(json.get())
+        .map_err(|error| bad(format!("In `resume`: {}; mend the request.", found(&error))))?;
+    let epoch = u64::from_str_radix(&resume.epoch.0, 16).unwrap_or(0);
+    Ok(Position { epoch, offset: resume.offset })
+}
+
+/// How deep arrays and objects nest in valid JSON.
+fn depth(json: &[u8]) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    let mut bytes = json.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'{' | b'[' => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b'}' | b']' => depth -= 1,
+            b'"' => loop {
+                match bytes.next() {
+                    Some(b'\\') => drop(bytes.next()),
+                    Some(b'"') | None => break,
+                    Some(_) => {}
+                }
+            },
+            _ => {}
+        }
+    }
+    deepest
+}
+
+/// The text frame `{"event":"ping"}`: sent with the protocol's own ping, which a page in a
+/// browser cannot see, so that it can tell a silent link from a dead one.
+pub fn ping_frame() -> Bytes {
+    // FIN and text, then the length: 16 bytes.
+    Bytes::from_static(b"\x81\x10{\"event\":\"ping\"}")
+}
+
+/// A server message under construction: one JSON object.
+pub(super) struct Object(Vec<u8>);
+
+impl Object {
+    /// `{"event":"name"`
+    pub(super) fn event(name: &str) -> Object {
+        let mut object = Object(Vec::with_capacity(128));
+        object.0.extend_from_slice(b"{\"event\":");
+        object.push_text(name);
+        object
+    }
+
+    /// `{"ack":id,"op":"name"`
+    pub(super) fn ack(id: Option<&str>, op: &str) -> Object {
+        let mut object = Object(Vec::with_capacity(128));
+        object.0.extend_from_slice(b"{\"ack\":");
+        object.0.extend_from_slice(id.unwrap_or("null").as_bytes());
+        object.text("op", op)
+    }
+
+    pub(super) fn text(mut self, key: &str, value: &str) -> Object {
+        self.key(key);
+        self.push_text(value);
+        self
+    }
+
+    pub(super) fn number(mut self, key: &str, value: u64) -> Object {
+        self.key(key);
+        write!(self.0, "{value}").expect("a vector takes all that is written");
+        self
+    }
+
+    pub(super) fn flag(mut self, key: &str, value: bool) -> Object {
+        self.key(key);
+        self.0.extend_from_slice(if value { b"true" } else { b"false" });
+        self
+    }
+
+    /// Text, because numbers above 2^53 do not survive JavaScript.
+    pub(super) fn epoch(mut self, epoch: u64) -> Object {
+        self.key("epoch");
+        write!(self.0, "\"{epoch:016x}\"").expect("a vector takes all that is written");
+        self
+    }
+
+    /// `json` is one JSON value.
+    pub(super) fn raw(mut self, key: &str, json: &[u8]) -> Object {
+        self.key(key);
+        self.0.extend_from_slice(json);
+        self
+    }
+
+    /// Each of `items` is one JSON value.
+    pub(super) fn array<'i>(mut self, key: &str, items: impl Iterator<Item = &'i [u8]>) -> Object {
+        self.key(key);
+        self.0.push(b'[');
+        for (index, item) in items.enumerate() {
+            if index > 0 {
+                self.0.push(b',');
+            }
+            self.0.extend_from_slice(item);
+        }
+        self.0.push(b']');
+        self
+    }
+
+    pub(super) fn texts<'i>(mut self, key: &str, items: impl Iterator<Item = &'i str>) -> Object {
+        self.key(key);
+        self.0.push(b'[');
+        for (index, item) in items.enumerate() {
+            if index > 0 {
+                self.0.push(b',');
+            }
+            self.push_text(item);
+        }
+        self.0.push(b']');
+        self
+    }
+
+    /// The finished frame, header included, in an allocation of exactly its size: history keeps
+    /// frames, and slack would be kept with them.
+    pub(super) fn into_frame(mut self) -> Bytes {
+        self.0.push(b'}');
+        let header_bytes = header_bytes(self.0.len());
+        let mut frame = Vec::with_capacity(header_bytes + self.0.len());
+        encode_server_header(&mut frame, Opcode::Text, self.0.len());
+        frame.extend_from_slice(&self.0);
+        Bytes::from(frame)
+    }
+
+    fn key(&mut self, key: &str) {
+        self.0.push(b',');
+        self.push_text(key);
+        self.0.push(b':');
+    }
+
+    fn push_text(&mut self, text: &str) {
+        serde_json::to_writer(&mut self.0, text).expect("a vector takes all that is written");
+    }
+}
+
+/// An error frame.
+pub(super) fn error_frame(code: ErrorCode, sentence: &str, id: Option<&str>) -> Bytes {
+    let mut inner = Vec::with_capacity(128);
+    inner.extend_from_slice(b"{\"code\":\"");
+    inner.extend_from_slice(code.name().as_bytes());
+    inner.extend_from_slice(b"\",\"message\":");
+    serde_json::to_writer(&mut inner, sentence).expect("a vector takes all that is written");
+    inner.push(b'}');
+    let mut object = Object(Vec::with_capacity(inner.len() + 32));
+    object.0.extend_from_slice(b"{\"error\":");
+    object.0.extend_from_slice(&inner);
+    object.raw("id", id.unwrap_or("null").as_bytes()).into_frame()
+}
+
+/// The JSON inside a frame that `into_frame` made.
+pub(super) fn payload(frame: &Bytes) -> &[u8] {
+    // The 7-bit length tells how the length is encoded, and so where the payload begins (§5.2).
+    match frame[1] {
+        126 => &frame[4..],
+        127 => &frame[10..],
+        _ => &frame[2..],
+    }
+}
+
+fn header_bytes(payload_bytes: usize) -> usize {
+    match payload_bytes {
+        0..=125 => 2,
+        126..=0xFFFF => 4,
+        _ => 10,
+    }
+}
