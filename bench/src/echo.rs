@@ -66,6 +66,7 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
         open_timeout: Duration::from_secs(10),
         keep_buffers: true,
         buffer_bytes: 64 * 1024,
+        slots_per_ring_max: u32::MAX,
         congestion: options.congestion.clone(),
     })?;
     let mut echo = Echo::new(options, engine.len());

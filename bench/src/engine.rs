@@ -65,6 +65,8 @@ pub(crate) struct Settings {
     /// Keep a send buffer per client between messages: for clients that are never quiet.
     pub(crate) keep_buffers: bool,
     pub(crate) buffer_bytes: u32,
+    /// Fewer slots in a ring than RLIMIT_NOFILE allows; for trying several rings on few clients.
+    pub(crate) slots_per_ring_max: u32,
     pub(crate) congestion: Option<CString>,
 }
 
@@ -158,7 +160,8 @@ impl Engine {
         if count == 0 {
             return Err(io::Error::other("no connections to open"));
         }
-        let slots_max = descriptors_max().saturating_sub(32).max(1);
+        let slots_max =
+            descriptors_max().saturating_sub(32).min(settings.slots_per_ring_max).max(1);
         let rings = count.div_ceil(slots_max);
         let slots_per_ring = count.div_ceil(rings);
         // Each address of 127.0.0.0/8 has the whole range of ports for itself. 127.0.1.1 upwards.

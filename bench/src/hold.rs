@@ -31,6 +31,7 @@ pub(crate) struct Options {
     pub(crate) closing_timeout: Duration,
     /// How many of the connections are asked whether they still answer.
     pub(crate) sample: u32,
+    pub(crate) slots_per_ring_max: u32,
     /// The server's process.
     pub(crate) pid: Option<u32>,
     pub(crate) congestion: Option<CString>,
@@ -47,6 +48,8 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
     let stopped = || stop.load(Ordering::Relaxed);
     let own = std::process::id();
     let read_cpu = || options.pid.and_then(CpuTime::read);
+    // Before the engine: its tables are part of what a client costs us.
+    let own_before = ProcessMemory::read(own);
     let mut engine = Engine::new(Settings {
         targets: vec![options.target.clone()],
         clients_per_target: options.connections,
@@ -56,11 +59,11 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
         keep_buffers: false,
         // Small: what idle clients receive is Pings, and each ring has its own.
         buffer_bytes: 8 * 1024,
+        slots_per_ring_max: options.slots_per_ring_max,
         congestion: options.congestion.clone(),
     })?;
     let mut hold = Hold::default();
     let server_before = options.pid.map(ProcessMemory::read);
-    let own_before = ProcessMemory::read(own);
     let kernel_before = KernelMemory::read();
     let sockets_before = proc::socket_counts();
     let cpu_before = read_cpu();

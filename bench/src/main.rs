@@ -96,6 +96,9 @@ struct Hold {
     /// Connections, picked at random, that are pinged before closing.
     #[arg(long, default_value_t = 1000)]
     sample: u32,
+    /// Use more rings than RLIMIT_NOFILE asks for: no ring holds more than this.
+    #[arg(long, default_value_t = u32::MAX, value_parser = clap::value_parser!(u32).range(64..))]
+    slots_per_ring_max: u32,
     /// The server's process, for its memory and processor time.
     #[arg(long)]
     pid: Option<u32>,
@@ -219,6 +222,7 @@ fn run(command: Command, stop: &AtomicBool) -> io::Result<Value> {
                 opening_timeout: Duration::from_secs_f64(hold.opening_seconds_max),
                 closing_timeout: Duration::from_secs_f64(hold.closing_seconds_max),
                 sample: hold.sample,
+                slots_per_ring_max: hold.slots_per_ring_max,
                 pid: hold.pid,
                 congestion: hold.common.congestion,
             };

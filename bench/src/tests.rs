@@ -96,6 +96,7 @@ fn hold_options(address: SocketAddr, connections: u32) -> hold::Options {
         opening_timeout: FOREVER,
         closing_timeout: FOREVER,
         sample: 50,
+        slots_per_ring_max: u32::MAX,
         pid: Some(std::process::id()),
         congestion: None,
     }
@@ -146,6 +147,21 @@ fn hold_opens_asks_and_closes_all() {
         assert!(report["sample"]["asked_count"].as_u64() > Some(0), "{report:#}");
         assert_eq!(report["sample"]["asked_count"], report["sample"]["answered_count"]);
         assert_eq!(report["closing"]["closed_in_order_count"], 200, "{report:#}");
+    });
+}
+
+#[test]
+fn hold_with_several_rings_on_both_sides() {
+    with_echo(3, |address| {
+        let mut options = hold_options(address, 1000);
+        options.slots_per_ring_max = 300;
+        // All at once: the links of so many chains are more than one call to the kernel works off.
+        options.opening_max = 1000;
+        let report = hold::run(&options, &NEVER).unwrap();
+        assert_eq!(report["client"]["rings"], 4, "{report:#}");
+        assert_eq!(report["opened_count"], 1000, "{report:#}");
+        assert_eq!(report["sample"]["asked_count"], report["sample"]["answered_count"]);
+        assert_eq!(report["closing"]["closed_in_order_count"], 1000, "{report:#}");
     });
 }
 

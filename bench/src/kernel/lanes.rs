@@ -31,7 +31,7 @@ impl Lanes {
     }
 
     /// Hands everything queued to the kernel; returns when completions are there, a signal has
-    /// arrived, or `timeout` has passed.
+    /// arrived, or `timeout` has passed. With several rings it may return for nothing.
     pub(crate) fn submit_and_wait(&mut self, timeout: Duration) -> io::Result<()> {
         let Some(eventfd) = &self.eventfd else {
             return self.rings[0].submit_and_wait(timeout);
@@ -41,7 +41,8 @@ impl Lanes {
         for ring in &mut self.rings {
             ring.submit()?;
         }
-        if self.rings.iter_mut().any(Ring::has_completions) {
+        // The eventfd is not raised again for what a ring has put off.
+        if self.rings.iter_mut().any(Ring::has_work) {
             return Ok(());
         }
         poll(eventfd, timeout);

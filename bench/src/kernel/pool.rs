@@ -124,14 +124,15 @@ impl Pool {
 
     /// The bytes of a chunk.
     pub(crate) fn bytes(&self, chunk: &Chunk) -> &[u8] {
-        // SAFETY: a chunk lies in memory that the kernel has written and will not write again
-        // before the chunk is released (`filled`); views of one chunk follow the borrows of it.
+        // SAFETY: `address` has seen that the kernel has written these bytes, and it will not write
+        // them again before the chunk is released. They were zeroed, so they are initialised. Rust
+        // writes them only through `bytes_mut`, which borrows the pool for itself.
         unsafe { std::slice::from_raw_parts(self.address(chunk), chunk.len as usize) }
     }
 
     /// The bytes of a chunk, to be changed in place.
     pub(crate) fn bytes_mut(&mut self, chunk: &mut Chunk) -> &mut [u8] {
-        // SAFETY: as in `bytes`; chunks never overlap and this one is borrowed mutably.
+        // SAFETY: as in `bytes`, and the pool is borrowed mutably, so there is no other view.
         unsafe { std::slice::from_raw_parts_mut(self.address(chunk), chunk.len as usize) }
     }
 
@@ -148,9 +149,12 @@ impl Pool {
 
     /// Where a chunk begins.
     pub(super) fn address(&self, chunk: &Chunk) -> *mut u8 {
+        // Only a chunk of another pool could fail this.
+        let written = self.states[usize::from(chunk.buffer)].written;
+        assert!(chunk.start + chunk.len <= written, "a chunk that this pool has not handed out");
         let offset = usize::from(chunk.buffer) * self.buffer_bytes as usize + chunk.start as usize;
-        // SAFETY: `buffer` is below the count and `start` within the buffer, both from `filled`
-        // or, narrower, from `narrow`.
+        // SAFETY: the index of the buffer and the place in it are within the memory (above, and
+        // written <= buffer_bytes).
         unsafe { self.memory.add(offset) }.as_ptr()
     }
 

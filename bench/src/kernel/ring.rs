@@ -175,9 +175,11 @@ impl Ring {
         tolerate(self.uring.submitter().submit_with_args(1, &args))
     }
 
-    /// Whether `next_completion` has something.
-    pub(crate) fn has_completions(&mut self) -> bool {
-        !self.uring.completion().is_empty()
+    /// Whether `next_completion` has something, or the next `submit` has something to do: the
+    /// kernel works a bounded number of events off in one call, and the links of a chain are
+    /// events that complete nothing.
+    pub(super) fn has_work(&mut self) -> bool {
+        !self.uring.completion().is_empty() || self.uring.submission().taskrun()
     }
 
     /// The next completion that has arrived.
