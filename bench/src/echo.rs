@@ -53,6 +53,7 @@ const OPENING_MAX: u32 = 256;
 const OPENING_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long messages under way may take to come back at the end of a slice.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+const CLOSING_TIMEOUT: Duration = Duration::from_secs(5);
 const TURN: Duration = Duration::from_millis(50);
 
 /// Runs it. Ends early, with what there is, when `stop` becomes true.
@@ -101,6 +102,10 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
         }
     }
 
+    // Ends that come from here on are ours.
+    let early = engine.counts.early.clone();
+    engine.close_all(&mut echo, CLOSING_TIMEOUT)?;
+
     let first_us = median(slices[0].iter().filter_map(Slice::server_us_per_message).collect());
     let servers = options.servers.iter().zip(&slices).enumerate();
     let servers: Vec<Value> = servers
@@ -126,8 +131,8 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
         "congestion_control":
             options.congestion.as_ref().map_or("the system's".into(), |c| c.to_string_lossy()),
         "faults_count": faults,
-        "ended_early_count": engine.counts.early.total(),
-        "ended_early_by_reason": reasons(&engine.counts.early),
+        "ended_early_count": early.total(),
+        "ended_early_by_reason": reasons(&early),
         "servers": servers,
     }))
 }

@@ -153,6 +153,9 @@ enum Phase {
 /// Clients per source address: half of the default range of ports, so that one is found quickly.
 const CLIENTS_PER_SOURCE: u32 = 12_500;
 
+/// Close handshakes under way at once: more would overrun the server's buffers and prove nothing.
+const CLOSING_MAX: u64 = 1024;
+
 impl Engine {
     /// Sets up the rings; nothing is opened yet.
     pub(crate) fn new(settings: Settings) -> io::Result<Engine> {
@@ -283,6 +286,30 @@ impl Engine {
         if self.say(client, |out| websocket::encode_frame(out, CLOSE, &NORMAL, mask)) {
             self.clients[client as usize].phase = Phase::Closing;
         }
+    }
+
+    /// Closes what is open, with a Close frame each way, until all is closed or `timeout` has
+    /// passed.
+    pub(crate) fn close_all(
+        &mut self,
+        scenario: &mut impl Scenario,
+        timeout: Duration,
+    ) -> io::Result<()> {
+        let started = Instant::now();
+        let open_before = self.counts.open;
+        let (mut next, mut asked) = (0, 0);
+        while self.counts.open > 0 && started.elapsed() < timeout {
+            let ended = open_before - self.counts.open;
+            while next < self.len() && asked < ended + CLOSING_MAX {
+                if self.is_open(next) {
+                    self.start_close(next);
+                    asked += 1;
+                }
+                next += 1;
+            }
+            self.turn(scenario, Duration::from_millis(50))?;
+        }
+        Ok(())
     }
 
     fn dispatch(

@@ -39,8 +39,6 @@ pub(crate) struct Options {
 
 /// How long the sample may take to answer.
 const SAMPLE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Close handshakes under way at once: more would overrun the server's buffers and prove nothing.
-const CLOSING_MAX: usize = 1024;
 const TURN: Duration = Duration::from_millis(50);
 
 /// Runs it. Ends early, with what there is, when `stop` becomes true.
@@ -94,7 +92,8 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
     let early = engine.counts.early.clone();
     let closing = Instant::now();
     let close_asked = engine.counts.open;
-    close_all(&mut engine, &mut hold, options.closing_timeout)?;
+    // After an interrupt too: closing in order is the polite way out, and it is bounded.
+    engine.close_all(&mut hold, options.closing_timeout)?;
     let closing = closing.elapsed();
 
     let counts = &engine.counts;
@@ -195,25 +194,6 @@ fn ask_sample(
     Ok(())
 }
 
-fn close_all(engine: &mut Engine, hold: &mut Hold, timeout: Duration) -> io::Result<()> {
-    let started = Instant::now();
-    let mut next = 0;
-    hold.ended = 0;
-    let mut asked = 0;
-    // After an interrupt too: closing in order is the polite way out, and it is bounded.
-    while engine.counts.open > 0 && started.elapsed() < timeout {
-        while next < engine.len() && asked - hold.ended.min(asked) < CLOSING_MAX {
-            if engine.is_open(next) {
-                engine.start_close(next);
-                asked += 1;
-            }
-            next += 1;
-        }
-        engine.turn(hold, TURN)?;
-    }
-    Ok(())
-}
-
 pub(crate) fn reasons(reasons: &Reasons) -> Value {
     Value::Object(reasons.0.iter().map(|(reason, n)| (reason.clone(), json!(n))).collect())
 }
@@ -224,7 +204,6 @@ struct Hold {
     expected: HashMap<u32, [u8; 8]>,
     asked: u64,
     answered: u64,
-    ended: usize,
 }
 
 impl Scenario for Hold {
@@ -253,7 +232,6 @@ impl Scenario for Hold {
     }
 
     fn on_end(&mut self, client: u32, _ending: &Ending) {
-        self.ended += 1;
         self.expected.remove(&client);
     }
 }
