@@ -332,7 +332,7 @@ impl Engine {
             Completion::Closed | Completion::Cancelled => {}
             Completion::Accepted { .. }
             | Completion::SocketOpened { .. }
-            | Completion::ShutDown => unreachable!("a client asks for none of these"),
+            | Completion::ShutDown { .. } => unreachable!("a client asks for none of these"),
         }
     }
 

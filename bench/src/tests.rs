@@ -176,6 +176,21 @@ fn hold_through_the_relay() {
 }
 
 #[test]
+fn slots_are_used_again_at_once() {
+    with_echo(1, |upstream| {
+        with_relay(upstream, |relay| {
+            for _ in 0..20 {
+                let mut options = hold_options(relay, 60);
+                options.hold = Duration::ZERO;
+                options.sample = 0;
+                let report = hold::run(&options, &NEVER).unwrap();
+                assert_eq!(report["closing"]["closed_in_order_count"], 60, "{report:#}");
+            }
+        });
+    });
+}
+
+#[test]
 fn an_upstream_that_refuses_ends_the_client() {
     // A port that was free a moment ago, and is not taken while its socket is only bound.
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();

@@ -56,7 +56,7 @@ pub(crate) enum Completion {
     /// `connect` is over; on failure, with the step that failed.
     Connected { slot: u32, result: Result<(), (&'static str, io::Error)> },
     /// A shutdown is over, whatever it said: the peer may have gone first.
-    ShutDown,
+    ShutDown { slot: u32 },
     /// A slot is free.
     Closed,
     /// A cancel has been heard; the operation itself answers too.
@@ -230,7 +230,7 @@ impl Ring {
             Op::Option => Completion::Connected { slot, result: failed("setsockopt", result) },
             Op::Bind => Completion::Connected { slot, result: failed("bind", result) },
             Op::Connect => Completion::Connected { slot, result: failed("connect", result) },
-            Op::Shutdown => Completion::ShutDown,
+            Op::Shutdown => Completion::ShutDown { slot },
             Op::Close => Completion::Closed,
             Op::Cancel => Completion::Cancelled,
         })
@@ -345,7 +345,8 @@ impl Ring {
     }
 
     /// Closes a slot on which nothing is outstanding. An armed receive would keep the socket
-    /// open, and its next completion would belong to the slot's next owner.
+    /// open, and its next completion would belong to the slot's next owner. A shutdown is run by a
+    /// thread of the kernel's, which looks the slot up when it gets there: that may be too late.
     pub(crate) fn close(&mut self, slot: u32) {
         let entry = opcode::Close::new(Fixed(slot)).build();
         self.push(&[entry.user_data(token(Op::Close, slot))]);

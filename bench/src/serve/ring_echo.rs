@@ -86,6 +86,8 @@ struct Connection {
     upgraded: bool,
     recv_armed: bool,
     sending: bool,
+    /// Shutdowns under way.
+    shutdowns: u8,
     /// The Close frame is answered, or the connection is being ended: nothing is read any more.
     done: bool,
     /// A head or frame that has not arrived whole.
@@ -126,7 +128,12 @@ impl Shard {
                     self.arm_accept(ring);
                 }
             }
-            Completion::ShutDown | Completion::Cancelled => {}
+            Completion::ShutDown { slot } => {
+                let connection = &mut self.connections[slot as usize];
+                connection.shutdowns -= 1;
+                connection.close_join(ring, slot);
+            }
+            Completion::Cancelled => {}
             Completion::SocketOpened { .. } | Completion::Connected { .. } => {
                 unreachable!("an echo connects to nobody")
             }
@@ -196,6 +203,7 @@ impl Shard {
             ring.send(slot, Payload::Bytes(std::mem::take(&mut connection.pending)));
         } else if connection.done && connection.recv_armed {
             // Our Close frame is out; the client's end of stream ends the receive.
+            connection.shutdowns += 1;
             ring.shutdown(slot, Shutdown::Write);
         } else {
             connection.close_join(ring, slot);
@@ -279,12 +287,13 @@ impl Connection {
     fn abort(&mut self, ring: &mut Ring, slot: u32) {
         self.done = true;
         self.pending = Vec::new();
+        self.shutdowns += 1;
         ring.shutdown(slot, Shutdown::Both);
     }
 
     /// Closes the slot once nothing is outstanding on it.
     fn close_join(&mut self, ring: &mut Ring, slot: u32) {
-        if self.done && !self.recv_armed && !self.sending {
+        if self.done && !self.recv_armed && !self.sending && self.shutdowns == 0 {
             *self = Connection::default();
             ring.close(slot);
         }

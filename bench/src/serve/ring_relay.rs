@@ -90,6 +90,8 @@ struct Side {
     peer: u32,
     recv_armed: bool,
     sending: bool,
+    /// Shutdowns under way.
+    shutdowns: u8,
     /// Its receive was ended because the peer has too much to send already.
     paused: bool,
     /// It will send nothing more.
@@ -149,7 +151,11 @@ impl Shard {
                     self.arm_accept(ring);
                 }
             }
-            Completion::ShutDown | Completion::Cancelled => {}
+            Completion::ShutDown { slot } => {
+                self.sides[slot as usize].shutdowns -= 1;
+                self.pair_join(ring, slot);
+            }
+            Completion::Cancelled => {}
         }
     }
 
@@ -222,8 +228,10 @@ impl Shard {
             }
             Ok(None) => {
                 side.ended = true;
-                self.tell_ended(ring, peer_slot);
-                self.pair_join(ring, slot);
+                // When both have ended, closing says so to both.
+                if !self.pair_join(ring, slot) {
+                    self.tell_ended(ring, peer_slot);
+                }
             }
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) && !side.dead => {
                 self.starved.push(slot);
@@ -247,7 +255,8 @@ impl Shard {
             return self.abort(ring, slot);
         }
         if side.dead {
-            return self.pair_join(ring, slot);
+            self.pair_join(ring, slot);
+            return;
         }
         if let Some(chunk) = side.queue.pop_front() {
             side.sending = true;
@@ -260,8 +269,9 @@ impl Shard {
             peer.paused = false;
             self.arm_recv_unless_paused(ring, peer_slot);
         }
-        self.tell_ended(ring, slot);
-        self.pair_join(ring, slot);
+        if !self.pair_join(ring, slot) {
+            self.tell_ended(ring, slot);
+        }
     }
 
     fn arm_recv_unless_paused(&mut self, ring: &mut Ring, slot: u32) {
@@ -278,6 +288,7 @@ impl Shard {
         let side = &mut self.sides[slot as usize];
         if peer_ended && !side.sending && !side.told && !side.dead {
             side.told = true;
+            side.shutdowns += 1;
             ring.shutdown(slot, Shutdown::Write);
         }
     }
@@ -289,6 +300,7 @@ impl Shard {
             let side = &mut self.sides[slot as usize];
             if !side.dead {
                 side.dead = true;
+                side.shutdowns += 1;
                 ring.shutdown(slot, Shutdown::Both);
             }
             for chunk in side.queue.drain(..) {
@@ -300,17 +312,19 @@ impl Shard {
         self.pair_join(ring, slot);
     }
 
-    /// Closes both once nothing is outstanding on either.
-    fn pair_join(&mut self, ring: &mut Ring, slot: u32) {
+    /// Closes both once nothing is outstanding on either; says whether it has.
+    fn pair_join(&mut self, ring: &mut Ring, slot: u32) -> bool {
         let peer_slot = self.sides[slot as usize].peer;
         let over = [slot, peer_slot].iter().all(|slot| {
             let side = &self.sides[*slot as usize];
-            !side.recv_armed && !side.sending && (side.dead || side.ended)
+            let outstanding = side.recv_armed || side.sending || side.shutdowns > 0;
+            !outstanding && (side.dead || side.ended)
         });
         if over {
             for slot in [slot, peer_slot] {
                 ring.close(slot);
             }
         }
+        over
     }
 }
