@@ -190,18 +190,27 @@ pub struct Forwarded<'a> {
     pub proto: &'a str,
 }
 
+/// A Sec-WebSocket-Key (§4.1) of 16 bytes that were drawn for it alone.
+pub fn fresh_key(nonce: [u64; 2]) -> String {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&nonce[0].to_ne_bytes());
+    bytes[8..].copy_from_slice(&nonce[1].to_ne_bytes());
+    STANDARD.encode(bytes)
+}
+
 /// Appends our request to an upstream: the client's, with the headers of one hop made anew. The
 /// client's own claims about its address are dropped, since nobody is trusted to make them.
-/// `host`: instead of the client's Host.
+/// `host` and `path` go instead of the client's; the query is always the client's.
 pub fn encode_upstream_request(
     out: &mut Vec<u8>,
     request: &Request<'_>,
     fresh_key: &str,
     host: Option<&str>,
+    path: Option<&str>,
     forwarded: &Forwarded<'_>,
 ) {
     out.extend_from_slice(b"GET ");
-    out.extend_from_slice(request.path.as_bytes());
+    out.extend_from_slice(path.unwrap_or(request.path).as_bytes());
     if let Some(query) = request.query {
         out.push(b'?');
         out.extend_from_slice(query.as_bytes());
@@ -433,7 +442,7 @@ mod tests {
         assert_eq!(upgrade_of(&request).unwrap().unwrap().key, KEY);
         let mut out = Vec::new();
         let forwarded = Forwarded { client: "10.0.0.1".parse().unwrap(), proto: "http" };
-        encode_upstream_request(&mut out, &request, KEY, None, &forwarded);
+        encode_upstream_request(&mut out, &request, KEY, None, None, &forwarded);
         let sent = parse_request(&out, &LIMITS).unwrap();
         let names: Vec<&str> = sent.headers.iter().map(|header| header.name).collect();
         let want = "Host Upgrade Connection Sec-WebSocket-Key X-Forwarded-For X-Real-IP \

@@ -23,6 +23,8 @@ use crate::time::Time;
 pub struct Stores {
     /// Byte vectors.
     pub spares: Spares,
+    // Boxed, so that an outbox with one segment, which nearly all are, has eight bytes for more.
+    #[allow(clippy::vec_box)]
     queues: Vec<Box<VecDeque<Segment>>>,
 }
 
@@ -37,6 +39,7 @@ const SEGMENT_BYTES: usize = 16 * 1024;
 #[derive(Default)]
 pub struct Outbox {
     first: Segment,
+    #[allow(clippy::box_collection)]
     rest: Option<Box<VecDeque<Segment>>>,
     bytes: usize,
     /// Segments at the front that the ring is sending.
