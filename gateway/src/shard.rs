@@ -110,7 +110,7 @@ impl<R: Ring> Shard<R> {
             rooms: rooms.collect(),
             now,
             table: Table::new(slots),
-            timers: Wheel::new(now),
+            timers: Wheel::new(now, slots),
             stores: Stores::default(),
             accepting: Accepting::for_all(&config, slots),
             dirty: VecDeque::new(),
