@@ -379,8 +379,11 @@ impl<R: Ring> Shard<R> {
                     self.finish(other, error.cause());
                 }
                 Side::Upstream => {
-                    let why = "the backend broke the protocol";
-                    self.fail_client(other, id, Cause::BackendGone, 1011, why);
+                    let (cause, code, why) = match error.cause() {
+                        Cause::TooBig => (Cause::TooBig, 1009, "the backend's message is too big"),
+                        _ => (Cause::BackendGone, 1011, "the backend broke the protocol"),
+                    };
+                    self.fail_client(other, id, cause, code, why);
                     self.fail_upstream(id, other, error.close_code());
                 }
             }
