@@ -184,7 +184,7 @@ impl<R: Ring> Shard<R> {
     /// How long the ring may wait before the next turn.
     fn next_wait(&mut self) -> Wait {
         let ready = !self.dirty.is_empty() || self.mail.has_own() || self.may_rearm_starved();
-        if ready || !self.mail.may_sleep() {
+        if ready || !self.mail.may_sleep(self.stop_deadline.is_some()) {
             return Wait::No;
         }
         let rooms = self.rooms.iter().flatten().filter_map(Rooms::next_deadline).min();
@@ -193,7 +193,8 @@ impl<R: Ring> Shard<R> {
         if self.mail.is_stuck() {
             deadline = deadline.min(self.now + STUCK_MAIL_WAIT);
         }
-        if let Some(stop) = self.stop_deadline {
+        // Once it has passed everything is being closed, and completions are all there is to come.
+        if let Some(stop) = self.stop_deadline.filter(|stop| *stop > self.now) {
             deadline = deadline.min(stop);
         }
         Wait::Until(deadline)

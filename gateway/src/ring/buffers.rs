@@ -193,9 +193,11 @@ impl Pool {
         Some(id)
     }
 
-    /// Buffers that the kernel may still write into, in percent of all.
+    /// Buffers that the kernel may still write into, in percent of all. Those that have come home
+    /// count: they are offered before the next submission is.
     pub fn free_percent(&self) -> u32 {
-        self.0.with_kernel.get() * 100 / self.0.states.len() as u32
+        let free = self.0.with_kernel.get() as usize + self.0.home.borrow().len();
+        (free * 100 / self.0.states.len()) as u32
     }
 
     /// Loans that have not been dropped.

@@ -28,9 +28,9 @@ impl Accepting {
     }
 
     /// Accepting starts again once this many slots are in use, a little below where it stops, so
-    /// that it does not flip with every client.
+    /// that it does not flip with every client. `open_low() < open_max`
     fn open_low(&self) -> u32 {
-        self.open_max - self.open_max / 64
+        self.open_max - 1 - self.open_max / 64
     }
 }
 

@@ -77,6 +77,10 @@ impl<R: Ring> Shard<R> {
             return;
         }
         conn.flags.pong_waits = false;
+        if matches!(conn.phase, Phase::Leaving | Phase::Finishing) {
+            conn.deadline = self.now + self.config.limits.close_timeout;
+            self.timers.set(id.slot, conn.deadline);
+        }
         if conn.phase == Phase::Finishing {
             // After both Close frames it is the server who closes (§7.1.1), which we are to
             // clients. Toward an upstream we wait for its end, as a client does.

@@ -147,13 +147,13 @@ impl Mailroom {
     }
 
     /// Declares this shard asleep and says whether it may really wait. [`Mailroom::awake`] has to
-    /// follow the wait.
-    pub fn may_sleep(&self) -> bool {
+    /// follow the wait. `stopping`: it knows already that it has been asked to stop.
+    pub fn may_sleep(&self, stopping: bool) -> bool {
         let inbox = self.own();
         inbox.asleep.store(true, Ordering::SeqCst);
         // Either this load sees a letter, or its sender's swap sees us asleep and wakes us.
         fence(Ordering::SeqCst);
-        if !inbox.queue.is_empty() || inbox.stop_asked() {
+        if !inbox.queue.is_empty() || (inbox.stop_asked() && !stopping) {
             inbox.asleep.store(false, Ordering::SeqCst);
             return false;
         }

@@ -49,8 +49,20 @@ impl<R: Ring> Shard<R> {
         }
         conn.deadline = Time::NEVER;
         match (conn.phase, &conn.state) {
-            // Patience is over.
-            (Phase::Leaving | Phase::Finishing, _) => self.start_close(id, Cause::InternalError),
+            (Phase::Leaving | Phase::Finishing, _) => {
+                // `close_timeout` begins with the Close frame on the wire (`flushed`). What is
+                // queued before it is given the time that it has while we serve, unless taking
+                // too long over it is why we are closing.
+                let patience = outbox_deadline(conn, limits);
+                if patience != Time::NEVER
+                    && patience > self.now
+                    && conn.cause != Some(Cause::SlowConsumer)
+                {
+                    conn.deadline = patience;
+                    return;
+                }
+                self.start_close(id, Cause::InternalError);
+            }
             (Phase::Closing | Phase::Free, _) => {}
             (Phase::Open, State::Head(head)) => {
                 // Who has said nothing gets no answer to it.

@@ -1,0 +1,16 @@
+//! Whole shards on the simulated kernel: virtual time, and a seed that picks how bad the day is.
+//!
+//! Each scenario plays clients (and upstream servers) with random manners against a gateway of one
+//! to three shards, compares what they got with what they were promised, and in the end looks for
+//! anything that was left behind. A seed that fails is printed with the command that plays it
+//! alone; `PENSTOCK_SIM_SEEDS` sets how many are played, `PENSTOCK_SIM_NARRATE` prints every
+//! submission and completion.
+
+#[path = "sim/client.rs"]
+mod client;
+#[path = "sim/echo.rs"]
+mod echo;
+#[path = "sim/stop.rs"]
+mod stop;
+#[path = "sim/world.rs"]
+mod world;
