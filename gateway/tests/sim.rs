@@ -10,6 +10,8 @@
 mod client;
 #[path = "sim/echo.rs"]
 mod echo;
+#[path = "sim/relay.rs"]
+mod relay;
 #[path = "sim/stop.rs"]
 mod stop;
 #[path = "sim/world.rs"]

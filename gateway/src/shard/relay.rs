@@ -223,6 +223,10 @@ impl<R: Ring> Shard<R> {
                     handshake::encode_refusal(out, &response);
                 });
                 table[id].state = State::Refusing(Box::new(Refusing { client, body }));
+                // It was answered in time; from here on it is the body that has to come.
+                table[client].deadline = crate::time::Time::NEVER;
+                table[id].deadline = *now + self.config.limits.connect_timeout;
+                self.timers.set(id.slot, table[id].deadline);
                 self.mark_dirty(client);
                 self.pass_body(id, &rest);
             }
@@ -267,7 +271,7 @@ impl<R: Ring> Shard<R> {
         let State::Connecting(connecting) = &mut self.table[client].state else { return };
         if let Some(upstream) = connecting.upstream.take()
             && let Some(conn) = self.table.get_mut(upstream)
-            && matches!(conn.state, State::Handshaking(_))
+            && matches!(conn.state, State::Handshaking(_) | State::Refusing(_))
         {
             self.start_close(upstream, Cause::ClientGone);
         }

@@ -84,7 +84,17 @@ impl<R: Ring> Shard<R> {
                 self.refuse(id, 504, Cause::BackendTimeout, why);
             }
             (Phase::Open, State::Relay(_)) => self.relay_deadline(id),
-            (Phase::Open, State::Refusing(_)) => self.body_read_done(id),
+            (Phase::Open, State::Refusing(_)) => {
+                let due = conn.received_at + limits.connect_timeout;
+                if conn.flags.paused {
+                    // It is the client that is slow.
+                    conn.deadline = self.now + limits.connect_timeout;
+                } else if due > self.now {
+                    conn.deadline = due;
+                } else {
+                    self.body_read_done(id);
+                }
+            }
             (Phase::Open, State::Handshaking(_) | State::None) => {}
         }
     }

@@ -164,6 +164,9 @@ impl Line {
     }
 
     fn write(&mut self, now: Time, dice: &mut Random) {
+        if self.half_closed {
+            return;
+        }
         let Some(peer) = &mut self.peer else { return };
         for _ in 0..8 {
             if self.sent >= self.cut_at {
@@ -204,6 +207,7 @@ impl Line {
                 if !self.half_closed {
                     self.half_closed = true;
                     self.queue.clear();
+                    self.cursor = 0;
                     self.cut_at = usize::MAX;
                     self.peer.as_mut().expect("open").finish();
                 }

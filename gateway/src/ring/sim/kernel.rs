@@ -54,6 +54,8 @@ pub(super) struct Kernel {
     woken: bool,
     /// Until when the ring would sleep, and the count of changes that it has seen.
     asleep: Option<(Time, u64)>,
+    /// When it last looked at anything.
+    turned_at: Time,
     /// Its owner has dropped it.
     gone: bool,
 }
@@ -299,6 +301,7 @@ impl World {
             eventfd,
             woken: false,
             asleep: None,
+            turned_at: Time(0),
             gone: false,
         });
         let ring = self.rings.len() - 1;
@@ -329,6 +332,7 @@ impl World {
         }
         self.run_events(ring);
         let kernel = &mut self.rings[ring];
+        kernel.turned_at = self.now;
         kernel.notice_wake();
         let woken = std::mem::take(&mut kernel.woken);
         kernel.asleep = match wait {
@@ -349,10 +353,13 @@ impl World {
         })
     }
 
-    /// The next instant at which something can happen.
+    /// The next instant at which something can happen. It lies in the past when that has happened
+    /// already, in the turn of one ring, to another that had had its turn.
     pub(super) fn next_event(&self) -> Time {
-        let links = self.links.values().map(|link| link.next_event(self.now));
-        let rings = self.rings.iter().map(|kernel| kernel.next_event(self.now));
+        let rings = || self.rings.iter().filter(|kernel| !kernel.gone);
+        let seen = rings().map(|kernel| kernel.turned_at).min().unwrap_or(self.now);
+        let links = self.links.values().map(|link| link.next_event(seen));
+        let rings = rings().map(|kernel| kernel.next_event(kernel.turned_at));
         links.chain(rings).min().unwrap_or(Time::NEVER)
     }
 
