@@ -1,118 +1,478 @@
-use crate::config::Upstream;
-use crate::http::*;
+//! The opening handshake of both legs (RFC 6455 §4): a client's request, our request to an
+//! upstream, and the answers.
+
+use std::fmt;
+use std::net::IpAddr;
+
 use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::http::{Headers, HttpError, Request, Response, content_length};
+
+/// What a client asks for, once it is known to ask in order.
+#[derive(Clone, Debug)]
 pub struct Upgrade<'a> {
+    /// Its Sec-WebSocket-Key.
     pub key: &'a str,
+    /// The subprotocols it offers, the best first.
     pub protocols: Vec<&'a str>,
+    /// The extensions it offers, all lines joined.
+    pub extensions: Option<String>,
 }
-impl<'a> Upgrade<'a> {
-    pub fn protocols(&self) -> impl Iterator<Item = &'a str> + '_ {
-        self.protocols.iter().copied()
+
+/// More subprotocols than this are refused: each is compared with the others.
+pub const PROTOCOLS_MAX: usize = 32;
+
+/// Reads an upgrade out of a request. `None`: it is an ordinary request; where only a WebSocket is
+/// served, [`HttpError::UpgradeRequired`] is the answer.
+pub fn upgrade_of<'a>(request: &Request<'a>) -> Result<Option<Upgrade<'a>>, HttpError> {
+    let headers = &request.headers;
+    if !headers.has_token("upgrade", "websocket") {
+        // A key alone tells of a proxy that has removed the rest.
+        return match headers.get("sec-websocket-key") {
+            Some(_) => Err(HttpError::UpgradeRequired),
+            None => Ok(None),
+        };
     }
+    if request.method != "GET" {
+        return Err(HttpError::MethodNotAllowed);
+    }
+    if request.minor_version == 0 {
+        return Err(HttpError::UpgradeInHttp10);
+    }
+    if !headers.has_token("connection", "upgrade") {
+        return Err(HttpError::ConnectionWithoutUpgrade);
+    }
+    let length = headers.get("content-length").map(content_length);
+    if headers.get("transfer-encoding").is_some() || length.is_some_and(|n| n != Some(0)) {
+        return Err(HttpError::BodyWithUpgrade);
+    }
+    let mut versions = headers.all("sec-websocket-version");
+    if (versions.next(), versions.next()) != (Some("13"), None) {
+        return Err(HttpError::BadWebSocketVersion);
+    }
+    let mut keys = headers.all("sec-websocket-key");
+    let key = match (keys.next(), keys.next()) {
+        (Some(key), None) if is_key(key) => key,
+        _ => return Err(HttpError::BadKey),
+    };
+    let mut protocols = Vec::new();
+    for protocol in headers.list("sec-websocket-protocol") {
+        let known = protocols.len() == PROTOCOLS_MAX || protocols.contains(&protocol);
+        if known || !is_token(protocol) {
+            return Err(HttpError::BadProtocols);
+        }
+        protocols.push(protocol);
+    }
+    let extensions: Vec<&str> = headers.list("sec-websocket-extensions").collect();
+    let extensions = (!extensions.is_empty()).then(|| extensions.join(", "));
+    Ok(Some(Upgrade { key, protocols, extensions }))
 }
-pub fn upgrade_of<'a>(r: &Request<'a>) -> Result<Option<Upgrade<'a>>, HttpError> {
-    let get = |n: &str| r.headers.iter().find(|h| h.0.eq_ignore_ascii_case(n)).map(|h| h.1);
-    Ok(get("sec-websocket-key").map(|key| Upgrade {
-        key,
-        protocols: get("sec-websocket-protocol").map_or(vec![], |p| p.split(", ").collect()),
-    }))
+
+/// Sixteen bytes in base64. The four bits that the last letter has to spare may be anything.
+fn is_key(key: &str) -> bool {
+    key.len() == 24
+        && key.ends_with("==")
+        && key.bytes().take(22).all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/')
 }
-pub fn accept_value(key: &str) -> String {
-    let mut h = sha1_smol::Sha1::new();
-    h.update(key.as_bytes());
-    h.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
-    base64::prelude::BASE64_STANDARD.encode(h.digest().bytes())
+
+/// A token (RFC 9110 §5.6.2).
+fn is_token(text: &str) -> bool {
+    let is_mark = |b: u8| b"!#$%&'*+-.^_`|~".contains(&b);
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || is_mark(b))
 }
-pub fn encode_switching(out: &mut Vec<u8>, accept: &str, protocol: Option<&str>, _e: Option<&str>) {
-    out.extend_from_slice(format!("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n").as_bytes());
-    if let Some(p) = protocol {
-        out.extend_from_slice(format!("Sec-WebSocket-Protocol: {p}\r\n").as_bytes());
+
+/// The Sec-WebSocket-Accept for a key (§4.2.2), in ASCII.
+pub fn accept_value(key: &str) -> [u8; 28] {
+    let mut sha1 = sha1_smol::Sha1::from(key);
+    sha1.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    let mut accept = [0; 28];
+    let encoded = STANDARD.encode_slice(sha1.digest().bytes(), &mut accept);
+    assert_eq!(encoded.ok(), Some(28), "20 bytes are 28 in base64");
+    accept
+}
+
+/// Appends the 101 of a connection that ends here.
+pub fn encode_switching(
+    out: &mut Vec<u8>,
+    accept: &[u8; 28],
+    protocol: Option<&str>,
+    extensions: Option<&str>,
+    more: &[(&str, &str)],
+) {
+    out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\n");
+    encode_header(out, "Upgrade", b"websocket");
+    encode_header(out, "Connection", b"Upgrade");
+    encode_header(out, "Sec-WebSocket-Accept", accept);
+    for (name, value) in
+        [("Sec-WebSocket-Protocol", protocol), ("Sec-WebSocket-Extensions", extensions)]
+    {
+        if let Some(value) = value {
+            encode_header(out, name, value.as_bytes());
+        }
+    }
+    for (name, value) in more {
+        encode_header(out, name, value.as_bytes());
     }
     out.extend_from_slice(b"\r\n");
 }
-pub fn encode_page(out: &mut Vec<u8>, ct: &str, body: &[u8], _h: bool) {
-    out.extend_from_slice(format!("HTTP/1.1 200 OK\r\nContent-Type: {ct}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len()).as_bytes());
+
+/// Appends a whole response of our own, after which the connection closes.
+pub fn encode_response(
+    out: &mut Vec<u8>,
+    status: u16,
+    headers: &[(&str, &str)],
+    content_type: &str,
+    body: &[u8],
+) {
+    out.extend_from_slice(format!("HTTP/1.1 {status} {}\r\n", reason_phrase(status)).as_bytes());
+    let has = |wanted: &str| headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(wanted));
+    for (name, value) in headers {
+        encode_header(out, name, value.as_bytes());
+    }
+    if status == 503 && !has("retry-after") {
+        encode_header(out, "Retry-After", b"5");
+    }
+    encode_header(out, "Content-Type", content_type.as_bytes());
+    encode_header(out, "Content-Length", body.len().to_string().as_bytes());
+    // Who sends Upgrade names it in Connection (RFC 9110 §7.8).
+    let connection = if has("upgrade") { &b"close, Upgrade"[..] } else { b"close" };
+    encode_header(out, "Connection", connection);
+    out.extend_from_slice(b"\r\n");
     out.extend_from_slice(body);
 }
-pub fn encode_response(out: &mut Vec<u8>, status: u16, why: &str) {
-    out.extend_from_slice(
-        format!(
-            "HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{why}",
-            why.len()
-        )
-        .as_bytes(),
-    );
+
+/// Appends the answer to a request that is refused.
+pub fn encode_error(out: &mut Vec<u8>, error: HttpError) {
+    let body = format!("{error}\n");
+    encode_response(out, error.status(), error.headers(), "text/plain", body.as_bytes());
 }
-pub fn encode_error(out: &mut Vec<u8>, e: &HttpError) {
-    encode_response(out, e.0, "no");
-}
-pub struct Forwarded {
-    pub client: std::net::IpAddr,
-    pub proto: &'static str,
-}
-pub fn fresh_key(a: u64, b: u64) -> String {
-    let mut k = a.to_ne_bytes().to_vec();
-    k.extend(b.to_ne_bytes());
-    base64::prelude::BASE64_STANDARD.encode(k)
-}
-#[derive(Clone)]
-pub struct Offer {
-    client_accept: String,
-    accept: String,
-}
-impl Offer {
-    pub fn new(u: &Upgrade<'_>, key: &str) -> Offer {
-        Offer { client_accept: accept_value(u.key), accept: accept_value(key) }
+
+/// Appends a header line, unless name or value would end the line early or are no name and value.
+/// Everything that we send goes through here, so nothing can split a header.
+fn encode_header(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    if is_token(name) && value.iter().all(|&b| b == b'\t' || (b >= 0x20 && b != 0x7F)) {
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value);
+        out.extend_from_slice(b"\r\n");
     }
 }
+
+/// What the relay keeps between its request to the upstream and the answer.
+#[derive(Clone, Debug)]
+pub struct Offer {
+    /// For our answer to the client.
+    pub client_accept: [u8; 28],
+    upstream_accept: [u8; 28],
+    protocols: Box<str>,
+    extensions: Box<str>,
+}
+
+impl Offer {
+    /// What `upgrade` offers, sent on under `fresh_key`.
+    pub fn new(upgrade: &Upgrade<'_>, fresh_key: &str) -> Offer {
+        Offer {
+            client_accept: accept_value(upgrade.key),
+            upstream_accept: accept_value(fresh_key),
+            protocols: upgrade.protocols.join(",").into(),
+            extensions: upgrade.extensions.as_deref().unwrap_or_default().into(),
+        }
+    }
+}
+
+/// Who the client is, for the upstream.
+#[derive(Clone, Copy, Debug)]
+pub struct Forwarded<'a> {
+    /// Its address.
+    pub client: IpAddr,
+    /// The scheme it came by: `http` or `https`.
+    pub proto: &'a str,
+}
+
+/// A Sec-WebSocket-Key (§4.1) of 16 bytes that were drawn for it alone.
+pub fn fresh_key(nonce: [u64; 2]) -> String {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&nonce[0].to_ne_bytes());
+    bytes[8..].copy_from_slice(&nonce[1].to_ne_bytes());
+    STANDARD.encode(bytes)
+}
+
+/// Appends our request to an upstream: the client's, with the headers of one hop made anew. The
+/// client's own claims about its address are dropped, since nobody is trusted to make them.
+/// `host` and `path` go instead of the client's; the query is always the client's.
 pub fn encode_upstream_request(
     out: &mut Vec<u8>,
-    r: &Request<'_>,
-    key: &str,
-    u: &Upstream,
-    f: &Forwarded,
+    request: &Request<'_>,
+    fresh_key: &str,
+    host: Option<&str>,
+    path: Option<&str>,
+    forwarded: &Forwarded<'_>,
 ) {
-    out.extend_from_slice(format!("GET {} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\nX-Forwarded-For: {}\r\n", r.path, u.host, f.client).as_bytes());
-    for h in &r.headers {
-        if h.0.to_lowercase().starts_with("sec-websocket-ext")
-            || h.0.to_lowercase().starts_with("sec-websocket-prot")
-        {
-            out.extend_from_slice(format!("{}: {}\r\n", h.0, h.1).as_bytes());
+    out.extend_from_slice(b"GET ");
+    out.extend_from_slice(path.unwrap_or(request.path).as_bytes());
+    if let Some(query) = request.query {
+        out.push(b'?');
+        out.extend_from_slice(query.as_bytes());
+    }
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    encode_header(out, "Host", host.unwrap_or(request.host).as_bytes());
+    encode_header(out, "Upgrade", b"websocket");
+    encode_header(out, "Connection", b"Upgrade");
+    encode_header(out, "Sec-WebSocket-Key", fresh_key.as_bytes());
+    let client = forwarded.client.to_canonical().to_string();
+    encode_header(out, "X-Forwarded-For", client.as_bytes());
+    encode_header(out, "X-Real-IP", client.as_bytes());
+    encode_header(out, "X-Forwarded-Proto", forwarded.proto.as_bytes());
+    encode_header(out, "X-Forwarded-Host", request.host.as_bytes());
+    let ours = ["host", "sec-websocket-key", "content-length", "transfer-encoding", "expect"];
+    for header in request.headers.iter() {
+        let is_ours = ours.iter().any(|name| name.eq_ignore_ascii_case(header.name));
+        if !is_ours && !is_address_claim(header.name) && !is_hop(&request.headers, header.name) {
+            encode_header(out, header.name, header.value);
         }
     }
     out.extend_from_slice(b"\r\n");
 }
-pub enum UpstreamAnswer {
-    Accepted { rsv1: bool },
+
+/// Many backends read `_` and `-` in a name as the same, so we do too.
+fn is_address_claim(name: &str) -> bool {
+    let name = name.to_ascii_lowercase().replace('_', "-");
+    name.starts_with("x-forwarded-") || name == "x-real-ip" || name == "forwarded"
+}
+
+/// Whether a header is for one hop (RFC 9110 §7.6.1). Its sender nominates more of them in
+/// Connection, but not those that say who it is or what is agreed.
+fn is_hop(headers: &Headers<'_>, name: &str) -> bool {
+    let is = |names: &[&str]| names.iter().any(|known| known.eq_ignore_ascii_case(name));
+    let always = ["connection", "upgrade", "keep-alive", "proxy-connection", "te", "trailer"];
+    if is(&always) || is(&["proxy-authorization", "proxy-authenticate", "http2-settings"]) {
+        return true;
+    }
+    let framing = ["content-length", "transfer-encoding", "host"];
+    let identity = ["authorization", "cookie", "set-cookie", "origin"];
+    let is_sec = name.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("sec-"));
+    let protected = is(&framing) || is(&identity) || is_sec || is_address_claim(name);
+    !protected && headers.has_token("connection", name)
+}
+
+/// What an upstream answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamAnswer<'a> {
+    /// The tunnel is open.
+    Accepted {
+        /// The subprotocol it chose.
+        protocol: Option<&'a str>,
+        /// Compression was agreed: RSV1 has a meaning.
+        rsv1: bool,
+    },
+    /// An interim response (RFC 9110 §15.2): skip the head, another follows.
+    Interim,
+    /// No tunnel; the response is the client's.
     Refused,
 }
-pub fn check_upstream_response(r: &Response<'_>, o: &Offer) -> Result<UpstreamAnswer, HttpError> {
-    if r.status != 101 {
-        return Ok(UpstreamAnswer::Refused);
-    }
-    let a =
-        r.headers.iter().find(|h| h.0.eq_ignore_ascii_case("sec-websocket-accept")).map(|h| h.1);
-    if a != Some(&o.accept[..]) {
-        return Err(HttpError(502));
-    }
-    Ok(UpstreamAnswer::Accepted {
-        rsv1: r.headers.iter().any(|h| h.0.eq_ignore_ascii_case("sec-websocket-extensions")),
-    })
+
+/// Why a 101 is none. The client gets a 502.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamFault {
+    /// HTTP/1.0, or Upgrade and Connection do not say websocket (§4.1).
+    NotAnUpgrade,
+    /// Sec-WebSocket-Accept does not prove that our key was read (§4.1).
+    WrongAccept,
+    /// A subprotocol that the client did not offer, or several (§4.1).
+    ProtocolNotOffered,
+    /// An extension that the client did not offer (§4.1).
+    ExtensionNotOffered,
 }
-pub fn encode_switching_from_upstream(out: &mut Vec<u8>, r: &Response<'_>, o: &Offer) {
-    encode_switching(out, &o.client_accept, None, None);
-    out.truncate(out.len() - 2);
-    for h in &r.headers {
-        if h.0.to_lowercase().starts_with("sec-websocket-ext")
-            || h.0.to_lowercase().starts_with("sec-websocket-prot")
-        {
-            out.extend_from_slice(format!("{}: {}\r\n", h.0, h.1).as_bytes());
+
+impl fmt::Display for UpstreamFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            UpstreamFault::NotAnUpgrade => "its 101 does not upgrade to websocket",
+            UpstreamFault::WrongAccept => "its Sec-WebSocket-Accept is not that of our key",
+            UpstreamFault::ProtocolNotOffered => "it chose a subprotocol that was not offered",
+            UpstreamFault::ExtensionNotOffered => "it chose an extension that was not offered",
+        })
+    }
+}
+
+/// Judges an upstream's answer (§4.1). Only [`UpstreamAnswer::Accepted`] opens a tunnel.
+pub fn check_upstream_response<'a>(
+    response: &Response<'a>,
+    offer: &Offer,
+) -> Result<UpstreamAnswer<'a>, UpstreamFault> {
+    let headers = &response.headers;
+    match response.status {
+        101 => {}
+        100..=199 => return Ok(UpstreamAnswer::Interim),
+        _ => return Ok(UpstreamAnswer::Refused),
+    }
+    if response.minor_version == 0
+        || !headers.has_token("upgrade", "websocket")
+        || !headers.has_token("connection", "upgrade")
+    {
+        return Err(UpstreamFault::NotAnUpgrade);
+    }
+    let mut accepts = headers.all("sec-websocket-accept");
+    match (accepts.next(), accepts.next()) {
+        (Some(accept), None) if accept.as_bytes() == offer.upstream_accept => {}
+        _ => return Err(UpstreamFault::WrongAccept),
+    }
+    let mut protocols = headers.all("sec-websocket-protocol");
+    let protocol = protocols.next();
+    let is_offered =
+        |chosen| !offer.protocols.is_empty() && offer.protocols.split(',').any(|p| p == chosen);
+    if protocols.next().is_some() || protocol.is_some_and(|chosen| !is_offered(chosen)) {
+        return Err(UpstreamFault::ProtocolNotOffered);
+    }
+    fn name(extension: &str) -> &str {
+        extension.split(';').next().unwrap_or_default().trim()
+    }
+    let mut rsv1 = false;
+    for extension in headers.list("sec-websocket-extensions").map(name) {
+        if !offer.extensions.split(',').any(|o| name(o).eq_ignore_ascii_case(extension)) {
+            return Err(UpstreamFault::ExtensionNotOffered);
+        }
+        rsv1 |= extension.eq_ignore_ascii_case("permessage-deflate");
+    }
+    Ok(UpstreamAnswer::Accepted { protocol, rsv1 })
+}
+
+/// Appends the 101 for the client out of an accepted one of the upstream, with its other headers.
+pub fn encode_switching_from_upstream(
+    out: &mut Vec<u8>,
+    response: &Response<'_>,
+    client_accept: &[u8; 28],
+) {
+    out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\n");
+    encode_header(out, "Upgrade", b"websocket");
+    encode_header(out, "Connection", b"Upgrade");
+    encode_header(out, "Sec-WebSocket-Accept", client_accept);
+    let ours = ["sec-websocket-accept", "content-length", "transfer-encoding"];
+    for header in response.headers.iter() {
+        let is_ours = ours.iter().any(|name| name.eq_ignore_ascii_case(header.name));
+        if !is_ours && !is_hop(&response.headers, header.name) {
+            encode_header(out, header.name, header.value);
         }
     }
     out.extend_from_slice(b"\r\n");
 }
-pub fn encode_refusal(out: &mut Vec<u8>, r: &Response<'_>) {
-    out.extend_from_slice(
-        format!("HTTP/1.1 {} X\r\nConnection: close\r\n\r\n", r.status).as_bytes(),
-    );
+
+/// Appends the head of an upstream's refusal. The body follows as the upstream frames it, so its
+/// framing headers stay; then both connections close.
+pub fn encode_refusal(out: &mut Vec<u8>, response: &Response<'_>) {
+    let phrase = reason_phrase(response.status);
+    out.extend_from_slice(format!("HTTP/1.1 {} {phrase}\r\n", response.status).as_bytes());
+    for header in response.headers.iter() {
+        if !is_hop(&response.headers, header.name) {
+            encode_header(out, header.name, header.value);
+        }
+    }
+    if response.status == 426 {
+        encode_header(out, "Upgrade", b"websocket"); // Obligatory (RFC 9110 §15.5.22).
+        encode_header(out, "Connection", b"close, Upgrade");
+    } else {
+        encode_header(out, "Connection", b"close");
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The phrase behind a status; empty, which is legal, for one we never send ourselves.
+pub fn reason_phrase(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        301 => "Moved Permanently",
+        302 => "Found",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        414 => "URI Too Long",
+        426 => "Upgrade Required",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn section_1_3_accept() {
+        assert_eq!(&accept_value("dGhlIHNhbXBsZSBub25jZQ=="), b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+
+    #[test]
+    fn a_header_cannot_be_split() {
+        let mut out = Vec::new();
+        encode_header(&mut out, "X-A", b"a\r\nX-B: b");
+        encode_header(&mut out, "X-A\r\nX-B", b"b");
+        assert!(out.is_empty());
+    }
+
+    use crate::http::{HeadLimits, parse_request, parse_response};
+
+    const LIMITS: HeadLimits =
+        HeadLimits { head_bytes_max: 4096, headers_max: 64, target_bytes_max: 1024 };
+    const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+
+    fn client(more: &str) -> String {
+        format!(
+            "GET /chat?a=b HTTP/1.1\r\nHost: x\r\nUpgrade: WebSocket\r\nSec-WebSocket-Key: {KEY}\r\n\
+             Sec-WebSocket-Version: 13\r\n{more}\r\n"
+        )
+    }
+
+    #[test]
+    fn a_client_cannot_forge_its_address_or_nominate_what_it_is() {
+        let head = client(
+            "Connection: keep-alive, Upgrade, Cookie, X-Mine\r\nCookie: c\r\nX-Mine: 1\r\n\
+             X_Forwarded_For: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\nOrigin: http://x\r\n",
+        );
+        let request = parse_request(head.as_bytes(), &LIMITS).unwrap();
+        assert_eq!(upgrade_of(&request).unwrap().unwrap().key, KEY);
+        let mut out = Vec::new();
+        let forwarded = Forwarded { client: "10.0.0.1".parse().unwrap(), proto: "http" };
+        encode_upstream_request(&mut out, &request, KEY, None, None, &forwarded);
+        let sent = parse_request(&out, &LIMITS).unwrap();
+        let names: Vec<&str> = sent.headers.iter().map(|header| header.name).collect();
+        let want = "Host Upgrade Connection Sec-WebSocket-Key X-Forwarded-For X-Real-IP \
+                    X-Forwarded-Proto X-Forwarded-Host Sec-WebSocket-Version Cookie Origin";
+        assert_eq!(names.join(" "), want);
+        assert_eq!(sent.headers.get("x-forwarded-for"), Some("10.0.0.1"));
+        assert_eq!((sent.path, sent.query), ("/chat", Some("a=b")));
+    }
+
+    #[test]
+    fn only_a_verified_101_opens_the_tunnel() {
+        let head = client("Connection: Upgrade\r\nSec-WebSocket-Protocol: a, b\r\n");
+        let request = parse_request(head.as_bytes(), &LIMITS).unwrap();
+        let offer = Offer::new(&upgrade_of(&request).unwrap().unwrap(), KEY);
+        let answer = |status: &str, accept: &str, more: &str| {
+            let head = format!(
+                "HTTP/1.1 {status}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                 Sec-WebSocket-Accept: {accept}\r\n{more}\r\n"
+            );
+            let response = parse_response(head.as_bytes(), &LIMITS).unwrap();
+            format!("{:?}", check_upstream_response(&response, &offer))
+        };
+        let accept = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+        assert_eq!(answer("101 S", accept, ""), "Ok(Accepted { protocol: None, rsv1: false })");
+        assert_eq!(answer("101 S", "wrong", ""), "Err(WrongAccept)");
+        assert_eq!(answer("200 OK", accept, ""), "Ok(Refused)");
+        assert_eq!(answer("103 E", accept, ""), "Ok(Interim)");
+        let more = "Sec-WebSocket-Protocol: c\r\n";
+        assert_eq!(answer("101 S", accept, more), "Err(ProtocolNotOffered)");
+        let more = "Sec-WebSocket-Extensions: permessage-deflate\r\n";
+        assert_eq!(answer("101 S", accept, more), "Err(ExtensionNotOffered)");
+    }
 }

@@ -1,69 +1,633 @@
-use std::borrow::Cow;
+//! HTTP/1.1 heads (RFC 9112), read strictly: what two readers could take for two different things
+//! is refused. `httparse` knows the tokens; this file is the strictness.
+
+use std::fmt;
+
+use httparse::Header;
+
+/// The most header lines that a head can have, whatever is configured.
+pub const HEADERS_MAX: usize = 128;
+
+/// Bounds of a head.
+#[derive(Clone, Copy, Debug)]
 pub struct HeadLimits {
+    /// All of it, with the empty line.
     pub head_bytes_max: usize,
+    /// Header lines; above [`HEADERS_MAX`] means that.
     pub headers_max: usize,
+    /// The request target.
     pub target_bytes_max: usize,
 }
-#[derive(Default)]
-pub struct HeadScanner;
+
+/// Finds the end of a head as its bytes arrive and reads none of them twice.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HeadScanner {
+    scanned: usize,
+    line_start: usize,
+    lines: usize,
+    failed: Option<HttpError>,
+}
+
 impl HeadScanner {
-    pub fn scan(&mut self, head: &[u8], _l: &HeadLimits) -> Result<Option<usize>, HttpError> {
-        Ok(head.windows(4).position(|w| w == b"\r\n\r\n").map(|p| p + 4))
+    /// `head` is all bytes since the first of the head. Answers the head's length once its empty
+    /// line is there. Line ends are CRLF only, and control characters are refused (RFC 9112 §2.2).
+    /// After an `Err` the same error is all that comes.
+    pub fn scan(&mut self, head: &[u8], limits: &HeadLimits) -> Result<Option<usize>, HttpError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        self.scan_on(head, limits).inspect_err(|&error| self.failed = Some(error))
+    }
+
+    fn scan_on(&mut self, head: &[u8], limits: &HeadLimits) -> Result<Option<usize>, HttpError> {
+        // A TLS record of type "handshake".
+        if head.first() == Some(&0x16) {
+            return Err(HttpError::TlsOnPlainPort);
+        }
+        while let Some(&byte) = head.get(self.scanned) {
+            if self.scanned >= limits.head_bytes_max {
+                return Err(HttpError::HeadTooLarge);
+            }
+            let after_return = self.scanned > 0 && head[self.scanned - 1] == b'\r';
+            if after_return != (byte == b'\n') {
+                return Err(HttpError::BadLineEnd);
+            }
+            self.scanned += 1;
+            match byte {
+                b'\n' => {
+                    let is_empty = self.scanned - self.line_start == 2;
+                    if is_empty && self.lines == 0 {
+                        return Err(HttpError::BadHead);
+                    }
+                    if is_empty {
+                        return Ok(Some(self.scanned));
+                    }
+                    self.lines += 1;
+                    self.line_start = self.scanned;
+                    // The first line is not a header.
+                    if self.lines > limits.headers_max.min(HEADERS_MAX) + 1 {
+                        return Err(HttpError::TooManyHeaders);
+                    }
+                }
+                b'\t' | b'\r' => {}
+                0..0x20 | 0x7F => return Err(HttpError::ControlByte),
+                _ => {}
+            }
+            // Longest method we know, two spaces and the version around the target.
+            if self.lines == 0 && self.scanned > limits.target_bytes_max + 20 {
+                return Err(HttpError::TargetTooLong);
+            }
+        }
+        Ok(None)
     }
 }
-#[derive(Debug)]
-pub struct HttpError(pub u16);
-impl std::fmt::Display for HttpError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)
+
+/// The header lines of a head, in order and in the sender's spelling.
+#[derive(Clone, Copy, Debug)]
+pub struct Headers<'a> {
+    slots: [Header<'a>; HEADERS_MAX],
+    count: usize,
+}
+
+impl<'a> Headers<'a> {
+    /// Every line.
+    pub fn iter(&self) -> impl Iterator<Item = &Header<'a>> {
+        self.slots[..self.count].iter()
+    }
+
+    /// The values of all lines of this name.
+    pub fn all(&self, name: &str) -> impl Iterator<Item = &'a str> {
+        self.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|header| {
+            // What is not UTF-8 is present, and equals nothing that anybody compares it with.
+            std::str::from_utf8(header.value).unwrap_or("\u{FFFD}")
+        })
+    }
+
+    /// The value of the first line of this name.
+    pub fn get(&self, name: &str) -> Option<&'a str> {
+        self.all(name).next()
+    }
+
+    /// The members of a comma-separated list that may span lines (RFC 9110 §5.6.1).
+    pub fn list(&self, name: &str) -> impl Iterator<Item = &'a str> {
+        self.all(name)
+            .flat_map(|value| value.split(','))
+            .map(|member| member.trim_matches([' ', '\t']))
+            .filter(|member| !member.is_empty())
+    }
+
+    /// Whether the list has `token`, in whatever case.
+    pub fn has_token(&self, name: &str, token: &str) -> bool {
+        self.list(name).any(|member| member.eq_ignore_ascii_case(token))
     }
 }
-impl HttpError {
-    pub fn not_found() -> HttpError {
-        HttpError(404)
-    }
-    pub fn upgrade_required() -> HttpError {
-        HttpError(426)
-    }
-}
+
+/// A request head that was understood.
+#[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
+    /// As sent: case matters.
     pub method: &'a str,
+    /// As sent.
+    pub target: &'a str,
+    /// Begins with a slash; not decoded.
     pub path: &'a str,
+    /// What follows the first question mark.
     pub query: Option<&'a str>,
+    /// 0 or 1: the minor of HTTP/1.
+    pub minor_version: u8,
+    /// The one Host, with its port.
     pub host: &'a str,
-    pub headers: Vec<(&'a str, &'a str)>,
+    /// All header lines.
+    pub headers: Headers<'a>,
 }
-pub fn parse_request<'a>(head: &'a [u8], _l: &HeadLimits) -> Result<Request<'a>, HttpError> {
-    let text = std::str::from_utf8(head).map_err(|_| HttpError(400))?;
-    let mut lines = text.split("\r\n");
-    let mut first = lines.next().unwrap().split(' ');
-    let method = first.next().unwrap();
-    let target = first.next().ok_or(HttpError(400))?;
-    let headers: Vec<_> = lines.filter_map(|l| l.split_once(": ")).collect();
-    let host = headers.iter().find(|h| h.0.eq_ignore_ascii_case("host")).map_or("", |h| h.1);
-    let (path, query) = match target.split_once('?') {
-        Some((p, q)) => (p, Some(q)),
-        None => (target, None),
+
+/// Reads the head that a [`HeadScanner`] has found: `head` is exactly that.
+pub fn parse_request<'a>(head: &'a [u8], limits: &HeadLimits) -> Result<Request<'a>, HttpError> {
+    check_whole(head, limits)?;
+    if head.starts_with(b"PRI * HTTP/2.0\r\n") {
+        return Err(HttpError::Http2OnPlainPort);
+    }
+    let mut slots = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut parsed = httparse::Request::new(&mut slots);
+    parsed.parse(head)?;
+    let (Some(method), Some(target), Some(minor_version)) =
+        (parsed.method, parsed.path, parsed.version)
+    else {
+        return Err(HttpError::BadHead);
     };
-    Ok(Request { method, path, query, host, headers })
+    let count = parsed.headers.len();
+    let headers = Headers { slots, count };
+    if target.len() > limits.target_bytes_max {
+        return Err(HttpError::TargetTooLong);
+    }
+    let mut hosts = headers.all("host");
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(host), None) if is_authority(host) => host,
+        _ => return Err(HttpError::BadHost), // RFC 9112 §3.2
+    };
+    let (path, query) = split_target(target, host)?;
+    check_body_headers(&headers)?;
+    Ok(Request { method, target, path, query, minor_version, host, headers })
 }
+
+/// A response head that was understood.
+#[derive(Clone, Copy, Debug)]
 pub struct Response<'a> {
+    /// 100 to 599.
     pub status: u16,
-    pub headers: Vec<(&'a str, &'a str)>,
+    /// May be empty.
+    pub reason: &'a str,
+    /// 0 or 1: the minor of HTTP/1.
+    pub minor_version: u8,
+    /// All header lines.
+    pub headers: Headers<'a>,
 }
-pub fn parse_response<'a>(head: &'a [u8], l: &HeadLimits) -> Result<Response<'a>, HttpError> {
-    let r = parse_request(head, l)?;
-    Ok(Response { status: r.path.parse().unwrap_or(0), headers: r.headers })
+
+/// Reads the head of an upstream's response.
+pub fn parse_response<'a>(head: &'a [u8], limits: &HeadLimits) -> Result<Response<'a>, HttpError> {
+    check_whole(head, limits)?;
+    let mut slots = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut parsed = httparse::Response::new(&mut slots);
+    // Strict by default, but for the obsolete folding and spaces, which stay off.
+    parsed.parse(head)?;
+    let (Some(status @ 100..=599), Some(minor_version)) = (parsed.code, parsed.version) else {
+        return Err(HttpError::BadHead);
+    };
+    let (reason, count) = (parsed.reason.unwrap_or_default(), parsed.headers.len());
+    let headers = Headers { slots, count };
+    check_body_headers(&headers)?;
+    Ok(Response { status, reason, minor_version, headers })
 }
-pub struct BodyReader;
+
+fn check_whole(head: &[u8], limits: &HeadLimits) -> Result<(), HttpError> {
+    match HeadScanner::default().scan(head, limits)? {
+        Some(length) if length == head.len() => Ok(()),
+        _ => Err(HttpError::BadHead),
+    }
+}
+
+/// A name or address with an optional port; no user, no list, nothing else.
+fn is_authority(text: &str) -> bool {
+    let (name, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let Some((address, port)) = rest.split_once(']') else { return false };
+            if address.parse::<std::net::Ipv6Addr>().is_err() {
+                return false;
+            }
+            match port.strip_prefix(':') {
+                Some(port) => ("v6", Some(port)),
+                None if port.is_empty() => ("v6", None),
+                None => return false,
+            }
+        }
+        None => match text.split_once(':') {
+            Some((name, port)) => (name, Some(port)),
+            None => (text, None),
+        },
+    };
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    !name.is_empty()
+        && name.bytes().all(is_name)
+        && port.is_none_or(|port| {
+            port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
+        })
+}
+
+fn split_target<'a>(target: &'a str, host: &str) -> Result<(&'a str, Option<&'a str>), HttpError> {
+    if !target.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
+        return Err(HttpError::BadTarget);
+    }
+    let mut origin_form = target;
+    if let Some((scheme, rest)) = target.split_once("://").filter(|_| !target.starts_with('/')) {
+        // Absolute form (RFC 9112 §3.2.2), which must not contradict Host.
+        let end = rest.find(['/', '?']).unwrap_or(rest.len());
+        let known = ["http", "https", "ws", "wss"].iter().any(|s| s.eq_ignore_ascii_case(scheme));
+        if !known || !rest[..end].eq_ignore_ascii_case(host) {
+            return Err(HttpError::BadTarget);
+        }
+        origin_form = &rest[end..];
+        if origin_form.is_empty() {
+            return Ok(("/", None));
+        }
+        if let Some(query) = origin_form.strip_prefix('?') {
+            return Ok(("/", Some(query)));
+        }
+    }
+    if !origin_form.starts_with('/') {
+        return Err(HttpError::BadTarget);
+    }
+    Ok(match origin_form.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (origin_form, None),
+    })
+}
+
+/// One framing for a body, or none: what smuggling is made of is refused (RFC 9112 §6.3).
+fn check_body_headers(headers: &Headers<'_>) -> Result<(), HttpError> {
+    let mut lengths = headers.all("content-length");
+    let chunked = headers.all("transfer-encoding").next().is_some();
+    match (lengths.next(), lengths.next()) {
+        (None, None) => Ok(()),
+        (Some(length), None) if !chunked && content_length(length).is_some() => Ok(()),
+        _ => Err(HttpError::BadLength),
+    }
+}
+
+/// Digits only: `parse` alone would take a plus sign.
+pub(crate) fn content_length(value: &str) -> Option<u64> {
+    value.bytes().all(|byte| byte.is_ascii_digit()).then(|| value.parse().ok()).flatten()
+}
+
+/// Why a request is refused, or a response not understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpError {
+    /// The first byte of a TLS handshake.
+    TlsOnPlainPort,
+    /// The preface of HTTP/2 (RFC 9113 §3.4).
+    Http2OnPlainPort,
+    /// A line that does not end with CRLF (RFC 9112 §2.2).
+    BadLineEnd,
+    /// NUL or another control character (RFC 9110 §5.5).
+    ControlByte,
+    /// Not a head, or a header line that is none (RFC 9112 §5).
+    BadHead,
+    /// Above `head_bytes_max` (RFC 6585 §5).
+    HeadTooLarge,
+    /// Above `headers_max` (RFC 6585 §5).
+    TooManyHeaders,
+    /// Above `target_bytes_max` (RFC 9110 §15.5.15).
+    TargetTooLong,
+    /// No Host, several, or none that names a host (RFC 9112 §3.2).
+    BadHost,
+    /// Neither a path nor a URL of the Host (RFC 9112 §3.2).
+    BadTarget,
+    /// Content-Length that is repeated, garbled, or beside Transfer-Encoding (RFC 9112 §6.3).
+    BadLength,
+    /// Not HTTP/1.0 or 1.1.
+    BadVersion,
+    /// An upgrade with a body.
+    BodyWithUpgrade,
+    /// An upgrade by another method than GET (RFC 6455 §4.1).
+    MethodNotAllowed,
+    /// An upgrade in HTTP/1.0 (RFC 6455 §4.2.1).
+    UpgradeInHttp10,
+    /// A WebSocket route was asked for without an upgrade (RFC 9110 §15.5.22).
+    UpgradeRequired,
+    /// Connection does not name the upgrade (RFC 6455 §4.2.1).
+    ConnectionWithoutUpgrade,
+    /// Not exactly one key of 16 bytes (RFC 6455 §4.2.1).
+    BadKey,
+    /// Another version than 13 (RFC 6455 §4.4).
+    BadWebSocketVersion,
+    /// Subprotocols that are no tokens, repeated or too many (RFC 6455 §4.1).
+    BadProtocols,
+}
+
+impl HttpError {
+    /// The status that answers it.
+    pub fn status(self) -> u16 {
+        match self {
+            HttpError::HeadTooLarge | HttpError::TooManyHeaders => 431,
+            HttpError::TargetTooLong => 414,
+            HttpError::BadVersion => 505,
+            HttpError::MethodNotAllowed => 405,
+            HttpError::UpgradeRequired | HttpError::BadWebSocketVersion => 426,
+            _ => 400,
+        }
+    }
+
+    /// The headers that the status obliges to.
+    pub fn headers(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            HttpError::MethodNotAllowed => &[("Allow", "GET")],
+            HttpError::UpgradeRequired => &[("Upgrade", "websocket")],
+            HttpError::BadWebSocketVersion => {
+                &[("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")]
+            }
+            _ => &[],
+        }
+    }
+
+    /// What is wrong and what to do, for the client.
+    pub fn explanation(self) -> &'static str {
+        match self {
+            HttpError::TlsOnPlainPort => "This port does not speak TLS: use http:// or ws://.",
+            HttpError::Http2OnPlainPort => "This port does not speak HTTP/2: use HTTP/1.1.",
+            HttpError::BadLineEnd => "A line does not end with CRLF.",
+            HttpError::ControlByte => "The head holds a control character.",
+            HttpError::BadHead => "This is not a well-formed HTTP/1.1 head.",
+            HttpError::HeadTooLarge => "The head is too large: send fewer or shorter headers.",
+            HttpError::TooManyHeaders => "Too many headers: send fewer.",
+            HttpError::TargetTooLong => "The URL is too long.",
+            HttpError::BadHost => "Exactly one Host header with a host name is needed.",
+            HttpError::BadTarget => "The target must be a path, or a URL of the Host.",
+            HttpError::BadLength => "Content-Length or Transfer-Encoding contradict each other.",
+            HttpError::BadVersion => "Use HTTP/1.1.",
+            HttpError::BodyWithUpgrade => "An upgrade request cannot have a body.",
+            HttpError::MethodNotAllowed => "Only GET may upgrade to a WebSocket.",
+            HttpError::UpgradeInHttp10 => {
+                "HTTP/1.0 cannot upgrade: a proxy in front must speak HTTP/1.1."
+            }
+            HttpError::UpgradeRequired => "This is a WebSocket: send Upgrade: websocket.",
+            HttpError::ConnectionWithoutUpgrade => {
+                "Connection: Upgrade is missing: a proxy in front may have removed it."
+            }
+            HttpError::BadKey => "Exactly one Sec-WebSocket-Key of 16 bytes is needed.",
+            HttpError::BadWebSocketVersion => "Only Sec-WebSocket-Version 13 is spoken here.",
+            HttpError::BadProtocols => "Sec-WebSocket-Protocol must list distinct tokens.",
+        }
+    }
+}
+
+impl From<httparse::Error> for HttpError {
+    fn from(error: httparse::Error) -> HttpError {
+        match error {
+            httparse::Error::TooManyHeaders => HttpError::TooManyHeaders,
+            httparse::Error::Version => HttpError::BadVersion,
+            _ => HttpError::BadHead,
+        }
+    }
+}
+
+impl fmt::Display for HttpError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.explanation())
+    }
+}
+
+impl std::error::Error for HttpError {}
+
+/// The value of `name` in a query, decoded. `None`: absent, badly escaped or not UTF-8.
+pub fn query_param(query: &str, name: &str) -> Option<String> {
+    query
+        .split('&')
+        .find_map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (percent_decode(key)? == name).then_some(value)
+        })
+        .and_then(percent_decode)
+}
+
+fn percent_decode(text: &str) -> Option<String> {
+    let (mut out, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        out.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let (digits, after) = rest.split_at_checked(2)?;
+                rest = after;
+                let digit = |byte: u8| char::from(byte).to_digit(16);
+                (digit(digits[0])? << 4 | digit(digits[1])?) as u8
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(out).ok()
+}
+
+/// Finds the end of a response's body, whose bytes pass as they are (RFC 9112 §6.3).
+#[derive(Clone, Copy, Debug)]
+pub enum BodyReader {
+    /// So many bytes; none when there is no body.
+    Length(u64),
+    /// In chunks (§7.1).
+    Chunked(Chunk),
+    /// Until the upstream ends its stream.
+    UntilEnd,
+}
+
+/// Where a chunked body stands.
+#[derive(Clone, Copy, Debug)]
+pub enum Chunk {
+    /// In the line of a size, read so far, of which `line_bytes` have passed.
+    #[allow(missing_docs)]
+    Size { size: u64, digits: u8, line_bytes: u16, in_extension: bool, after_return: bool },
+    /// In data.
+    Data(u64),
+    /// In the CRLF behind data, of which this many bytes have passed.
+    DataEnd(u8),
+    /// In the trailers: bytes of this line, of all lines, and whether CR was last.
+    #[allow(missing_docs)]
+    Trailer { line_bytes: u16, all_bytes: u16, after_return: bool },
+    /// Behind the last chunk.
+    Done,
+}
+
+/// Lines of a chunked body, all trailers together, are refused above this.
+const CHUNK_LINE_BYTES_MAX: u16 = 4096;
+
+impl Chunk {
+    const START: Chunk =
+        Chunk::Size { size: 0, digits: 0, line_bytes: 0, in_extension: false, after_return: false };
+}
+
 impl BodyReader {
-    pub fn new(_r: &Response<'_>) -> BodyReader {
-        BodyReader
+    /// How the body of `response` to a request of this method is framed.
+    pub fn new(response: &Response<'_>, method: &str) -> BodyReader {
+        let headers = &response.headers;
+        if method == "HEAD" || matches!(response.status, 100..=199 | 204 | 304) {
+            return BodyReader::Length(0);
+        }
+        if let Some(last) = headers.list("transfer-encoding").last() {
+            let is_chunked = last.eq_ignore_ascii_case("chunked");
+            return if is_chunked {
+                BodyReader::Chunked(Chunk::START)
+            } else {
+                BodyReader::UntilEnd
+            };
+        }
+        match headers.get("content-length").and_then(content_length) {
+            Some(length) => BodyReader::Length(length),
+            None => BodyReader::UntilEnd,
+        }
     }
-    pub fn scan(&mut self, b: &[u8]) -> Result<(usize, bool), HttpError> {
-        Ok((b.len(), false))
+
+    /// Reads on: how many bytes of the front to forward, and whether the body ends with them.
+    pub fn scan(&mut self, bytes: &[u8]) -> Result<(usize, bool), HttpError> {
+        match self {
+            BodyReader::UntilEnd => Ok((bytes.len(), false)),
+            BodyReader::Length(left) => {
+                let here = (*left).min(bytes.len() as u64);
+                *left -= here;
+                Ok((here as usize, *left == 0))
+            }
+            BodyReader::Chunked(chunk) => {
+                let mut at = 0;
+                while at < bytes.len() && !matches!(chunk, Chunk::Done) {
+                    at += chunk.advance(&bytes[at..])?;
+                }
+                Ok((at, matches!(chunk, Chunk::Done)))
+            }
+        }
     }
 }
-pub fn query_param<'a>(q: &'a str, name: &str) -> Option<Cow<'a, str>> {
-    q.split('&').filter_map(|p| p.split_once('=')).find(|p| p.0 == name).map(|p| Cow::Borrowed(p.1))
+
+impl Chunk {
+    /// Reads at least one byte of `bytes`, which has one, and says how many.
+    fn advance(&mut self, bytes: &[u8]) -> Result<usize, HttpError> {
+        let byte = bytes[0];
+        match self {
+            Chunk::Data(left) => {
+                let here = (*left).min(bytes.len() as u64);
+                *left -= here;
+                if *left == 0 {
+                    *self = Chunk::DataEnd(0);
+                }
+                return Ok(here as usize);
+            }
+            Chunk::DataEnd(seen) => {
+                if byte != b"\r\n"[usize::from(*seen)] {
+                    return Err(HttpError::BadLength);
+                }
+                *self = if *seen == 0 { Chunk::DataEnd(1) } else { Chunk::START };
+            }
+            Chunk::Size { size, digits, line_bytes, in_extension, after_return } => {
+                *line_bytes += 1;
+                let digit = char::from(byte).to_digit(16);
+                match (byte, digit) {
+                    (b'\n', _) if *after_return && *size > 0 => *self = Chunk::Data(*size),
+                    (b'\n', _) if *after_return => {
+                        *self = Chunk::Trailer { line_bytes: 0, all_bytes: 0, after_return: false };
+                    }
+                    _ if *after_return || *line_bytes > CHUNK_LINE_BYTES_MAX => {
+                        return Err(HttpError::BadLength);
+                    }
+                    (b'\r', _) if *digits > 0 => *after_return = true,
+                    (0x20..0x7F | b'\t', _) if *in_extension => {}
+                    (b';', _) if *digits > 0 => *in_extension = true,
+                    // Fifteen digits are below 2^60.
+                    (_, Some(digit)) if *digits < 15 => {
+                        *size = *size << 4 | u64::from(digit);
+                        *digits += 1;
+                    }
+                    _ => return Err(HttpError::BadLength),
+                }
+            }
+            Chunk::Trailer { line_bytes, all_bytes, after_return } => {
+                *all_bytes += 1;
+                let is_bad = match byte {
+                    b'\n' => !*after_return,
+                    b'\r' => *after_return,
+                    _ => *after_return || (byte < 0x20 && byte != b'\t') || byte == 0x7F,
+                };
+                if is_bad || *all_bytes > CHUNK_LINE_BYTES_MAX {
+                    return Err(HttpError::BadLength);
+                }
+                match byte {
+                    b'\n' if *line_bytes == 0 => *self = Chunk::Done,
+                    b'\n' => (*line_bytes, *after_return) = (0, false),
+                    b'\r' => *after_return = true,
+                    _ => *line_bytes += 1,
+                }
+            }
+            Chunk::Done => {}
+        }
+        Ok(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: HeadLimits =
+        HeadLimits { head_bytes_max: 300, headers_max: 6, target_bytes_max: 40 };
+
+    fn read(wire: &str) -> Result<String, HttpError> {
+        for cut in 0..wire.len() {
+            let mut scanner = HeadScanner::default();
+            let _ = scanner.scan(&wire.as_bytes()[..cut], &LIMITS);
+            let once = HeadScanner::default().scan(wire.as_bytes(), &LIMITS);
+            assert_eq!(scanner.scan(wire.as_bytes(), &LIMITS), once, "cut at {cut}");
+        }
+        let request = parse_request(wire.as_bytes(), &LIMITS)?;
+        Ok(format!("{} {} {:?} {}", request.method, request.path, request.query, request.host))
+    }
+
+    #[test]
+    fn requests() {
+        let want = |wire: &str, want| assert_eq!(read(wire), want, "{wire:?}");
+        want("GET /a?b HTTP/1.1\r\nHost: x:1\r\n\r\n", Ok("GET /a Some(\"b\") x:1".into()));
+        want("GET ws://x HTTP/1.1\r\nHost: X\r\n\r\n", Ok("GET / None X".into()));
+        want("GET ws://y/ HTTP/1.1\r\nHost: x\r\n\r\n", Err(HttpError::BadTarget));
+        want("GET /#a HTTP/1.1\r\nHost: x\r\n\r\n", Err(HttpError::BadTarget));
+        want("GET / HTTP/1.1\r\n\r\n", Err(HttpError::BadHost));
+        want("GET / HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n", Err(HttpError::BadHost));
+        want("GET / HTTP/1.1\r\nHost: a@b\r\n\r\n", Err(HttpError::BadHost));
+        want("GET / HTTP/1.1\nHost: x\r\n\r\n", Err(HttpError::BadLineEnd));
+        want("GET / HTTP/1.1\r\nHost: x\ry\r\n\r\n", Err(HttpError::BadLineEnd));
+        want("GET / HTTP/1.1\r\nHost: x\0\r\n\r\n", Err(HttpError::ControlByte));
+        want("GET / HTTP/1.1\r\nHost: x\r\n y\r\n\r\n", Err(HttpError::BadHead));
+        want("GET / HTTP/1.1\r\nHost : x\r\n\r\n", Err(HttpError::BadHead));
+        want("PRI * HTTP/2.0\r\n\r\n", Err(HttpError::Http2OnPlainPort));
+        let te =
+            "GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n";
+        want(te, Err(HttpError::BadLength));
+        let long = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(60));
+        want(&long, Err(HttpError::TargetTooLong));
+        let many = format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", "A: b\r\n".repeat(7));
+        want(&many, Err(HttpError::TooManyHeaders));
+    }
+
+    #[test]
+    fn chunked_bodies_end_where_they_end_at_any_cut() {
+        let wire = b"5;x=y\r\nhello\r\n0\r\nA: b\r\n\r\nnext";
+        for cut in 0..wire.len() {
+            let mut body = BodyReader::Chunked(Chunk::START);
+            let (first, done) = body.scan(&wire[..cut]).unwrap();
+            let total = if done { first } else { first + body.scan(&wire[cut..]).unwrap().0 };
+            assert_eq!(total, wire.len() - 4, "cut at {cut}");
+        }
+        for bad in [&b"\r\n"[..], b"5\nhello", b"1\r\nab", b"-1\r\n", b"1111111111111111\r\n"] {
+            assert!(BodyReader::Chunked(Chunk::START).scan(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn query_parameters() {
+        assert_eq!(query_param("a=1&b%20c=d%2Be+f", "b c").as_deref(), Some("d+e f"));
+        assert_eq!(query_param("a=%ff", "a"), None);
+        assert_eq!(query_param("a=%2", "a"), None);
+    }
 }

@@ -26,7 +26,7 @@ impl Random {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn next_u64(&mut self) -> u64 {
         self.counter += 1;
         let mut hasher = DefaultHasher::new();
         hasher.write_u64(self.seed[0]);

@@ -33,7 +33,7 @@ use directory::{Directory, GUEST_PREFIX, find_guest, guest_name};
 use home::{Homes, answer, answer_error};
 use mail::{Ask, Direct, Join, Joined, Leave, Letter, Publish, Question, Requester};
 use members::{Ended, Members, mix};
-use protocol::{Object, Operation, Position, error_frame};
+use protocol::{Object, Operation, error_frame};
 
 pub use limits::RoomLimits;
 pub use mail::Mail;

@@ -96,7 +96,7 @@ impl<R: Ring> Shard<R> {
         let shards = config.server.shards;
         let rooms = config.backends.iter().map(|backend| match &backend.kind {
             BackendKind::Local(local) => {
-                let epoch = random.next();
+                let epoch = random.next_u64();
                 let limits = RoomLimits {
                     ping_interval: config.limits.ping_interval,
                     message_bytes_max: config.limits.message_bytes_max,
@@ -110,7 +110,7 @@ impl<R: Ring> Shard<R> {
             rooms: rooms.collect(),
             now,
             table: Table::new(slots),
-            timers: Wheel::new(now),
+            timers: Wheel::new(now, slots),
             stores: Stores::default(),
             accepting: Accepting::for_all(&config, slots),
             dirty: VecDeque::new(),

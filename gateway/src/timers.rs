@@ -41,12 +41,13 @@ struct Node {
 }
 
 impl Wheel {
-    /// A wheel without deadlines.
-    pub fn new(now: Time) -> Wheel {
+    /// A wheel without deadlines, for a table of `slots`.
+    pub fn new(now: Time, slots: u32) -> Wheel {
         Wheel {
             buckets: vec![NONE; BUCKETS as usize].into(),
             occupied: [0; BUCKETS as usize / 64],
-            nodes: Vec::new(),
+            // As the table: reserved whole, touched as far as it is used.
+            nodes: Vec::with_capacity(slots as usize),
             tick: tick_of(now),
             count: 0,
         }
@@ -170,7 +171,7 @@ mod tests {
             (random >> 33) % below
         };
         let mut now = Time(5_000_000_000);
-        let mut wheel = Wheel::new(now);
+        let mut wheel = Wheel::new(now, 200);
         let mut model: HashMap<u32, Time> = HashMap::new();
         for _ in 0..100_000 {
             let slot = next(200) as u32;
@@ -186,8 +187,8 @@ mod tests {
                     model.remove(&slot);
                 }
                 _ => {
-                    let most = if next(50) == 0 { 120_000 } else { 300 };
-                    now = now + Duration::from_millis(next(most));
+                    let long = next(50) == 0;
+                    now = now + Duration::from_millis(next(if long { 120_000 } else { 300 }));
                     while let Some(slot) = wheel.pop(now) {
                         let deadline =
                             model.remove(&slot).expect("came up twice, or after removal");

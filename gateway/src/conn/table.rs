@@ -162,6 +162,6 @@ mod tests {
     fn an_idle_connection_is_small() {
         // Half of what is promised per idle connection; the timer's node and the allocator's
         // rounding are the rest.
-        assert!(size_of::<Conn>() <= 288, "{}", size_of::<Conn>());
+        assert!(size_of::<Conn>() <= 240, "{}", size_of::<Conn>());
     }
 }

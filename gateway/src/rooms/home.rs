@@ -114,7 +114,7 @@ impl Homes {
 
         // Before the answer, so that the newcomer is in the list and is not told of itself.
         if home.add_present(&from.user) {
-            home.notify(&room, "join", &from.user, out);
+            home.notify(&room, "join", &from.user, limits, out);
         }
         home.add_member(from.shard, presence);
         self.history_bytes -= home.forget_old(now, limits);
@@ -246,7 +246,7 @@ impl Homes {
             while steps > 0 && home.leaving.first().is_some_and(|(at, _)| *at <= now) {
                 let (_, user) = home.leaving.pop_first().expect("looked at above");
                 home.present.remove(&*user);
-                home.notify(&name, "leave", &user, out);
+                home.notify(&name, "leave", &user, limits, out);
                 steps -= 1;
             }
             self.history_bytes -= home.forget_old(now, limits);
@@ -341,9 +341,19 @@ impl Home {
         }
     }
 
-    /// Tells those who asked for presence that a user came or went.
-    fn notify(&self, room: &Arc<str>, event: &str, user: &str, out: &mut impl Outlet) {
-        if self.reach.iter().all(|reach| reach.watchers == 0) {
+    /// Tells those who asked for presence that a user came or went. Not in a room with more users
+    /// than a list names: a thousand events to a thousand clients is where this has to stop
+    /// growing, and whoever sees a part of the users has no use for the news of the others.
+    fn notify(
+        &self,
+        room: &Arc<str>,
+        event: &str,
+        user: &str,
+        limits: &RoomLimits,
+        out: &mut impl Outlet,
+    ) {
+        let watched = self.reach.iter().any(|reach| reach.watchers > 0);
+        if !watched || self.present.len() > limits.presence_users_listed_max {
             return;
         }
         let frame = Object::event(event)

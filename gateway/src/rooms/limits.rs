@@ -31,7 +31,8 @@ pub struct RoomLimits {
     /// How many bytes of messages one answer carries: a recovery that needs more is
     /// `recovered: false`, a history answer stops there and says `more`.
     pub answer_bytes_max: usize,
-    /// How many users a presence answer lists; the counts are exact all the same.
+    /// How many users a presence answer lists; the counts are exact all the same. While a room
+    /// has more, it sends no presence events.
     pub presence_users_listed_max: usize,
     /// How long a user whose last connection left a room still counts as present, so that the
     /// reload of a page is not a leave and a join.

@@ -24,8 +24,8 @@ const ID_BYTES_MAX: usize = 64;
 /// How deep arrays and objects may nest in `data`. Many receivers parse recursively.
 const DATA_DEPTH_MAX: usize = 128;
 
-/// How much of a sentence about a bad request is sent; it may quote what the client wrote.
-const ERROR_TEXT_BYTES_MAX: usize = 240;
+/// How much is sent of what the JSON parser says about a bad request.
+const ERROR_TEXT_CHARS_MAX: usize = 240;
 
 /// A place in a room's sequence of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,7 +168,7 @@ struct Fields<'a> {
     #[serde(default)]
     presence: Option<bool>,
     #[serde(borrow, default)]
-    resume: Option<Resume<'a>>,
+    resume: Option<&'a RawValue>,
     #[serde(default)]
     after: Option<u64>,
     #[serde(default)]
@@ -211,6 +211,10 @@ pub(super) fn decode<'a>(
         return Err(refuse(ErrorCode::BadJson, ErrorCode::BadJson.sentence().into(), None));
     };
     let fields: Fields = match serde_json::from_str(text) {
+        // The fields in an array, in their order, would be read as well.
+        Ok(_) if !is_object(text) => {
+            return Err(refuse(ErrorCode::BadRequest, NOT_AN_OBJECT.into(), None));
+        }
         Ok(fields) => fields,
         Err(error) => {
             let only: Option<OnlyId> = serde_json::from_str(text).ok();
@@ -219,8 +223,7 @@ pub(super) fn decode<'a>(
                 Category::Data => (ErrorCode::BadRequest, "mend the request"),
                 _ => (ErrorCode::BadJson, "send one JSON object per text message"),
             };
-            let mut found = error.to_string();
-            found.truncate(found.floor_char_boundary(ERROR_TEXT_BYTES_MAX));
+            let found = found(&error);
             return Err(refuse(code, format!("{found}; {hint}.").into(), id));
         }
     };
@@ -229,6 +232,19 @@ pub(super) fn decode<'a>(
     decode_fields(fields, limits)
         .map(|operation| Request { id, operation })
         .map_err(|(code, sentence)| refuse(code, sentence, id))
+}
+
+/// What the parser found, cut short: it may quote a name as long as the message.
+fn found(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let end = text.char_indices().map(|(index, _)| index).nth(ERROR_TEXT_CHARS_MAX);
+    text[..end.unwrap_or(text.len())].to_string()
+}
+
+const NOT_AN_OBJECT: &str = "A request and its `resume` are JSON objects; send {...}.";
+
+fn is_object(json: &str) -> bool {
+    json.trim_ascii_start().starts_with('{')
 }
 
 fn checked_id(id: Option<&RawValue>) -> Result<Option<&str>, &'static str> {
@@ -319,7 +335,12 @@ fn bad(sentence: String) -> FieldError {
 
 /// An epoch is opaque to clients: any text is a legal one, and text that we never issued is an
 /// epoch that has passed (0 is never issued).
-fn decode_resume(resume: Resume) -> Result<Position, FieldError> {
+fn decode_resume(json: &RawValue) -> Result<Position, FieldError> {
+    if !is_object(json.get()) {
+        return Err((ErrorCode::BadRequest, NOT_AN_OBJECT.into()));
+    }
+    let resume: Resume = serde_json::from_str(json.get())
+        .map_err(|error| bad(format!("In `resume`: {}; mend the request.", found(&error))))?;
     let epoch = u64::from_str_radix(&resume.epoch.0, 16).unwrap_or(0);
     Ok(Position { epoch, offset: resume.offset })
 }

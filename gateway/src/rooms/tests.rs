@@ -1,1 +1,691 @@
+//! The engine against a naive model: shards joined by queues, with mail that is late.
 
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::*;
+
+/// Marsaglia's xorshift: the same numbers for the same seed, everywhere.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as usize % bound
+    }
+}
+
+/// What one shard has said in one call.
+#[derive(Default)]
+struct Said {
+    frames: Vec<(ConnId, Bytes)>,
+    mail: Vec<(u16, Mail)>,
+    closes: Vec<(ConnId, u16)>,
+    full: BTreeSet<u16>,
+}
+
+impl Outlet for Said {
+    fn deliver(&mut self, to: ConnId, frame: &Bytes) {
+        self.frames.push((to, frame.clone()));
+    }
+    fn post(&mut self, shard: u16, mail: Mail) {
+        self.mail.push((shard, mail));
+    }
+    fn has_room(&self, shard: u16) -> bool {
+        !self.full.contains(&shard)
+    }
+    fn close(&mut self, conn: ConnId, code: u16, _: &'static str) {
+        self.closes.push((conn, code));
+    }
+}
+
+/// A client's address in the test: shard and connection.
+type Address = (u16, ConnId);
+
+/// Some shards, the mail between them, and what each open client has received.
+struct World {
+    shards: Vec<Rooms>,
+    mail: BTreeMap<(u16, u16), VecDeque<Mail>>,
+    received: BTreeMap<Address, VecDeque<Value>>,
+    closes: Vec<(ConnId, u16)>,
+    full: BTreeSet<u16>,
+    now: Time,
+}
+
+impl World {
+    fn new(shards: u16, limits: &RoomLimits) -> World {
+        World {
+            shards: (0..shards)
+                .map(|shard| Rooms::new(shard, shards, limits.clone(), 1_000_000, 7))
+                .collect(),
+            mail: BTreeMap::new(),
+            received: BTreeMap::new(),
+            closes: Vec::new(),
+            full: BTreeSet::new(),
+            now: Time::default(),
+        }
+    }
+
+    fn call<T>(&mut self, shard: u16, call: impl FnOnce(&mut Rooms, Time, &mut Said) -> T) -> T {
+        let mut said = Said { full: self.full.clone(), ..Said::default() };
+        let result = call(&mut self.shards[usize::from(shard)], self.now, &mut said);
+        for (conn, frame) in said.frames {
+            // Nothing may be delivered to a client that has closed.
+            let received = self.received.get_mut(&(shard, conn)).expect("an open client");
+            received.push_back(decode_frame(&frame));
+        }
+        for (to, mail) in said.mail {
+            self.mail.entry((shard, to)).or_default().push_back(mail);
+        }
+        self.closes.extend(said.closes);
+        result
+    }
+
+    fn open(&mut self, shard: u16, slot: u32, generation: u32, user: Option<&str>) -> Address {
+        let conn = ConnId { slot, generation };
+        self.received.insert((shard, conn), VecDeque::new());
+        self.call(shard, |rooms, now, out| rooms.opened(conn, user, now, out));
+        (shard, conn)
+    }
+
+    fn close(&mut self, (shard, conn): Address) {
+        self.received.remove(&(shard, conn));
+        self.call(shard, |rooms, now, out| rooms.closed(conn, now, out));
+    }
+
+    fn say(&mut self, (shard, conn): Address, text: &str) {
+        self.call(shard, |rooms, now, out| rooms.on_message(conn, text.as_bytes(), now, out));
+    }
+
+    /// Brings one letter of some queue; false when there is none.
+    fn step(&mut self, pick: impl FnOnce(usize) -> usize) -> bool {
+        self.mail.retain(|_, queue| !queue.is_empty());
+        if self.mail.is_empty() {
+            return false;
+        }
+        let key = *self.mail.keys().nth(pick(self.mail.len())).unwrap();
+        let mail = self.mail.get_mut(&key).unwrap().pop_front().unwrap();
+        self.call(key.1, |rooms, now, out| rooms.on_mail(mail, now, out));
+        true
+    }
+
+    fn settle(&mut self) {
+        while self.step(|_| 0) {}
+    }
+
+    /// Lets time pass with everything that falls due on the way, and brings the mail.
+    fn pass(&mut self, time: Duration) {
+        self.settle();
+        let end = self.now + time;
+        loop {
+            let due = self.shards.iter().filter_map(Rooms::next_deadline).min();
+            let Some(due) = due.filter(|due| *due <= end) else { break };
+            self.now = self.now.max(due);
+            for shard in 0..self.shards.len() as u16 {
+                self.call(shard, |rooms, now, out| rooms.on_deadline(now, out));
+            }
+            self.settle();
+        }
+        self.now = end;
+    }
+
+    fn take(&mut self, client: Address) -> Vec<Value> {
+        self.received.get_mut(&client).unwrap().drain(..).collect()
+    }
+
+    /// Says one thing, and returns what the client has then received.
+    fn ask(&mut self, client: Address, text: &str) -> Vec<Value> {
+        self.take(client);
+        self.say(client, text);
+        self.settle();
+        self.take(client)
+    }
+}
+
+/// The JSON in a frame, after a look at its header.
+fn decode_frame(frame: &Bytes) -> Value {
+    let payload = protocol::payload(frame);
+    let mut header = Vec::new();
+    crate::ws::frame::encode_server_header(
+        &mut header,
+        crate::ws::frame::Opcode::Text,
+        payload.len(),
+    );
+    assert_eq!(&frame[..frame.len() - payload.len()], &header[..]);
+    serde_json::from_slice(payload).expect("a server message is JSON")
+}
+
+#[track_caller]
+fn check_error(text: &str, code: &str) {
+    let mut world = World::new(1, &RoomLimits::default());
+    let client = world.open(0, 0, 0, None);
+    let got = world.ask(client, text);
+    assert_eq!(got.len(), 1, "{got:?}");
+    assert_eq!(got[0]["error"]["code"], code, "{got:?}");
+    assert!(got[0]["error"]["message"].as_str().unwrap().ends_with('.'), "{got:?}");
+}
+
+#[test]
+fn requests_that_are_refused() {
+    let long = "r".repeat(257);
+    let deep = format!("{}{}", "[".repeat(129), "]".repeat(129));
+    for (text, code) in [
+        ("", "bad_json"),
+        ("{", "bad_json"),
+        (r#"{"op":"ping"}x"#, "bad_json"),
+        ("[]", "bad_request"),
+        (r#"["ping"]"#, "bad_request"),
+        ("{}", "bad_request"),
+        (r#"{"op":1}"#, "bad_request"),
+        (r#"{"op":"fly"}"#, "unknown_op"),
+        (r#"{"op":"ping","colour":1}"#, "bad_request"),
+        (r#"{"op":"ping","op":"ping"}"#, "bad_request"),
+        (r#"{"op":"ping","room":"a"}"#, "bad_request"),
+        (r#"{"op":"ping","id":[1]}"#, "bad_request"),
+        (r#"{"op":"join"}"#, "bad_request"),
+        (r#"{"op":"join","room":7}"#, "bad_request"),
+        (r#"{"op":"join","room":""}"#, "bad_room"),
+        (r#"{"op":"join","room":"a\nb"}"#, "bad_room"),
+        (&format!(r#"{{"op":"join","room":"{long}"}}"#), "bad_room"),
+        (r#"{"op":"join","room":"a","resume":{"epoch":"1"}}"#, "bad_request"),
+        (r#"{"op":"join","room":"a","resume":["1",1]}"#, "bad_request"),
+        (r#"{"op":"join","room":"a","resume":{"epoch":"1","offset":-1}}"#, "bad_request"),
+        (r#"{"op":"leave","room":"a"}"#, "not_member"),
+        (r#"{"op":"publish","room":"a"}"#, "bad_request"),
+        (r#"{"op":"publish","room":"a","data":1}"#, "not_member"),
+        (&format!(r#"{{"op":"publish","room":"a","data":{deep}}}"#), "too_deep"),
+        (r#"{"op":"history","room":"a"}"#, "not_member"),
+        (r#"{"op":"presence","room":"a"}"#, "not_member"),
+        (r#"{"op":"direct","to":"nobody","data":1}"#, "no_such_user"),
+        (r#"{"op":"direct","to":"guest-zz","data":1}"#, "no_such_user"),
+        (r#"{"op":"direct","data":1}"#, "bad_request"),
+    ] {
+        check_error(text, code);
+    }
+    let long_id = "1".repeat(65);
+    check_error(&format!(r#"{{"op":"ping","id":{long_id}}}"#), "bad_request");
+}
+
+#[test]
+fn an_error_echoes_the_id_even_when_another_field_is_wrong() {
+    let mut world = World::new(1, &RoomLimits::default());
+    let client = world.open(0, 0, 0, None);
+    assert_eq!(world.ask(client, r#"{"op":"ping","id":"x","colour":1}"#)[0]["id"], "x");
+    assert_eq!(world.ask(client, r#"{"op":"leave","id":5,"room":"a"}"#)[0]["id"], 5);
+    assert_eq!(world.ask(client, r#"{"id":5"#)[0]["id"], Value::Null);
+}
+
+#[test]
+fn bounds_that_are_reached() {
+    let limits = RoomLimits { rooms_per_client_max: 2, rooms_max: 2, ..RoomLimits::default() };
+    let mut world = World::new(1, &limits);
+    let a = world.open(0, 0, 0, Some("ann"));
+    let b = world.open(0, 1, 0, Some("bob"));
+    let code = |got: Vec<Value>| got[0]["error"]["code"].as_str().unwrap_or("").to_string();
+    assert_eq!(code(world.ask(a, r#"{"op":"join","room":"1"}"#)), "");
+    assert_eq!(code(world.ask(a, r#"{"op":"join","room":"1"}"#)), "already_member");
+    assert_eq!(code(world.ask(a, r#"{"op":"join","room":"2"}"#)), "");
+    assert_eq!(code(world.ask(a, r#"{"op":"join","room":"3"}"#)), "too_many_memberships");
+    assert_eq!(code(world.ask(b, r#"{"op":"join","room":"3"}"#)), "too_many_rooms");
+    assert_eq!(code(world.ask(b, r#"{"op":"publish","room":"3","data":1}"#)), "not_member");
+    world.full.insert(0);
+    assert_eq!(code(world.ask(a, r#"{"op":"publish","room":"1","data":1}"#)), "busy");
+    assert_eq!(code(world.ask(a, r#"{"op":"direct","to":"bob","data":1}"#)), "busy");
+    assert_eq!(code(world.ask(b, r#"{"op":"join","room":"1"}"#)), "busy");
+    assert_eq!(code(world.ask(a, r#"{"op":"leave","room":"1"}"#)), "", "leaving always works");
+}
+
+#[test]
+fn a_shard_without_room_refuses_the_publish_for_all() {
+    let mut world = World::new(2, &RoomLimits::default());
+    let a = world.open(0, 0, 0, None);
+    let b = world.open(1, 0, 0, None);
+    let room = (0..).map(|n| format!("r{n}")).find(|r| world.shards[0].home_of(r) == 0).unwrap();
+    for client in [a, b] {
+        world.ask(client, &json!({"op": "join", "room": room}).to_string());
+    }
+    world.full.insert(1);
+    let publish = json!({"op": "publish", "room": room, "data": 1, "id": 1}).to_string();
+    assert_eq!(world.ask(a, &publish)[0]["error"]["code"], "busy");
+    assert!(world.take(b).is_empty());
+    world.full.clear();
+    let got = world.ask(a, &publish);
+    assert_eq!((&got[0]["offset"], &got[1]["offset"]), (&json!(1), &json!(1)), "{got:?}");
+    assert_eq!(got[1]["ack"], 1, "the answer follows the message");
+}
+
+#[test]
+fn data_passes_byte_for_byte() {
+    let mut world = World::new(1, &RoomLimits::default());
+    let a = world.open(0, 0, 0, None);
+    world.ask(a, r#"{"op":"join","room":"é\u0041\""}"#);
+    for data in [r#"{ "b" : 1.0e+5, "a":["\u00e9\ud800", null ] }"#, "null", "\"]]\\\"\"", "1"] {
+        let text = format!(r#"{{"op":"publish","room":"éA\"","data":{data}}}"#);
+        let mut said = Said::default();
+        let rooms = &mut world.shards[0];
+        rooms.on_message(a.1, text.as_bytes(), Time(0), &mut said);
+        let (_, mail) = said.mail.pop().unwrap();
+        rooms.on_mail(mail, Time(0), &mut said);
+        let (_, mail) = said.mail.pop().unwrap();
+        rooms.on_mail(mail, Time(0), &mut said);
+        let frame = &said.frames[0].1;
+        let end = format!(r#","data":{data}}}"#);
+        assert!(frame.ends_with(end.as_bytes()), "{frame:?}");
+        let start = r#"{"event":"message","room":"éA\"","offset":"#;
+        assert!(protocol::payload(frame).starts_with(start.as_bytes()), "{frame:?}");
+    }
+}
+
+#[test]
+fn direct_messages_reach_every_connection_of_a_user() {
+    let mut world = World::new(3, &RoomLimits::default());
+    let ann = world.open(0, 0, 0, Some("ann"));
+    let bobs = [world.open(1, 5, 2, Some("bob")), world.open(2, 0, 0, Some("bob"))];
+    let guest = world.open(2, 9, 3, None);
+    let name = world.take(guest)[0]["user"].as_str().unwrap().to_string();
+    world.settle();
+    world.take(bobs[0]);
+    world.take(bobs[1]);
+    let got = world.ask(ann, r#"{"op":"direct","to":"bob","data":{"x":1},"id":1}"#);
+    assert_eq!(got, [json!({"ack": 1, "op": "direct", "to": "bob", "reached": 2})]);
+    for bob in bobs {
+        let got = world.take(bob);
+        assert_eq!((&got[0]["user"], &got[0]["data"]), (&json!("ann"), &json!({"x": 1})));
+    }
+    // A guest can be found once it has said something.
+    let direct = json!({"op": "direct", "to": name, "data": 2, "id": 2}).to_string();
+    assert_eq!(world.ask(ann, &direct)[0]["error"]["code"], "no_such_user");
+    world.ask(guest, r#"{"op":"leave","room":"a"}"#);
+    assert_eq!(world.ask(ann, &direct)[0]["reached"], 1);
+    assert_eq!(world.take(guest)[0]["event"], "direct");
+    for client in [ann, bobs[0], bobs[1], guest] {
+        world.close(client);
+    }
+    world.settle();
+    assert!(world.shards.iter().all(|rooms| rooms.gauges() == Gauges::default()));
+}
+
+#[test]
+fn presence_counts_users_and_waits_for_the_grace() {
+    let mut world = World::new(2, &RoomLimits::default());
+    let ann = world.open(0, 0, 0, Some("ann"));
+    world.ask(ann, r#"{"op":"join","room":"a","presence":true}"#);
+    let tabs = [world.open(1, 0, 0, Some("bob")), world.open(0, 1, 0, Some("bob"))];
+    for tab in tabs {
+        world.ask(tab, r#"{"op":"join","room":"a"}"#);
+    }
+    let joined = json!({"event": "join", "room": "a", "user": "bob", "user_count": 2});
+    assert_eq!(world.take(ann), [joined], "two tabs are one user");
+    world.close(tabs[0]);
+    world.pass(Duration::from_secs(10));
+    assert_eq!(world.take(ann).len(), 0, "the other tab is still there");
+    world.close(tabs[1]);
+    world.pass(Duration::from_secs(4));
+    let again = world.open(1, 0, 1, Some("bob"));
+    world.ask(again, r#"{"op":"join","room":"a"}"#);
+    world.pass(Duration::from_secs(10));
+    assert_eq!(world.take(ann).len(), 0, "a reload is not a leave");
+    world.close(again);
+    world.pass(Duration::from_secs(5));
+    let left = json!({"event": "leave", "room": "a", "user": "bob", "user_count": 1});
+    assert_eq!(world.take(ann), [left]);
+}
+
+#[test]
+fn a_room_with_more_users_than_a_list_names_sends_no_presence_events() {
+    let limits = RoomLimits { presence_users_listed_max: 2, ..RoomLimits::default() };
+    let mut world = World::new(1, &limits);
+    let users = ["ann", "bob", "cid"].iter().enumerate();
+    let [ann, bob, cid] =
+        users.map(|(slot, user)| world.open(0, slot as u32, 0, Some(user))).collect::<Vec<_>>()[..]
+    else {
+        unreachable!()
+    };
+    let join = r#"{"op":"join","room":"a","presence":true}"#;
+    world.ask(ann, join);
+    assert_eq!(world.ask(bob, join)[0]["truncated"], false);
+    assert_eq!(world.take(ann).len(), 1);
+    let got = world.ask(cid, join).remove(0);
+    assert_eq!((&got["truncated"], &got["user_count"]), (&json!(true), &json!(3)));
+    assert_eq!(got["users"].as_array().unwrap().len(), 2);
+    assert_eq!(world.take(ann).len(), 0);
+}
+
+#[test]
+fn history_pages_and_recovery() {
+    let limits = RoomLimits { history_messages_max: 10, ..RoomLimits::default() };
+    let mut world = World::new(1, &limits);
+    let a = world.open(0, 0, 0, None);
+    let joined = world.ask(a, r#"{"op":"join","room":"a"}"#);
+    let epoch = joined[0]["epoch"].as_str().unwrap().to_string();
+    for n in 1..=15 {
+        world.ask(a, &json!({"op": "publish", "room": "a", "data": n}).to_string());
+    }
+    let mut check = |fields: &str, offsets: &[u64], gap: bool, more: bool| {
+        let got = &world.ask(a, &format!(r#"{{"op":"history","room":"a"{fields}}}"#))[0];
+        let messages = got["messages"].as_array().unwrap();
+        let got_offsets: Vec<u64> =
+            messages.iter().map(|message| message["offset"].as_u64().unwrap()).collect();
+        assert_eq!(got_offsets, offsets, "{fields}");
+        assert_eq!((&got["gap"], &got["more"]), (&json!(gap), &json!(more)), "{fields}");
+    };
+    check("", &[6, 7, 8, 9, 10, 11, 12, 13, 14, 15], false, false);
+    check(r#","limit":2"#, &[14, 15], false, true);
+    check(r#","after":12"#, &[13, 14, 15], false, false);
+    check(r#","after":5,"limit":1"#, &[6], false, true);
+    check(r#","after":4,"limit":1"#, &[6], true, true);
+    check(r#","after":15"#, &[], false, false);
+    check(r#","after":18446744073709551615"#, &[], false, false);
+    check(r#","limit":0"#, &[], false, true);
+
+    let mut resume = |epoch: &str, offset: u64| {
+        world.ask(a, r#"{"op":"leave","room":"a"}"#);
+        let resume = json!({"op": "join", "room": "a",
+            "resume": {"epoch": epoch, "offset": offset}});
+        let got = world.ask(a, &resume.to_string()).remove(0);
+        got["recovered"].as_bool().unwrap().then(|| got["messages"].as_array().unwrap().len())
+    };
+    assert_eq!(resume(&epoch, 15), Some(0));
+    assert_eq!(resume(&epoch, 12), Some(3));
+    assert_eq!(resume(&epoch, 5), Some(10));
+    assert_eq!(resume(&epoch, 4), None, "one is gone");
+    assert_eq!(resume(&epoch, 16), None, "never was");
+    assert_eq!(resume("another", 15), None);
+    world.pass(Duration::from_secs(121));
+    let got = world.ask(a, r#"{"op":"history","room":"a"}"#);
+    assert_eq!(got[0]["messages"], json!([]), "too old");
+}
+
+#[test]
+fn histories_are_bounded_in_bytes() {
+    let limits = RoomLimits {
+        history_bytes_max: 3_000,
+        history_bytes_per_shard_max: 5_000,
+        answer_bytes_max: 2_500,
+        ..RoomLimits::default()
+    };
+    let mut world = World::new(1, &limits);
+    let a = world.open(0, 0, 0, None);
+    let kept = |world: &mut World, room: &str, fields: &str| {
+        let text = format!(r#"{{"op":"history","room":"{room}"{fields}}}"#);
+        let got = world.ask(a, &text).remove(0);
+        let messages = got["messages"].as_array().unwrap();
+        let offsets = messages.iter().map(|message| message["offset"].as_u64().unwrap());
+        (offsets.collect::<Vec<_>>(), got["more"].as_bool().unwrap())
+    };
+    let publish = |world: &mut World, room: &str, bytes: usize| {
+        let data = "x".repeat(bytes);
+        world.ask(a, &json!({"op": "publish", "room": room, "data": data}).to_string())
+    };
+    for room in ["a", "b"] {
+        world.ask(a, &json!({"op": "join", "room": room}).to_string());
+    }
+    // Frames of about 940 bytes: a room keeps three, an answer carries two.
+    for _ in 0..5 {
+        publish(&mut world, "a", 850);
+    }
+    assert_eq!(kept(&mut world, "a", ""), (vec![4, 5], true));
+    assert_eq!(kept(&mut world, "a", r#","after":0"#), (vec![3, 4], true));
+    // The second room finds room for two, and then pays itself.
+    for _ in 0..4 {
+        publish(&mut world, "b", 850);
+    }
+    assert_eq!(kept(&mut world, "b", ""), (vec![3, 4], false));
+    assert_eq!(kept(&mut world, "a", r#","after":2,"limit":1"#), (vec![3], true));
+    let held = world.shards[0].gauges().history_bytes;
+    assert!((4_000..=5_000).contains(&held), "{held}");
+    // What is larger than a history is delivered, and leaves a gap nobody can recover.
+    assert_eq!(publish(&mut world, "b", 4_000)[0]["offset"], 5);
+    assert_eq!(kept(&mut world, "b", ""), (vec![], false));
+}
+
+#[test]
+fn guests_are_found_by_name() {
+    for (slot, generation, shard) in [(0, 0, 0), (35, 1, 2), (u32::MAX, 0xFF_FFFF, 6)] {
+        let conn = ConnId { slot, generation };
+        let name = guest_name(conn, shard, 7);
+        assert_eq!(find_guest(&name, 7), Some((shard, conn)), "{name}");
+    }
+    for name in ["guest-", "guest-0-0", "guest-00", "guest-A", "guest-+1", "ann", "guest-é"] {
+        assert_eq!(find_guest(name, 7), None, "{name}");
+    }
+}
+
+#[test]
+fn an_impossible_user_name_closes() {
+    let mut world = World::new(1, &RoomLimits::default());
+    for (slot, name) in ["", "a\0b", &"n".repeat(129)].into_iter().enumerate() {
+        let client = world.open(0, slot as u32, 0, Some(name));
+        assert_eq!(world.closes.pop(), Some((client.1, 1008)));
+        world.close(client);
+    }
+    let client = world.open(0, 7, 0, Some("guest-1"));
+    assert_eq!(world.take(client)[0]["user"], "guest-7", "nobody takes a guest's name");
+}
+
+#[test]
+fn the_ping_frame_is_what_it_says() {
+    assert_eq!(decode_frame(&ping_frame()), json!({"event": "ping"}));
+}
+
+/// What the model knows of a client.
+struct Twin {
+    address: Address,
+    user: String,
+    /// Per room: the room's position as far as this client has been told, and whether it has
+    /// asked to leave. What it is told next must be the next offset.
+    rooms: BTreeMap<String, Seen>,
+    /// Publishes without an answer, by id: the room and the text.
+    unanswered: BTreeMap<u64, (String, u64)>,
+}
+
+#[derive(Default)]
+struct Seen {
+    /// Answered: the epoch and the last offset.
+    position: Option<(String, u64)>,
+    /// What the join asked to resume.
+    resume: Option<Resume>,
+}
+
+/// The position where a client was when it went, and when that was.
+type Resume = ((String, u64), Time);
+
+#[test]
+fn members_see_every_message_once_and_in_order_whatever_races() {
+    for seed in 1..=150 {
+        play(seed);
+    }
+}
+
+fn play(seed: u64) {
+    let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let limits = RoomLimits { history_messages_max: 12, ..RoomLimits::default() };
+    let shards = 1 + (seed % 5) as u16;
+    let mut world = World::new(shards, &limits);
+    let mut twins: Vec<Twin> = Vec::new();
+    // The truth, as far as anybody has seen it: what stands at each offset of each room.
+    let mut truth: BTreeMap<(String, u64), u64> = BTreeMap::new();
+    // Where a user was when it went away, to resume from.
+    let mut gone: Vec<(String, Resume)> = Vec::new();
+    let (mut next_id, mut opened) = (1_u64, 0_u32);
+    for _ in 0..400 {
+        match random.below(12) {
+            0 if twins.len() < 12 => {
+                let user = format!("user{}", random.below(6));
+                opened += 1;
+                let shard = random.below(usize::from(shards)) as u16;
+                let address = world.open(shard, opened % 40, opened, Some(&user));
+                let (rooms, unanswered) = (BTreeMap::new(), BTreeMap::new());
+                twins.push(Twin { address, user, rooms, unanswered });
+            }
+            1 if twins.len() > 4 => {
+                let twin = twins.swap_remove(random.below(twins.len()));
+                world.close(twin.address);
+                let (left, now) = (twin.rooms.into_iter(), world.now);
+                gone.extend(left.filter_map(|(room, seen)| Some((room, (seen.position?, now)))));
+            }
+            2..=4 if !twins.is_empty() => {
+                let index = random.below(twins.len());
+                let twin = &mut twins[index];
+                let mut room = format!("room{}", random.below(3));
+                let mut resume = None;
+                if !gone.is_empty() && random.below(2) == 0 {
+                    let (name, position) = gone.swap_remove(random.below(gone.len()));
+                    (room, resume) = (name, Some(position));
+                }
+                if twin.rooms.contains_key(&room) {
+                    continue;
+                }
+                let mut text = json!({"op": "join", "room": room, "presence": true, "id": room});
+                if let Some(((epoch, offset), _)) = &resume {
+                    text["resume"] = json!({"epoch": epoch, "offset": offset});
+                }
+                twin.rooms.insert(room, Seen { position: None, resume });
+                world.say(twin.address, &text.to_string());
+            }
+            5 if !twins.is_empty() => {
+                let index = random.below(twins.len());
+                let twin = &mut twins[index];
+                read(&mut world, twin, &mut truth, seed);
+                let Some(room) = twin.rooms.keys().next().cloned() else { continue };
+                if let Some(position) = twin.rooms.remove(&room).and_then(|seen| seen.position) {
+                    gone.push((room.clone(), (position, world.now)));
+                }
+                world.say(twin.address, &json!({"op": "leave", "room": room}).to_string());
+                // What was received before the answer to the leave has been read; the answer
+                // to a join that was on its way must never come.
+                let last = world.take(twin.address).pop().unwrap();
+                assert_eq!(last["op"], "leave", "seed {seed}: {last}");
+            }
+            6..=8 if !twins.is_empty() => {
+                let index = random.below(twins.len());
+                let twin = &mut twins[index];
+                let count = twin.rooms.len();
+                if count == 0 {
+                    continue;
+                }
+                let room = twin.rooms.keys().nth(random.below(count)).unwrap().clone();
+                next_id += 1;
+                let text = json!({"op": "publish", "room": room, "data": next_id, "id": next_id});
+                world.say(twin.address, &text.to_string());
+                twin.unanswered.insert(next_id, (room, next_id));
+            }
+            9 if random.below(8) == 0 => {
+                let seconds = random.below(40) as u64;
+                world.pass(Duration::from_secs(seconds));
+            }
+            _ => {
+                for _ in 0..random.below(12) {
+                    world.step(|count| random.below(count));
+                }
+            }
+        }
+        for twin in &mut twins {
+            read(&mut world, twin, &mut truth, seed);
+        }
+    }
+
+    // Everything arrives; then everybody stands at the same place and has all the answers.
+    world.pass(Duration::from_secs(6));
+    let mut last: BTreeMap<String, (String, u64)> = BTreeMap::new();
+    for twin in &mut twins {
+        read(&mut world, twin, &mut truth, seed);
+        assert!(twin.unanswered.is_empty(), "seed {seed}: {:?}", twin.unanswered);
+        for (room, seen) in &twin.rooms {
+            let position = seen.position.clone().expect("every join was answered");
+            let all = last.entry(room.clone()).or_insert_with(|| position.clone());
+            assert_eq!(*all, position, "seed {seed}: {room}");
+        }
+        let record = world.shards[usize::from(twin.address.0)].describe(twin.address.1).unwrap();
+        assert_eq!(record.user, twin.user);
+        assert!(record.rooms.iter().map(|room| &room.room).eq(twin.rooms.keys()), "seed {seed}");
+    }
+
+    // After the grace, presence is who is there.
+    for room in last.keys() {
+        let inside = |twin: &&Twin| twin.rooms.contains_key(room);
+        let want: BTreeSet<&str> = twins.iter().filter(inside).map(|twin| &*twin.user).collect();
+        let asker = twins.iter().find(inside).unwrap().address;
+        let got = world.ask(asker, &json!({"op": "presence", "room": room}).to_string());
+        assert_eq!(got[0]["users"], json!(want), "seed {seed}: {room}");
+        assert_eq!(got[0]["connection_count"], twins.iter().filter(inside).count());
+        let got = world.ask(asker, &json!({"op": "history", "room": room}).to_string());
+        assert!(got[0]["messages"].as_array().unwrap().len() <= 12);
+    }
+
+    // And when everybody has left and time has passed, nothing is left.
+    for twin in twins {
+        world.close(twin.address);
+    }
+    world.pass(Duration::from_secs(200));
+    for rooms in &world.shards {
+        assert_eq!(rooms.gauges(), Gauges::default(), "seed {seed}");
+        assert_eq!(rooms.next_deadline(), None, "seed {seed}");
+    }
+}
+
+/// Reads what a client has received, and holds it against the model.
+fn read(world: &mut World, twin: &mut Twin, truth: &mut BTreeMap<(String, u64), u64>, seed: u64) {
+    for got in world.take(twin.address) {
+        assert!(got["error"].is_null(), "seed {seed}: {got}");
+        if got["event"] == "message" {
+            on_message(twin, &got, truth, seed);
+        } else if got["op"] == "join" {
+            let room = got["room"].as_str().unwrap();
+            let (epoch, offset) = (got["epoch"].as_str().unwrap(), got["offset"].as_u64().unwrap());
+            let seen = twin.rooms.get_mut(room).unwrap_or_else(|| panic!("seed {seed}: {got}"));
+            assert!(seen.position.is_none(), "seed {seed}: answered twice");
+            let recovered = got["recovered"].as_bool();
+            assert_eq!(recovered.is_some(), seen.resume.is_some(), "seed {seed}");
+            match seen.resume.take() {
+                Some((resume, _)) if recovered == Some(true) => {
+                    assert_eq!(resume.0, epoch);
+                    seen.position = Some(resume);
+                    for message in got["messages"].as_array().unwrap() {
+                        on_message(twin, message, truth, seed);
+                    }
+                    let position = twin.rooms[room].position.as_ref().unwrap();
+                    assert_eq!(position.1, offset, "seed {seed}: recovery was not complete");
+                }
+                resume => {
+                    assert_eq!(got["messages"].as_array().map_or(0, Vec::len), 0);
+                    // It must recover while nothing is too old, unless too much was missed. Only
+                    // a room without a message is forgotten so soon.
+                    if let Some(((was, last), at)) = resume
+                        && world.now.since(at) < Duration::from_secs(120)
+                    {
+                        let may_fail = if was == epoch { offset - last > 12 } else { last == 0 };
+                        assert!(may_fail, "seed {seed}: could have recovered: {got}");
+                    }
+                    seen.position = Some((epoch.to_string(), offset));
+                }
+            }
+        } else if got["op"] == "publish" {
+            let (room, data) = twin.unanswered.remove(&got["ack"].as_u64().unwrap()).unwrap();
+            if let Some(seen) = twin.rooms.get(&room)
+                && let Some((epoch, offset)) = &seen.position
+                && *offset >= got["offset"].as_u64().unwrap()
+            {
+                let key = (format!("{room} {epoch}"), got["offset"].as_u64().unwrap());
+                // A client that joined afterwards never saw that offset itself.
+                assert_eq!(*truth.get(&key).unwrap_or(&data), data, "seed {seed}: {got}");
+            }
+        }
+    }
+}
+
+fn on_message(twin: &mut Twin, got: &Value, truth: &mut BTreeMap<(String, u64), u64>, seed: u64) {
+    let room = got["room"].as_str().unwrap();
+    let seen = twin.rooms.get_mut(room).unwrap_or_else(|| panic!("seed {seed}: {got}"));
+    let (epoch, last) = seen.position.as_mut().expect("a message before the answer to the join");
+    let (offset, data) = (got["offset"].as_u64().unwrap(), got["data"].as_u64().unwrap());
+    assert_eq!(offset, *last + 1, "seed {seed}: a gap or a repetition in {room}");
+    *last = offset;
+    let same = *truth.entry((format!("{room} {epoch}"), offset)).or_insert(data);
+    assert_eq!(same, data, "seed {seed}: members differ about {room} {offset}");
+}

@@ -45,10 +45,12 @@ impl<R: Ring> Shard<R> {
         upgrade: &Upgrade<'_>,
         early: &[u8],
     ) {
-        let key = handshake::fresh_key(self.random.next(), self.random.next());
+        let key = handshake::fresh_key([self.random.next_u64(), self.random.next_u64()]);
         let mut bytes = self.stores.spares.take(1024);
         let forwarded = Forwarded { client: self.table[id].peer.ip(), proto: "http" };
-        handshake::encode_upstream_request(&mut bytes, request, &key, upstream, &forwarded);
+        let host = (!upstream.preserve_host).then_some(upstream.host.as_str());
+        let path = upstream.path.as_deref();
+        handshake::encode_upstream_request(&mut bytes, request, &key, host, path, &forwarded);
         let offer = Offer::new(upgrade, &key);
         let conn = &mut self.table[id];
         conn.state = State::Connecting(Box::new(Connecting {
@@ -152,8 +154,15 @@ impl<R: Ring> Shard<R> {
 
     /// Bytes of an upstream's answer to our request.
     pub(super) fn read_answer(&mut self, id: ConnId, mut buffer: Buffer) {
+        while let Some(behind_interim) = self.read_answer_head(id, buffer) {
+            buffer = behind_interim;
+        }
+    }
+
+    /// Reads one head. Returns what came behind it when another has to follow.
+    fn read_answer_head(&mut self, id: ConnId, mut buffer: Buffer) -> Option<Buffer> {
         let limits = self.head_limits();
-        let State::Handshaking(handshaking) = &mut self.table[id].state else { return };
+        let State::Handshaking(handshaking) = &mut self.table[id].state else { return None };
         let client = handshaking.client;
         handshaking.bytes.extend_from_slice(&buffer);
         let bytes = std::mem::take(&mut handshaking.bytes);
@@ -162,33 +171,41 @@ impl<R: Ring> Shard<R> {
                 // What is behind the head stays in the receive buffer.
                 let rest = bytes.len() - len;
                 drop(buffer.split_to(buffer.len() - rest));
-                self.on_answer(id, client, &bytes[..len], buffer);
+                return self.on_answer(id, client, &bytes[..len], buffer);
             }
             Ok(None) => handshaking.bytes = bytes,
             Err(error) => {
                 self.bad_gateway(id, client, &format!("the upstream's answer: {error}"));
             }
         }
+        None
     }
 
-    fn on_answer(&mut self, id: ConnId, client: ConnId, head: &[u8], rest: Buffer) {
+    fn on_answer(
+        &mut self,
+        id: ConnId,
+        client: ConnId,
+        head: &[u8],
+        rest: Buffer,
+    ) -> Option<Buffer> {
         let response = match http::parse_response(head, &self.head_limits()) {
             Ok(response) => response,
             Err(error) => {
-                let why = format!("the upstream's answer: {error}");
-                return self.bad_gateway(id, client, &why);
+                self.bad_gateway(id, client, &format!("the upstream's answer: {error}"));
+                return None;
             }
         };
         let State::Connecting(connecting) = &mut self.table[client].state else {
-            return self.start_close(id, Cause::ClientGone);
+            self.start_close(id, Cause::ClientGone);
+            return None;
         };
         match handshake::check_upstream_response(&response, &connecting.offer) {
-            Ok(UpstreamAnswer::Accepted { rsv1 }) => {
-                let offer = connecting.offer.clone();
+            Ok(UpstreamAnswer::Accepted { rsv1, .. }) => {
+                let accept = connecting.offer.client_accept;
                 let early = std::mem::take(&mut connecting.early);
                 let Shard { table, stores, now, .. } = self;
                 table[client].outbox.write(stores, *now, |out| {
-                    handshake::encode_switching_from_upstream(out, &response, &offer);
+                    handshake::encode_switching_from_upstream(out, &response, &accept);
                 });
                 self.metrics.upgraded += 1;
                 self.mark_dirty(client);
@@ -200,7 +217,7 @@ impl<R: Ring> Shard<R> {
                 }
             }
             Ok(UpstreamAnswer::Refused) => {
-                let body = BodyReader::new(&response);
+                let body = BodyReader::new(&response, "GET");
                 let Shard { table, stores, now, .. } = self;
                 table[client].outbox.write(stores, *now, |out| {
                     handshake::encode_refusal(out, &response);
@@ -213,8 +230,18 @@ impl<R: Ring> Shard<R> {
                 self.mark_dirty(client);
                 self.pass_body(id, &rest);
             }
-            Err(error) => self.bad_gateway(id, client, &error.to_string()),
+            // Another head follows. Nothing in an interim one is for a client that asked for a
+            // WebSocket.
+            Ok(UpstreamAnswer::Interim) => {
+                let State::Handshaking(handshaking) = &mut self.table[id].state else {
+                    return None;
+                };
+                handshaking.scanner = HeadScanner::default();
+                return (!rest.is_empty()).then_some(rest);
+            }
+            Err(fault) => self.bad_gateway(id, client, &fault.to_string()),
         }
+        None
     }
 
     /// Makes two connections the two sides of a relay.
@@ -356,8 +383,11 @@ impl<R: Ring> Shard<R> {
                     self.finish(other, error.cause());
                 }
                 Side::Upstream => {
-                    let why = "the backend broke the protocol";
-                    self.fail_client(other, id, Cause::BackendGone, 1011, why);
+                    let (cause, code, why) = match error.cause() {
+                        Cause::TooBig => (Cause::TooBig, 1009, "the backend's message is too big"),
+                        _ => (Cause::BackendGone, 1011, "the backend broke the protocol"),
+                    };
+                    self.fail_client(other, id, cause, code, why);
                     self.fail_upstream(id, other, error.close_code());
                 }
             }
@@ -543,7 +573,7 @@ impl<R: Ring> Shard<R> {
     /// The same toward an upstream.
     fn fail_upstream(&mut self, upstream: ConnId, client: ConnId, code: u16) {
         let between_frames = self.may_inject(client);
-        let mask = (self.random.next() as u32).to_ne_bytes();
+        let mask = (self.random.next_u64() as u32).to_ne_bytes();
         let Shard { table, stores, now, .. } = self;
         let Some(conn) = table.get_mut(upstream).filter(|conn| conn.phase == Phase::Open) else {
             return;

@@ -25,7 +25,7 @@ impl<R: Ring> Shard<R> {
                     head.bytes = self.stores.spares.take(bytes.len());
                     head.bytes.extend_from_slice(bytes);
                 }
-                Err(error) => self.refuse_head(id, &error),
+                Err(error) => self.refuse_head(id, error),
             }
             return;
         }
@@ -41,7 +41,7 @@ impl<R: Ring> Shard<R> {
             Ok(None) => head.bytes = gathered,
             Err(error) => {
                 self.stores.spares.give(gathered);
-                self.refuse_head(id, &error);
+                self.refuse_head(id, error);
             }
         }
     }
@@ -59,34 +59,34 @@ impl<R: Ring> Shard<R> {
     fn on_request(&mut self, id: ConnId, head: &[u8], rest: &mut [u8]) {
         let request = match http::parse_request(head, &self.head_limits()) {
             Ok(request) => request,
-            Err(error) => return self.refuse_head(id, &error),
+            Err(error) => return self.refuse_head(id, error),
         };
         let upgrade = match handshake::upgrade_of(&request) {
             Ok(Some(upgrade)) => upgrade,
             Ok(None) => return self.on_plain_request(id, &request),
-            Err(error) => return self.refuse_head(id, &error),
+            Err(error) => return self.refuse_head(id, error),
         };
         let config = std::sync::Arc::clone(&self.config);
-        let Some(route) = config.routes.find(request.host, request.path, upgrade.protocols())
-        else {
-            return self.refuse_head(id, &HttpError::not_found());
+        let offered = upgrade.protocols.iter().copied();
+        let Some(route) = config.routes.find(request.host, request.path, offered) else {
+            return self.refuse_unrouted(id);
         };
         self.table[id].route = route.index.0;
         match &config.backend(route).kind {
             BackendKind::Echo => {
                 // It understands whatever the client does.
-                let protocol = upgrade.protocols().next();
+                let protocol = upgrade.protocols.first().copied();
                 self.accept_upgrade(id, &upgrade, protocol, State::Echo(Default::default()));
                 self.read_messages(id, rest);
             }
             BackendKind::Local(_) => {
                 let ours = |name: &&str| *name == rooms::SUBPROTOCOL;
-                let protocol = upgrade.protocols().find(ours);
+                let protocol = upgrade.protocols.iter().copied().find(ours);
                 self.accept_upgrade(id, &upgrade, protocol, State::Rooms(Default::default()));
                 let user = request.query.and_then(|query| http::query_param(query, "user"));
                 let (now, backend) = (self.now, route.backend);
                 self.with_rooms(backend, |rooms, post| {
-                    rooms.opened(id, user.as_deref(), now, post)
+                    rooms.opened(id, user.as_deref(), now, post);
                 });
                 self.read_messages(id, rest);
             }
@@ -108,7 +108,7 @@ impl<R: Ring> Shard<R> {
         let conn = &mut table[id];
         conn.state = state;
         conn.outbox.write(stores, *now, |out| {
-            handshake::encode_switching(out, &accept, protocol, None);
+            handshake::encode_switching(out, &accept, protocol, None, &[]);
         });
         self.metrics.upgraded += 1;
         self.mark_dirty(id);
@@ -120,28 +120,49 @@ impl<R: Ring> Shard<R> {
         let route = self.config.routes.find(request.host, request.path, std::iter::empty());
         let kind = route.map(|route| &self.config.backend(route).kind);
         match kind {
-            None => self.refuse_head(id, &HttpError::not_found()),
-            Some(BackendKind::Local(local)) if local.demo_page => {
-                if request.path == "/favicon.ico" {
-                    return self.refuse_head(id, &HttpError::not_found());
-                }
-                let body = rooms::DEMO_PAGE.as_bytes();
-                let head_only = request.method == "HEAD";
-                self.answer(id, Cause::HttpDone, |out| {
-                    handshake::encode_page(out, "text/html; charset=utf-8", body, head_only);
-                });
+            None => self.refuse_unrouted(id),
+            // What browsers ask for beside every page.
+            Some(BackendKind::Local(_)) if request.path == "/favicon.ico" => {
+                self.refuse_unrouted(id);
             }
-            Some(_) => self.refuse_head(id, &HttpError::upgrade_required()),
+            Some(BackendKind::Local(local)) if local.demo_page => match request.method {
+                "GET" => self.answer_with_page(id, rooms::DEMO_PAGE.as_bytes(), true),
+                "HEAD" => self.answer_with_page(id, rooms::DEMO_PAGE.as_bytes(), false),
+                _ => self.refuse_head(id, HttpError::MethodNotAllowed),
+            },
+            Some(_) => self.refuse_head(id, HttpError::UpgradeRequired),
         }
     }
 
-    fn refuse_head(&mut self, id: ConnId, error: &HttpError) {
+    fn answer_with_page(&mut self, id: ConnId, page: &[u8], with_body: bool) {
+        let headers = [("Cache-Control", "no-cache"), ("X-Content-Type-Options", "nosniff")];
+        self.answer(id, Cause::HttpDone, |out| {
+            handshake::encode_response(out, 200, &headers, "text/html; charset=utf-8", page);
+            if !with_body {
+                out.truncate(out.len() - page.len());
+            }
+        });
+    }
+
+    fn refuse_unrouted(&mut self, id: ConnId) {
+        self.refuse(id, 404, Cause::HandshakeRejected, "no route leads from this host and path");
+    }
+
+    fn refuse_head(&mut self, id: ConnId, error: HttpError) {
         self.answer(id, Cause::HandshakeRejected, |out| handshake::encode_error(out, error));
     }
 
     /// Refuses a client that has no WebSocket yet with an HTTP status.
     pub(super) fn refuse(&mut self, id: ConnId, status: u16, cause: Cause, why: &str) {
-        self.answer(id, cause, |out| handshake::encode_response(out, status, why));
+        self.answer(id, cause, |out| {
+            handshake::encode_response(
+                out,
+                status,
+                &[],
+                "text/plain",
+                format!("{why}\n").as_bytes(),
+            );
+        });
     }
 
     /// Answers with HTTP and ends the stream. Whatever else the client has sent is not looked at:

@@ -137,7 +137,7 @@ impl<R: Ring> Shard<R> {
             return;
         }
         let spread = interval.as_nanos() as u64 / 5;
-        let jitter = Duration::from_nanos(self.random.next() % spread.max(1));
+        let jitter = Duration::from_nanos(self.random.next_u64() % spread.max(1));
         conn.deadline = self.now + interval - jitter;
         self.timers.set(id.slot, conn.deadline);
     }

@@ -129,8 +129,9 @@ pub enum Direction {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sequence {
     open: Option<MessageKind>,
-    /// Payload of all its frames so far, as their headers declare it. `<= message_bytes_max`
-    message_bytes: u64,
+    /// Payload of all its frames so far, as their headers declare it. `<= message_bytes_max`, and 32
+    /// bits, for there is one of these in every connection.
+    message_bytes: u32,
 }
 
 impl Sequence {
@@ -170,11 +171,13 @@ impl Sequence {
             (Opcode::Text, None) => MessageKind::Text,
             (Opcode::Binary, None) => MessageKind::Binary,
         };
-        // Both are below 2^63, so the sum cannot wrap.
-        let message_bytes = self.message_bytes + header.payload_bytes;
+        // Less than 2^32 and less than 2^63, so the sum cannot wrap.
+        let message_bytes = u64::from(self.message_bytes) + header.payload_bytes;
         if message_bytes > limits.message_bytes_max as u64 {
             return Err(ProtocolError::MessageTooBig);
         }
+        let message_bytes =
+            u32::try_from(message_bytes).map_err(|_| ProtocolError::MessageTooBig)?;
         if header.fin {
             *self = Sequence::default();
         } else {

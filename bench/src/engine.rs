@@ -1,0 +1,647 @@
+//! WebSocket clients by the hundred thousand, in one thread.
+//!
+//! The engine opens connections, speaks the handshake, takes frames apart, answers Pings, and
+//! closes; what is said on an open connection is the [`Scenario`]'s. A client is known by its
+//! index: `client / slots_per_ring` is its ring, the rest its slot there. A slot is used for one
+//! connection in the life of an engine, so no completion can be of an earlier one.
+//!
+//! Start reading at `turn`.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ffi::CString;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::{Duration, Instant};
+
+use crate::kernel::descriptors_max;
+use crate::kernel::lanes::Lanes;
+use crate::kernel::pool::Chunk;
+use crate::kernel::ring::{Completion, Payload, Setup};
+use crate::target::Target;
+use crate::websocket::{self, CLOSE, CONTINUATION, Frame, PING, PONG};
+
+/// What is said on open connections. Whatever a handler appends to `out` is sent, in order; frames
+/// are made by [`websocket::encode_frame`].
+pub(crate) trait Scenario {
+    /// The handshake is done.
+    fn on_open(&mut self, client: u32, now: Instant, out: &mut Vec<u8>);
+
+    /// A whole message or a Pong has come. An error is a fault of the server: the connection is
+    /// ended, and the text is counted.
+    fn on_frame(
+        &mut self,
+        client: u32,
+        frame: &Frame<'_>,
+        now: Instant,
+        out: &mut Vec<u8>,
+    ) -> Result<(), String>;
+
+    /// The connection is over, or was never opened. Not called twice for one client.
+    fn on_end(&mut self, client: u32, ending: &Ending);
+}
+
+/// Why a connection is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It could not be opened.
+    Failed(String),
+    /// The server ended it, or broke the protocol, without being asked.
+    Early(String),
+    /// We asked, and the server answered in order.
+    Closed,
+}
+
+/// How an engine is set up.
+pub(crate) struct Settings {
+    pub(crate) targets: Vec<Target>,
+    /// Clients of each target.
+    pub(crate) clients_per_target: u32,
+    /// Connects and handshakes under way at once.
+    pub(crate) opening_max: u32,
+    /// The most that are begun each second; `None` for as fast as the server answers.
+    pub(crate) opens_per_second_max: Option<u32>,
+    /// For one connect and handshake.
+    pub(crate) open_timeout: Duration,
+    /// Keep a send buffer per client between messages: for clients that are never quiet.
+    pub(crate) keep_buffers: bool,
+    pub(crate) buffer_bytes: u32,
+    /// Fewer slots in a ring than RLIMIT_NOFILE allows; for trying several rings on few clients.
+    pub(crate) slots_per_ring_max: u32,
+    pub(crate) congestion: Option<CString>,
+}
+
+/// The clients and their rings.
+pub(crate) struct Engine {
+    lanes: Lanes,
+    slots_per_ring: u32,
+    settings: Settings,
+    clients: Vec<Client>,
+    /// The next client to be opened, in the order of `opening_order`.
+    next_to_open: u32,
+    opening: u32,
+    opening_started: Option<Instant>,
+    /// Open attempts in the order of their deadlines.
+    open_deadlines: VecDeque<(Instant, u32)>,
+    /// Clients that have something to send.
+    to_flush: Vec<u32>,
+    /// Clients whose receive has to be armed again, once buffers are back.
+    to_arm: Vec<u32>,
+    pub(crate) counts: Counts,
+}
+
+/// What has happened so far.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) opened: u64,
+    /// Connections that are open now.
+    pub(crate) open: u64,
+    pub(crate) pings_answered: u64,
+    pub(crate) failed: Reasons,
+    pub(crate) early: Reasons,
+    pub(crate) closed_in_order: u64,
+    /// Handshakes finished in each second since the first was begun.
+    pub(crate) opened_by_second: Vec<u32>,
+}
+
+/// Occurrences by reason; at most 64 kinds are told apart, so that texts made by a server cannot
+/// grow it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Reasons(pub(crate) BTreeMap<String, u64>);
+
+impl Reasons {
+    pub(crate) fn add(&mut self, reason: &str) {
+        let known = self.0.contains_key(reason) || self.0.len() < 64;
+        let reason = if known { reason } else { "other" };
+        *self.0.entry(reason.to_owned()).or_default() += 1;
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.0.values().sum()
+    }
+}
+
+/// One connection: 56 bytes, and no memory elsewhere while it is quiet.
+#[derive(Default)]
+struct Client {
+    phase: Phase,
+    recv_armed: bool,
+    send_in_flight: bool,
+    connecting: bool,
+    /// It is in `to_flush`.
+    flush_due: bool,
+    /// The first part of a head or frame that was cut.
+    partial: Vec<u8>,
+    /// What goes out with the next send.
+    outgoing: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Unopened,
+    Connecting,
+    Upgrading,
+    Open,
+    /// Our Close frame is on its way; the server's has not come.
+    Closing,
+    /// Both Close frames were exchanged; the server closes the connection (RFC 6455 §7.1.1).
+    CloseAnswered,
+    /// Over; what is outstanding is being ended, then the slot is closed.
+    Ended,
+}
+
+/// Clients per source address: half of the default range of ports, so that one is found quickly.
+const CLIENTS_PER_SOURCE: u32 = 12_500;
+
+/// Close handshakes under way at once: more would overrun the server's buffers and prove nothing.
+const CLOSING_MAX: u64 = 1024;
+
+impl Engine {
+    /// Sets up the rings; nothing is opened yet.
+    pub(crate) fn new(settings: Settings) -> io::Result<Engine> {
+        let count = settings.clients_per_target * settings.targets.len() as u32;
+        if count == 0 {
+            return Err(io::Error::other("no connections to open"));
+        }
+        let slots_max =
+            descriptors_max().saturating_sub(32).min(settings.slots_per_ring_max).max(1);
+        let rings = count.div_ceil(slots_max);
+        let slots_per_ring = count.div_ceil(rings);
+        // Each address of 127.0.0.0/8 has the whole range of ports for itself. 127.0.1.1 upwards.
+        let sources = count.div_ceil(CLIENTS_PER_SOURCE).min(60_000);
+        let all_on_loopback = settings.targets.iter().all(|t| t.is_loopback_v4());
+        let sources = if all_on_loopback { 0..sources } else { 0..0 };
+        let source = |i: u32| Ipv4Addr::from(0x7F00_0101 + (i / 250) * 256 + i % 250);
+        let lanes = Lanes::new(
+            rings as usize,
+            &Setup {
+                slots: slots_per_ring,
+                buffers: 16,
+                buffer_bytes: settings.buffer_bytes,
+                targets: settings.targets.iter().map(|t| t.address).collect(),
+                sources: sources.map(|i| SocketAddrV4::new(source(i), 0)).collect(),
+                congestion: settings.congestion.clone(),
+            },
+        )?;
+        Ok(Engine {
+            lanes,
+            slots_per_ring,
+            settings,
+            clients: (0..count).map(|_| Client::default()).collect(),
+            next_to_open: 0,
+            opening: 0,
+            opening_started: None,
+            open_deadlines: VecDeque::new(),
+            to_flush: Vec::new(),
+            to_arm: Vec::new(),
+            counts: Counts::default(),
+        })
+    }
+
+    /// Number of clients, open or not.
+    pub(crate) fn len(&self) -> u32 {
+        self.clients.len() as u32
+    }
+
+    /// Rings in use.
+    pub(crate) fn ring_count(&self) -> usize {
+        self.lanes.rings.len()
+    }
+
+    /// Which target a client is one of. They alternate, so that all are opened alike.
+    pub(crate) fn target_of(&self, client: u32) -> usize {
+        client as usize % self.settings.targets.len()
+    }
+
+    /// Whether a client's connection is open.
+    pub(crate) fn is_open(&self, client: u32) -> bool {
+        self.clients[client as usize].phase == Phase::Open
+    }
+
+    /// Whether every connection has been tried.
+    pub(crate) fn opening_is_over(&self) -> bool {
+        self.next_to_open == self.len() && self.opening == 0
+    }
+
+    /// Sends, waits until something happens or `timeout` has passed, and handles what happened.
+    pub(crate) fn turn(
+        &mut self,
+        scenario: &mut impl Scenario,
+        timeout: Duration,
+    ) -> io::Result<()> {
+        self.flush();
+        self.lanes.submit_and_wait(timeout)?;
+        let now = Instant::now(); // The only clock read of the turn.
+        for ring in 0..self.lanes.rings.len() {
+            let first = ring as u32 * self.slots_per_ring;
+            while let Some(completion) = self.lanes.rings[ring].next_completion() {
+                self.dispatch(scenario, first, completion, now);
+            }
+        }
+        self.expire_opens(scenario, now);
+        for client in std::mem::take(&mut self.to_arm) {
+            self.arm_recv(client);
+        }
+        Ok(())
+    }
+
+    /// Begins as many opens as the bounds allow. Call it once a turn while opening.
+    pub(crate) fn open_more(&mut self, now: Instant) {
+        let started = *self.opening_started.get_or_insert(now);
+        let due = match self.settings.opens_per_second_max {
+            Some(rate) => {
+                let due = now.duration_since(started).as_secs_f64() * f64::from(rate);
+                (due as u64).min(u64::from(self.len())) as u32
+            }
+            None => self.len(),
+        };
+        while self.next_to_open < due && self.opening < self.settings.opening_max {
+            let client = self.next_to_open;
+            self.next_to_open += 1;
+            self.opening += 1;
+            let state = &mut self.clients[client as usize];
+            state.phase = Phase::Connecting;
+            state.connecting = true;
+            self.open_deadlines.push_back((now + self.settings.open_timeout, client));
+            let (ring, slot) = self.place(client);
+            let target = self.target_of(client);
+            self.lanes.rings[ring].open_and_connect(slot, target, client as usize);
+        }
+    }
+
+    /// Queues what `write` appends, if the client's connection is open; says whether it is.
+    pub(crate) fn say(&mut self, client: u32, write: impl FnOnce(&mut Vec<u8>)) -> bool {
+        if !self.is_open(client) {
+            return false;
+        }
+        write(&mut self.clients[client as usize].outgoing);
+        self.flush_later(client);
+        true
+    }
+
+    /// Sends a Close frame on an open connection; the end comes by `on_end`.
+    pub(crate) fn start_close(&mut self, client: u32) {
+        const NORMAL: [u8; 2] = 1000u16.to_be_bytes();
+        let mask = websocket::scramble(u64::from(client)) as u32;
+        if self.say(client, |out| websocket::encode_frame(out, CLOSE, &NORMAL, mask)) {
+            self.clients[client as usize].phase = Phase::Closing;
+        }
+    }
+
+    /// Closes what is open, with a Close frame each way, until all is closed or `timeout` has
+    /// passed.
+    pub(crate) fn close_all(
+        &mut self,
+        scenario: &mut impl Scenario,
+        timeout: Duration,
+    ) -> io::Result<()> {
+        let started = Instant::now();
+        let open_before = self.counts.open;
+        let (mut next, mut asked) = (0, 0);
+        while self.counts.open > 0 && started.elapsed() < timeout {
+            let ended = open_before - self.counts.open;
+            while next < self.len() && asked < ended + CLOSING_MAX {
+                if self.is_open(next) {
+                    self.start_close(next);
+                    asked += 1;
+                }
+                next += 1;
+            }
+            self.turn(scenario, Duration::from_millis(50))?;
+        }
+        Ok(())
+    }
+
+    fn dispatch(
+        &mut self,
+        scenario: &mut impl Scenario,
+        first: u32,
+        completion: Completion,
+        now: Instant,
+    ) {
+        match completion {
+            Completion::Connected { slot, result } => {
+                self.on_connected(scenario, first + slot, result);
+            }
+            Completion::Received { slot, result, more } => {
+                self.on_received(scenario, first + slot, result, more, now);
+            }
+            Completion::Sent { slot, result, payload } => {
+                self.on_sent(scenario, first + slot, result, payload);
+            }
+            Completion::Closed | Completion::Cancelled => {}
+            Completion::Accepted { .. }
+            | Completion::SocketOpened { .. }
+            | Completion::ShutDown { .. } => unreachable!("a client asks for none of these"),
+        }
+    }
+
+    fn on_connected(
+        &mut self,
+        scenario: &mut impl Scenario,
+        client: u32,
+        result: Result<(), (&'static str, io::Error)>,
+    ) {
+        let state = &mut self.clients[client as usize];
+        state.connecting = false;
+        if state.phase == Phase::Ended {
+            return self.end_join(client);
+        }
+        if let Err((step, error)) = result {
+            return self.end(scenario, client, &Ending::Failed(format!("{step}: {error}")));
+        }
+        state.phase = Phase::Upgrading;
+        let target = &self.settings.targets[client as usize % self.settings.targets.len()];
+        let key = websocket::key(u64::from(client));
+        websocket::encode_request(&mut state.outgoing, &target.host, &target.path, &key);
+        self.flush_later(client);
+        self.arm_recv(client);
+    }
+
+    fn on_received(
+        &mut self,
+        scenario: &mut impl Scenario,
+        client: u32,
+        result: io::Result<Option<Chunk>>,
+        more: bool,
+        now: Instant,
+    ) {
+        self.clients[client as usize].recv_armed = more;
+        match result {
+            Ok(Some(chunk)) => {
+                let ending = self.on_chunk(scenario, client, chunk, now);
+                if let Err(ending) = ending {
+                    self.end(scenario, client, &ending);
+                }
+                let state = &self.clients[client as usize];
+                if state.phase == Phase::Ended {
+                    self.end_join(client);
+                } else if !more {
+                    self.arm_recv(client);
+                }
+            }
+            // Every chunk is released within its turn, so buffers are back at its end.
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                self.to_arm.push(client);
+            }
+            Ok(None) => {
+                let ending = match self.clients[client as usize].phase {
+                    Phase::CloseAnswered => Ending::Closed,
+                    Phase::Upgrading => Ending::Failed("closed during the handshake".into()),
+                    _ => Ending::Early("end of stream without a Close frame".into()),
+                };
+                self.end(scenario, client, &ending);
+            }
+            Err(error) => {
+                let ending = match self.clients[client as usize].phase {
+                    Phase::Upgrading => Ending::Failed(format!("receive: {error}")),
+                    _ => Ending::Early(format!("receive: {error}")),
+                };
+                self.end(scenario, client, &ending);
+            }
+        }
+    }
+
+    /// Takes received bytes apart, and keeps what is not whole.
+    fn on_chunk(
+        &mut self,
+        scenario: &mut impl Scenario,
+        client: u32,
+        chunk: Chunk,
+        now: Instant,
+    ) -> Result<(), Ending> {
+        let (ring, _) = self.place(client);
+        let Engine { lanes, clients, counts, .. } = self;
+        let state = &mut clients[client as usize];
+        if state.phase == Phase::Ended {
+            lanes.rings[ring].release(chunk);
+            return Ok(());
+        }
+        let was_upgrading = state.phase == Phase::Upgrading;
+        let bytes = lanes.rings[ring].bytes(&chunk);
+        let result = if state.partial.is_empty() {
+            state.consume(counts, scenario, client, bytes, now).map(|taken| {
+                state.partial.extend_from_slice(&bytes[taken..]);
+            })
+        } else {
+            let mut whole = std::mem::take(&mut state.partial);
+            whole.extend_from_slice(bytes);
+            state.consume(counts, scenario, client, &whole, now).map(|taken| {
+                // Emptied, it keeps no memory: an idle client has to be small.
+                if taken < whole.len() {
+                    whole.drain(..taken);
+                    state.partial = whole;
+                }
+            })
+        };
+        lanes.rings[ring].release(chunk);
+        if was_upgrading && self.clients[client as usize].phase != Phase::Upgrading {
+            self.on_opened(now);
+        }
+        if !self.clients[client as usize].outgoing.is_empty() {
+            self.flush_later(client);
+        }
+        result
+    }
+
+    fn on_opened(&mut self, now: Instant) {
+        self.opening -= 1;
+        self.counts.opened += 1;
+        self.counts.open += 1;
+        let started = self.opening_started.expect("opening was begun");
+        let second = now.duration_since(started).as_secs() as usize;
+        // A run is bounded in time, and so is this: a day of seconds.
+        if second < 86_400 {
+            let by_second = &mut self.counts.opened_by_second;
+            by_second.resize(by_second.len().max(second + 1), 0);
+            by_second[second] += 1;
+        }
+    }
+
+    fn on_sent(
+        &mut self,
+        scenario: &mut impl Scenario,
+        client: u32,
+        result: io::Result<()>,
+        payload: Payload,
+    ) {
+        let keep_buffers = self.settings.keep_buffers;
+        let state = &mut self.clients[client as usize];
+        state.send_in_flight = false;
+        if state.phase == Phase::Ended {
+            return self.end_join(client);
+        }
+        if let Err(error) = result {
+            // A reset peer shows here or in the receive, whichever comes first.
+            let ending = match state.phase {
+                Phase::CloseAnswered => Ending::Closed,
+                Phase::Upgrading => Ending::Failed(format!("send: {error}")),
+                _ => Ending::Early(format!("send: {error}")),
+            };
+            return self.end(scenario, client, &ending);
+        }
+        if !state.outgoing.is_empty() {
+            self.flush_later(client);
+        } else if let (true, Payload::Bytes(mut bytes)) = (keep_buffers, payload) {
+            bytes.clear();
+            state.outgoing = bytes;
+        }
+    }
+
+    fn expire_opens(&mut self, scenario: &mut impl Scenario, now: Instant) {
+        while let Some((deadline, client)) = self.open_deadlines.front().copied() {
+            let phase = self.clients[client as usize].phase;
+            let pending = matches!(phase, Phase::Connecting | Phase::Upgrading);
+            if pending && deadline > now {
+                break;
+            }
+            self.open_deadlines.pop_front();
+            if pending {
+                let step = if phase == Phase::Connecting { "connect" } else { "handshake" };
+                self.end(scenario, client, &Ending::Failed(format!("{step}: timed out")));
+            }
+        }
+    }
+
+    /// Counts the end of a connection and asks for the end of what is outstanding on it.
+    fn end(&mut self, scenario: &mut impl Scenario, client: u32, ending: &Ending) {
+        let (ring, slot) = self.place(client);
+        let state = &mut self.clients[client as usize];
+        match state.phase {
+            Phase::Ended => return self.end_join(client),
+            Phase::Connecting | Phase::Upgrading => self.opening -= 1,
+            _ => self.counts.open -= 1,
+        }
+        state.phase = Phase::Ended;
+        state.partial = Vec::new();
+        state.outgoing = Vec::new();
+        match ending {
+            Ending::Failed(reason) => self.counts.failed.add(reason),
+            Ending::Early(reason) => self.counts.early.add(reason),
+            Ending::Closed => self.counts.closed_in_order += 1,
+        }
+        scenario.on_end(client, ending);
+        let ring = &mut self.lanes.rings[ring];
+        if state.recv_armed {
+            ring.cancel_recv(slot);
+        }
+        if state.send_in_flight {
+            ring.cancel_send(slot);
+        }
+        if state.connecting {
+            ring.cancel_connect(slot);
+        }
+        self.end_join(client);
+    }
+
+    /// Closes the slot when the last operation on it has answered; until then, its answer brings
+    /// us back here.
+    fn end_join(&mut self, client: u32) {
+        let (ring, slot) = self.place(client);
+        let state = &self.clients[client as usize];
+        if !(state.recv_armed || state.send_in_flight || state.connecting) {
+            self.lanes.rings[ring].close(slot);
+        }
+    }
+
+    fn arm_recv(&mut self, client: u32) {
+        let (ring, slot) = self.place(client);
+        let state = &mut self.clients[client as usize];
+        if state.phase == Phase::Ended {
+            // It ended while it waited for buffers; nothing is armed.
+            return;
+        }
+        state.recv_armed = true;
+        self.lanes.rings[ring].arm_recv(slot);
+    }
+
+    fn flush_later(&mut self, client: u32) {
+        let state = &mut self.clients[client as usize];
+        if !state.flush_due {
+            state.flush_due = true;
+            self.to_flush.push(client);
+        }
+    }
+
+    /// One send per client that has something to say and is not sending.
+    fn flush(&mut self) {
+        let mut to_flush = std::mem::take(&mut self.to_flush);
+        for client in to_flush.drain(..) {
+            let (ring, slot) = self.place(client);
+            let state = &mut self.clients[client as usize];
+            state.flush_due = false;
+            // While sending, the completion of the send comes back for the rest.
+            if state.send_in_flight || state.outgoing.is_empty() {
+                continue;
+            }
+            state.send_in_flight = true;
+            let bytes = std::mem::take(&mut state.outgoing);
+            self.lanes.rings[ring].send(slot, Payload::Bytes(bytes));
+        }
+        self.to_flush = to_flush; // Keeps its memory.
+    }
+
+    fn place(&self, client: u32) -> (usize, u32) {
+        ((client / self.slots_per_ring) as usize, client % self.slots_per_ring)
+    }
+}
+
+impl Client {
+    /// Handles everything whole at the front of `bytes`; says how much that was.
+    fn consume(
+        &mut self,
+        counts: &mut Counts,
+        scenario: &mut impl Scenario,
+        client: u32,
+        bytes: &[u8],
+        now: Instant,
+    ) -> Result<usize, Ending> {
+        let mut taken = 0;
+        if self.phase == Phase::Upgrading {
+            let accept = websocket::accept(&websocket::key(u64::from(client)));
+            match websocket::decode_response(bytes, &accept) {
+                Ok(None) => return Ok(0),
+                Err(reason) => return Err(Ending::Failed(format!("handshake: {reason}"))),
+                Ok(Some(head)) => taken = head,
+            }
+            self.phase = Phase::Open;
+            scenario.on_open(client, now, &mut self.outgoing);
+        }
+        while let Some((frame, len)) =
+            websocket::decode_frame(&bytes[taken..]).map_err(Ending::Early)?
+        {
+            taken += len;
+            match (frame.opcode, self.phase) {
+                // RFC 6455 §5.5.1: nothing that follows a Close frame counts.
+                (_, Phase::CloseAnswered) => {}
+                (CLOSE, Phase::Closing) => self.phase = Phase::CloseAnswered,
+                (CLOSE, _) => return Err(Ending::Early(close_reason(frame.payload))),
+                (PING, Phase::Open) => {
+                    let mask = websocket::scramble(counts.pings_answered) as u32;
+                    websocket::encode_frame(&mut self.outgoing, PONG, frame.payload, mask);
+                    counts.pings_answered += 1;
+                }
+                // §5.5.1: we have sent our Close frame and may send nothing more.
+                (PING, _) => {}
+                (CONTINUATION, _) => {
+                    return Err(Ending::Early("fragmented message: not understood here".into()));
+                }
+                (_, _) if !frame.fin => {
+                    return Err(Ending::Early("fragmented message: not understood here".into()));
+                }
+                (_, Phase::Open) => scenario
+                    .on_frame(client, &frame, now, &mut self.outgoing)
+                    .map_err(Ending::Early)?,
+                (_, _) => {}
+            }
+        }
+        Ok(taken)
+    }
+}
+
+fn close_reason(payload: &[u8]) -> String {
+    match payload.first_chunk() {
+        Some(code) => format!("Close frame {}", u16::from_be_bytes(*code)),
+        None => "Close frame without a code".into(),
+    }
+}

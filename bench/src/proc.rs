@@ -1,0 +1,220 @@
+//! What /proc says about a server, this process, and the kernel's memory.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use serde_json::{Map, Value, json};
+
+use crate::kernel;
+
+/// A process at one moment. Missing figures (no such process, no permission) are `None`.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ProcessMemory {
+    /// Resident, shared pages included.
+    pub(crate) rss_bytes: Option<u64>,
+    /// Resident and nobody else's.
+    pub(crate) private_bytes: Option<u64>,
+    /// Resident, shared pages divided by their users.
+    pub(crate) pss_bytes: Option<u64>,
+}
+
+impl ProcessMemory {
+    pub(crate) fn read(pid: u32) -> ProcessMemory {
+        let status = kilobyte_fields(&format!("/proc/{pid}/status"));
+        let rollup = kilobyte_fields(&format!("/proc/{pid}/smaps_rollup"));
+        let private = ["Private_Clean", "Private_Dirty", "Private_Hugetlb"];
+        ProcessMemory {
+            rss_bytes: status.get("VmRSS").copied(),
+            private_bytes: rollup
+                .contains_key("Rss")
+                .then(|| private.iter().filter_map(|key| rollup.get(*key)).sum()),
+            pss_bytes: rollup.get("Pss").copied(),
+        }
+    }
+
+    /// This one after `before`, with growth in bytes per connection.
+    pub(crate) fn report_growth(&self, before: &ProcessMemory, connections: u64) -> Value {
+        let mut report = Map::new();
+        let figures = [
+            ("rss", before.rss_bytes, self.rss_bytes),
+            ("private", before.private_bytes, self.private_bytes),
+            ("pss", before.pss_bytes, self.pss_bytes),
+        ];
+        for (name, before, after) in figures {
+            let (Some(before), Some(after)) = (before, after) else { continue };
+            report.insert(format!("{name}_before_bytes"), json!(before));
+            report.insert(format!("{name}_after_bytes"), json!(after));
+            report.insert(
+                format!("{name}_bytes_per_connection"),
+                per(after as f64 - before as f64, connections),
+            );
+        }
+        Value::Object(report)
+    }
+}
+
+/// The kernel's memory at one moment.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct KernelMemory {
+    meminfo: BTreeMap<String, u64>,
+    /// Bytes of each slab cache, where we may look.
+    slabs: BTreeMap<String, u64>,
+}
+
+impl KernelMemory {
+    pub(crate) fn read() -> KernelMemory {
+        let slabinfo = fs::read_to_string("/proc/slabinfo").unwrap_or_default();
+        // name <active_objs> <num_objs> <objsize> …, after two lines of heading.
+        let slabs = slabinfo.lines().skip(2).filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let name = words.next()?.to_owned();
+            let numbers: Vec<u64> = words.take(3).filter_map(|word| word.parse().ok()).collect();
+            let [active, _, object_bytes] = numbers[..] else { return None };
+            Some((name, active * object_bytes))
+        });
+        KernelMemory { meminfo: kilobyte_fields("/proc/meminfo"), slabs: slabs.collect() }
+    }
+
+    /// Growth since `before`. The figures are of the whole machine: what else it did counts too.
+    pub(crate) fn report_growth(&self, before: &KernelMemory, connections: u64) -> Value {
+        let mut report = Map::new();
+        for (name, key) in [
+            ("unreclaimable_slab", "SUnreclaim"),
+            ("kernel_stacks", "KernelStack"),
+            ("page_tables", "PageTables"),
+        ] {
+            if let (Some(then), Some(now)) = (before.meminfo.get(key), self.meminfo.get(key)) {
+                let growth = *now as f64 - *then as f64;
+                report.insert(format!("{name}_growth_bytes"), json!(growth));
+                report.insert(format!("{name}_bytes_per_connection"), per(growth, connections));
+            }
+        }
+        if let (Some(then), Some(now)) =
+            (before.meminfo.get("MemAvailable"), self.meminfo.get("MemAvailable"))
+        {
+            let used = *then as f64 - *now as f64;
+            report.insert("available_memory_bytes_per_connection".into(), per(used, connections));
+        }
+        let mut slabs: Vec<(f64, &String)> = self
+            .slabs
+            .iter()
+            .map(|(name, now)| {
+                (*now as f64 - before.slabs.get(name).copied().unwrap_or(0) as f64, name)
+            })
+            .filter(|(growth, _)| *growth > 0.0)
+            .collect();
+        slabs.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let total: f64 = slabs.iter().map(|(growth, _)| growth).sum();
+        if total > 0.0 {
+            report.insert("slab_objects_bytes_per_connection".into(), per(total, connections));
+            let largest: Map<String, Value> = slabs
+                .iter()
+                .take(8)
+                .map(|(growth, name)| ((*name).clone(), per(*growth, connections)))
+                .collect();
+            report.insert("largest_slabs_bytes_per_connection".into(), Value::Object(largest));
+        }
+        report.insert(
+            "note".into(),
+            json!(
+                "the whole machine's; on loopback both halves of each connection are in here, and \
+                 through a gateway its upstream connections too"
+            ),
+        );
+        Value::Object(report)
+    }
+}
+
+/// TCP sockets of this network namespace, as /proc/net/sockstat counts them.
+pub(crate) fn socket_counts() -> Value {
+    let text = fs::read_to_string("/proc/net/sockstat").unwrap_or_default();
+    let words: Vec<&str> = text
+        .lines()
+        .find_map(|line| line.strip_prefix("TCP:"))
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let pairs = words.chunks_exact(2).filter_map(|pair| Some((pair[0], pair[1].parse().ok()?)));
+    Value::Object(pairs.map(|(name, count): (_, u64)| (name.to_owned(), json!(count))).collect())
+}
+
+/// Processor time of a process: the scheduler's exact sum, and how it divides into user and system
+/// by ticks (10 ms).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CpuTime {
+    pub(crate) total_ns: u64,
+    user_ticks: u64,
+    system_ticks: u64,
+}
+
+impl CpuTime {
+    pub(crate) fn read(pid: u32) -> Option<CpuTime> {
+        let total_ns = kernel::process_cpu_time(pid)?.as_nanos() as u64;
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name may contain anything, parentheses too; after its last one come the fields
+        // from the third on.
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let ticks = |field: usize| fields.get(field - 3)?.parse().ok();
+        Some(CpuTime { total_ns, user_ticks: ticks(14)?, system_ticks: ticks(15)? })
+    }
+
+    pub(crate) fn report_since(&self, before: &CpuTime) -> Value {
+        // USER_HZ, what /proc counts in, is 100 on every architecture that Linux runs on today.
+        let seconds = |now: u64, then: u64| (now - then) as f64 / 100.0;
+        json!({
+            "cpu_seconds": (self.total_ns - before.total_ns) as f64 / 1e9,
+            "user_seconds": seconds(self.user_ticks, before.user_ticks),
+            "system_seconds": seconds(self.system_ticks, before.system_ticks),
+        })
+    }
+}
+
+/// `total / count`, rounded for people; null when there is nothing to divide by.
+pub(crate) fn per(total: f64, count: u64) -> Value {
+    if count == 0 { Value::Null } else { round(total / count as f64) }
+}
+
+/// A number with three decimals.
+pub(crate) fn round(number: f64) -> Value {
+    json!((number * 1000.0).round() / 1000.0)
+}
+
+/// The lines of a file of the form `Name:   123 kB`, in bytes.
+fn kilobyte_fields(path: &str) -> BTreeMap<String, u64> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let field = |line: &str| {
+        let (name, value) = line.split_once(':')?;
+        let kilobytes: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
+        Some((name.to_owned(), kilobytes * 1024))
+    };
+    text.lines().filter_map(field).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_process_can_be_read() {
+        let pid = std::process::id();
+        let memory = ProcessMemory::read(pid);
+        assert!(memory.rss_bytes > Some(100_000) && memory.private_bytes <= memory.rss_bytes);
+        let before = CpuTime::read(pid).unwrap();
+        let mut sum = 0u64;
+        while CpuTime::read(pid).unwrap().total_ns < before.total_ns + 1_000_000 {
+            sum = std::hint::black_box(sum + 1);
+        }
+        assert!(
+            CpuTime::read(pid).unwrap().report_since(&before)["cpu_seconds"].as_f64()
+                > Some(0.0009)
+        );
+        assert!(CpuTime::read(u32::MAX / 2).is_none());
+        assert!(ProcessMemory::read(u32::MAX / 2).rss_bytes.is_none());
+    }
+
+    #[test]
+    fn sockets_are_counted() {
+        let before = socket_counts()["inuse"].as_u64();
+        assert!(before.is_some(), "{}", socket_counts());
+    }
+}

@@ -1,0 +1,427 @@
+//! A WebSocket echo that does the minimum: answers the upgrade, unmasks in place, and sends the
+//! frames back out of the receive buffer.
+//!
+//! ```text
+//!   received  | header | mask | payload ... |      the reply's header is 4 bytes shorter, so it
+//!   reply            | header | payload ... |      ends where the payload begins
+//! ```
+
+use std::io;
+use std::net::{Shutdown, SocketAddr};
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::AtomicBool;
+
+use serde_json::{Value, json};
+
+use super::{Options, TURN, Until};
+use crate::kernel::lanes::Lanes;
+use crate::kernel::pool::Chunk;
+use crate::kernel::ring::{Completion, Payload, Ring};
+use crate::websocket::{CLOSE, PING, PONG, RESPONSE_BYTES_MAX, accept, apply_mask};
+
+/// The largest frame that is put together when it comes in pieces; above, the connection is ended.
+const FRAME_BYTES_MAX: usize = 64 << 20;
+/// What may wait to be sent on one connection; above, it is ended.
+const PENDING_BYTES_MAX: usize = 128 << 20;
+
+/// Serves until told to stop or out of time.
+pub(crate) fn run(
+    options: &Options,
+    stop: &AtomicBool,
+    on_listening: impl FnOnce(SocketAddr),
+) -> io::Result<Value> {
+    let setup = options.setup(Vec::new());
+    let mut lanes = Lanes::new(options.rings as usize, &setup)?;
+    let (listeners, address) = options.listen()?;
+    let mut shards: Vec<Shard> = listeners
+        .iter()
+        .map(|listener| Shard {
+            listener: listener.as_raw_fd(),
+            accept_armed: false,
+            connections: (0..setup.slots).map(|_| Connection::default()).collect(),
+            starved: Vec::new(),
+            accepted: 0,
+            refused: 0,
+        })
+        .collect();
+    on_listening(address);
+    let mut until = Until::new(stop, options.time);
+    let mut idle = true;
+    while !until.over(idle) {
+        for (shard, ring) in shards.iter_mut().zip(&mut lanes.rings) {
+            shard.arm(ring, idle);
+        }
+        lanes.submit_and_wait(TURN)?;
+        idle = true;
+        for (shard, ring) in shards.iter_mut().zip(&mut lanes.rings) {
+            while let Some(completion) = ring.next_completion() {
+                idle = false;
+                shard.dispatch(ring, completion);
+            }
+        }
+    }
+    let accepted: Vec<u64> = shards.iter().map(|shard| shard.accepted).collect();
+    Ok(json!({
+        "server": "ring-echo",
+        "accepted_count": accepted.iter().sum::<u64>(),
+        "accept_errors_count": shards.iter().map(|shard| shard.refused).sum::<u64>(),
+        "accepted_by_ring": accepted,
+    }))
+}
+
+/// One ring's connections, by slot.
+struct Shard {
+    listener: i32,
+    accept_armed: bool,
+    connections: Vec<Connection>,
+    /// Slots whose receive found no buffer.
+    starved: Vec<u32>,
+    accepted: u64,
+    refused: u64,
+}
+
+#[derive(Default)]
+struct Connection {
+    upgraded: bool,
+    recv_armed: bool,
+    sending: bool,
+    /// Shutdowns under way.
+    shutdowns: u8,
+    /// The Close frame is answered, or the connection is being ended: nothing is read any more.
+    done: bool,
+    /// A head or frame that has not arrived whole.
+    partial: Vec<u8>,
+    /// What waits for the send that is under way. Empty when none is.
+    pending: Vec<u8>,
+}
+
+impl Shard {
+    /// Arms what has ended. An accept that failed for want of slots is tried again when one was
+    /// closed (`on_closed`) or nothing else happens.
+    fn arm(&mut self, ring: &mut Ring, idle: bool) {
+        if !self.accept_armed && idle {
+            self.arm_accept(ring);
+        }
+        // All chunks of the last turn are sent or released by now, or will be shortly.
+        for slot in self.starved.drain(..) {
+            ring.arm_recv(slot);
+        }
+    }
+
+    fn arm_accept(&mut self, ring: &mut Ring) {
+        self.accept_armed = true;
+        ring.arm_accept(self.listener);
+    }
+
+    fn dispatch(&mut self, ring: &mut Ring, completion: Completion) {
+        match completion {
+            Completion::Received { slot, result, more } => {
+                self.on_received(ring, slot, result, more);
+            }
+            Completion::Sent { slot, result, payload } => {
+                self.on_sent(ring, slot, &result, payload);
+            }
+            Completion::Accepted { result, more } => self.on_accepted(ring, &result, more),
+            Completion::Closed => {
+                if !self.accept_armed {
+                    self.arm_accept(ring);
+                }
+            }
+            Completion::ShutDown { slot } => {
+                let connection = &mut self.connections[slot as usize];
+                connection.shutdowns -= 1;
+                connection.close_join(ring, slot);
+            }
+            Completion::Cancelled => {}
+            Completion::SocketOpened { .. } | Completion::Connected { .. } => {
+                unreachable!("an echo connects to nobody")
+            }
+        }
+    }
+
+    fn on_accepted(&mut self, ring: &mut Ring, result: &io::Result<u32>, more: bool) {
+        match *result {
+            Ok(slot) => {
+                self.accepted += 1;
+                self.connections[slot as usize] =
+                    Connection { recv_armed: true, ..Connection::default() };
+                ring.arm_recv(slot);
+                if !more {
+                    self.arm_accept(ring);
+                }
+            }
+            Err(_) => {
+                self.refused += 1;
+                self.accept_armed = more;
+            }
+        }
+    }
+
+    fn on_received(
+        &mut self,
+        ring: &mut Ring,
+        slot: u32,
+        result: io::Result<Option<Chunk>>,
+        more: bool,
+    ) {
+        let connection = &mut self.connections[slot as usize];
+        connection.recv_armed = more;
+        match result {
+            Ok(Some(chunk)) => {
+                connection.on_chunk(ring, slot, chunk);
+                if !more {
+                    connection.recv_armed = true;
+                    ring.arm_recv(slot);
+                }
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                // As good as armed: the slot must not be closed while it is on the list.
+                connection.recv_armed = true;
+                self.starved.push(slot);
+            }
+            Ok(None) | Err(_) => {
+                connection.done = true;
+                connection.pending = Vec::new();
+                connection.close_join(ring, slot);
+            }
+        }
+    }
+
+    fn on_sent(&mut self, ring: &mut Ring, slot: u32, result: &io::Result<()>, payload: Payload) {
+        if let Payload::Chunk(chunk) = payload {
+            ring.release(chunk);
+        }
+        let connection = &mut self.connections[slot as usize];
+        connection.sending = false;
+        if result.is_err() {
+            // The receive hears of it too, and ends.
+            connection.pending = Vec::new();
+        }
+        if !connection.pending.is_empty() {
+            connection.sending = true;
+            ring.send(slot, Payload::Bytes(std::mem::take(&mut connection.pending)));
+        } else if connection.done && connection.recv_armed {
+            // Our Close frame is out; the client's end of stream ends the receive.
+            connection.shutdowns += 1;
+            ring.shutdown(slot, Shutdown::Write);
+        } else {
+            connection.close_join(ring, slot);
+        }
+    }
+}
+
+impl Connection {
+    fn on_chunk(&mut self, ring: &mut Ring, slot: u32, mut chunk: Chunk) {
+        if self.done {
+            return ring.release(chunk);
+        }
+        if !self.upgraded || !self.partial.is_empty() {
+            self.partial.extend_from_slice(ring.bytes(&chunk));
+            ring.release(chunk);
+            return self.on_partial(ring, slot);
+        }
+        let bytes = ring.bytes_mut(&mut chunk);
+        let Ok(echoed) = echo_in_place(bytes) else {
+            ring.release(chunk);
+            return self.abort(ring, slot);
+        };
+        if echoed.taken < bytes.len() && !echoed.closed {
+            self.partial.extend_from_slice(&bytes[echoed.taken..]);
+        }
+        self.done |= echoed.closed;
+        if echoed.reply.is_empty() {
+            ring.release(chunk);
+        } else if self.sending {
+            self.pending.extend_from_slice(&bytes[echoed.reply]);
+            ring.release(chunk);
+            if self.pending.len() > PENDING_BYTES_MAX {
+                self.abort(ring, slot);
+            }
+        } else {
+            self.sending = true;
+            chunk.narrow(echoed.reply.start, echoed.reply.len());
+            ring.send(slot, Payload::Chunk(chunk));
+        }
+    }
+
+    /// The slow way, for the handshake and for frames that came in pieces: by copying.
+    fn on_partial(&mut self, ring: &mut Ring, slot: u32) {
+        let mut bytes = std::mem::take(&mut self.partial);
+        if !self.upgraded {
+            let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
+                self.partial = bytes;
+                if self.partial.len() > RESPONSE_BYTES_MAX {
+                    self.abort(ring, slot);
+                }
+                return;
+            };
+            let Some(key) = find_key(&bytes[..end]) else { return self.abort(ring, slot) };
+            self.pending.extend_from_slice(
+                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
+                  Connection: Upgrade\r\nSec-WebSocket-Accept: ",
+            );
+            self.pending.extend_from_slice(accept(key).as_bytes());
+            self.pending.extend_from_slice(b"\r\n\r\n");
+            self.upgraded = true;
+            bytes.drain(..end + 4);
+        }
+        let Ok(echoed) = echo_in_place(&mut bytes) else { return self.abort(ring, slot) };
+        self.pending.extend_from_slice(&bytes[echoed.reply]);
+        self.done |= echoed.closed;
+        // Emptied, it keeps no memory: an idle connection has to be small.
+        if echoed.taken < bytes.len() && !echoed.closed {
+            bytes.drain(..echoed.taken);
+            self.partial = bytes;
+        }
+        if self.partial.len() > FRAME_BYTES_MAX || self.pending.len() > PENDING_BYTES_MAX {
+            return self.abort(ring, slot);
+        }
+        if !self.sending && !self.pending.is_empty() {
+            self.sending = true;
+            ring.send(slot, Payload::Bytes(std::mem::take(&mut self.pending)));
+        }
+    }
+
+    /// Ends a connection that cannot go on: both its receive and its send come back.
+    fn abort(&mut self, ring: &mut Ring, slot: u32) {
+        self.done = true;
+        self.pending = Vec::new();
+        self.shutdowns += 1;
+        ring.shutdown(slot, Shutdown::Both);
+    }
+
+    /// Closes the slot once nothing is outstanding on it.
+    fn close_join(&mut self, ring: &mut Ring, slot: u32) {
+        if self.done && !self.recv_armed && !self.sending && self.shutdowns == 0 {
+            *self = Connection::default();
+            ring.close(slot);
+        }
+    }
+}
+
+fn find_key(head: &[u8]) -> Option<&str> {
+    let head = std::str::from_utf8(head).ok()?;
+    head.split("\r\n").find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("sec-websocket-key").then(|| value.trim())
+    })
+}
+
+/// What `echo_in_place` has made of a buffer.
+#[derive(Debug, PartialEq, Eq)]
+struct Echoed {
+    /// Where the replies are, one behind the other.
+    reply: Range<usize>,
+    /// Bytes of whole frames. What is behind them is untouched.
+    taken: usize,
+    /// The last of them was a Close frame.
+    closed: bool,
+}
+
+/// A client's frame that was not masked.
+#[derive(Debug, PartialEq, Eq)]
+struct Unmasked;
+
+/// Turns each whole frame into its reply.
+fn echo_in_place(buf: &mut [u8]) -> Result<Echoed, Unmasked> {
+    // Each reply is 4 bytes shorter than its frame. The first begins 4 bytes in and is unmasked
+    // where it lies; those behind it close up: write <= read + 4.
+    let (mut read, mut write) = (0, 4);
+    let mut closed = false;
+    while !closed && read + 2 <= buf.len() {
+        if buf[read + 1] & 0x80 == 0 {
+            return Err(Unmasked);
+        }
+        let (len, header_bytes) = match buf[read + 1] & 0x7F {
+            126 => match buf[read + 2..].first_chunk() {
+                Some(length) => (u64::from(u16::from_be_bytes(*length)), 4),
+                None => break,
+            },
+            127 => match buf[read + 2..].first_chunk() {
+                Some(length) => (u64::from_be_bytes(*length), 10),
+                None => break,
+            },
+            short => (u64::from(short), 2),
+        };
+        let payload = read + header_bytes + 4;
+        let Some(end) = usize::try_from(len).ok().and_then(|len| payload.checked_add(len)) else {
+            break;
+        };
+        if end > buf.len() {
+            break;
+        }
+        let opcode = buf[read] & 0x0F;
+        let mask: [u8; 4] = buf[payload - 4..payload].try_into().expect("four bytes");
+        if opcode != PONG {
+            buf.copy_within(read..read + header_bytes, write);
+            if opcode == PING {
+                buf[write] = 0x80 | PONG;
+            }
+            buf[write + 1] &= 0x7F;
+            let target = write + header_bytes;
+            if target != payload {
+                buf.copy_within(payload..end, target);
+            }
+            apply_mask(&mut buf[target..target + (end - payload)], mask);
+            write = target + (end - payload);
+        }
+        closed = opcode == CLOSE;
+        read = end;
+    }
+    // Nothing to reply may also mean that there were not even 4 bytes.
+    let reply = if write > 4 { 4..write } else { 0..0 };
+    Ok(Echoed { reply, taken: read, closed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::websocket::{BINARY, Frame, TEXT, decode_frame, encode_frame};
+
+    #[test]
+    fn frames_come_back_whatever_the_cut() {
+        let sizes = [0usize, 5, 125, 126, 300, 65_536, 3];
+        let payloads: Vec<Vec<u8>> = sizes.map(|n| (0..n).map(|i| i as u8).collect()).into();
+        let mut wire = Vec::new();
+        let mut ends = Vec::new();
+        for (i, payload) in payloads.iter().enumerate() {
+            let opcode = if i % 2 == 0 { TEXT } else { BINARY };
+            encode_frame(&mut wire, opcode, payload, 0x1234_5678 + i as u32);
+            ends.push(wire.len());
+        }
+        let near = |cut: usize| ends.iter().any(|end| cut.abs_diff(*end) < 20) || cut < 20;
+        for cut in (0..=wire.len()).filter(|cut| near(*cut)) {
+            let mut buf = wire[..cut].to_vec();
+            let echoed = echo_in_place(&mut buf).unwrap();
+            let whole = ends.iter().filter(|end| **end <= cut).count();
+            assert_eq!(echoed.taken, if whole == 0 { 0 } else { ends[whole - 1] }, "cut at {cut}");
+            assert_eq!(buf[echoed.taken..], wire[echoed.taken..cut], "the rest is untouched");
+            let mut replies = &buf[echoed.reply];
+            for (i, payload) in payloads[..whole].iter().enumerate() {
+                let (frame, len) = decode_frame(replies).unwrap().unwrap();
+                let opcode = if i % 2 == 0 { TEXT } else { BINARY };
+                assert_eq!(frame, Frame { opcode, fin: true, payload });
+                replies = &replies[len..];
+            }
+            assert!(replies.is_empty());
+        }
+    }
+
+    #[test]
+    fn control_frames() {
+        let mut wire = Vec::new();
+        encode_frame(&mut wire, PONG, b"unasked", 1);
+        encode_frame(&mut wire, PING, b"hey", 2);
+        encode_frame(&mut wire, CLOSE, &[3, 232], 3);
+        let whole = wire.len();
+        encode_frame(&mut wire, TEXT, b"too late", 4);
+        let echoed = echo_in_place(&mut wire).unwrap();
+        assert_eq!((echoed.taken, echoed.closed), (whole, true));
+        assert_eq!(wire[echoed.reply], *b"\x8A\x03hey\x88\x02\x03\xE8");
+        assert_eq!(echo_in_place(&mut [0x81, 0x00]), Err(Unmasked));
+        // A length that no address space holds is a frame that never becomes whole.
+        let mut endless = *b"\x82\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\0\0\0\0";
+        assert_eq!(echo_in_place(&mut endless).unwrap().taken, 0);
+    }
+}

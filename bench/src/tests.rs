@@ -1,0 +1,326 @@
+//! The scenarios against the references and against servers that do wrong, on real sockets.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::serve::{self, ring_echo, ring_relay};
+use crate::target::Target;
+use crate::websocket;
+use crate::{echo, hold};
+
+/// Long enough that only a hang ends by it.
+const FOREVER: Duration = Duration::from_secs(60);
+static NEVER: AtomicBool = AtomicBool::new(false);
+
+/// Runs `body` beside a reference server, with the server's address.
+fn with_server<T>(
+    rings: u32,
+    run: impl FnOnce(&serve::Options, &AtomicBool, Box<dyn FnOnce(SocketAddr)>) + Send,
+    body: impl FnOnce(SocketAddr) -> T,
+) -> T {
+    let stop = AtomicBool::new(false);
+    let options = serve::Options {
+        address: "127.0.0.1:0".parse().unwrap(),
+        rings,
+        time: FOREVER,
+        congestion: None,
+    };
+    let (sender, receiver) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            run(&options, &stop, Box::new(move |address| sender.send(address).unwrap()));
+        });
+        // Stopped on a panic of the body too, or the scope would wait for the server.
+        struct Stop<'a>(&'a AtomicBool);
+        impl Drop for Stop<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let _stop = Stop(&stop);
+        body(receiver.recv().expect("the server listens"))
+    })
+}
+
+fn with_echo<T>(rings: u32, body: impl FnOnce(SocketAddr) -> T) -> T {
+    let run = |options: &serve::Options, stop: &AtomicBool, ready: Box<dyn FnOnce(SocketAddr)>| {
+        ring_echo::run(options, stop, ready).unwrap();
+    };
+    with_server(rings, run, body)
+}
+
+fn with_relay<T>(upstream: SocketAddr, body: impl FnOnce(SocketAddr) -> T) -> T {
+    let run = |options: &serve::Options, stop: &AtomicBool, ready: Box<dyn FnOnce(SocketAddr)>| {
+        ring_relay::run(options, upstream, stop, ready).unwrap();
+    };
+    with_server(1, run, body)
+}
+
+fn target(address: SocketAddr) -> Target {
+    Target::parse(&format!("ws://{address}/echo"), false).unwrap()
+}
+
+fn echo_options(addresses: &[SocketAddr], connections: u32, bytes: usize) -> echo::Options {
+    let servers = addresses.iter().map(|address| echo::Server {
+        name: address.to_string(),
+        target: target(*address),
+        pid: Some(std::process::id()),
+    });
+    echo::Options {
+        servers: servers.collect(),
+        connections,
+        message_bytes: bytes,
+        depth: 1,
+        binary: false,
+        warm_up: Duration::ZERO,
+        slices: 2,
+        slice: Duration::from_millis(20),
+        congestion: None,
+    }
+}
+
+fn hold_options(address: SocketAddr, connections: u32) -> hold::Options {
+    hold::Options {
+        target: target(address),
+        connections,
+        hold: Duration::from_millis(5),
+        opens_per_second_max: None,
+        opening_max: 64,
+        open_timeout: FOREVER,
+        opening_timeout: FOREVER,
+        closing_timeout: FOREVER,
+        sample: 50,
+        slots_per_ring_max: u32::MAX,
+        pid: Some(std::process::id()),
+        congestion: None,
+    }
+}
+
+#[track_caller]
+fn assert_all_came_back(report: &Value) {
+    for server in report["servers"].as_array().unwrap() {
+        assert!(server["messages_count"].as_u64() > Some(0), "{report:#}");
+        assert_eq!(server["missing_count"], 0, "{report:#}");
+        assert!(server["server_cpu_us_per_message_median"].as_f64() > Some(0.0), "{report:#}");
+    }
+    assert_eq!((&report["faults_count"], &report["ended_early_count"]), (&0.into(), &0.into()));
+}
+
+#[test]
+fn echo_of_every_length_form_and_depth() {
+    with_echo(1, |address| {
+        for (bytes, depth) in [(0, 1), (5, 3), (125, 1), (126, 16), (65_536, 1), (300_000, 2)] {
+            let mut options = echo_options(&[address], 8, bytes);
+            options.depth = depth;
+            options.binary = depth == 3;
+            assert_all_came_back(&echo::run(&options, &NEVER).unwrap());
+        }
+    });
+}
+
+#[test]
+fn echo_through_the_relay_beside_the_echo_itself() {
+    with_echo(1, |upstream| {
+        with_relay(upstream, |relay| {
+            for (bytes, depth) in [(64, 1), (1_000, 8), (500_000, 4)] {
+                let mut options = echo_options(&[upstream, relay], 4, bytes);
+                options.depth = depth;
+                assert_all_came_back(&echo::run(&options, &NEVER).unwrap());
+            }
+        });
+    });
+}
+
+#[test]
+fn hold_opens_asks_and_closes_all() {
+    with_echo(3, |address| {
+        let report = hold::run(&hold_options(address, 200), &NEVER).unwrap();
+        assert_eq!(report["opened_count"], 200, "{report:#}");
+        assert_eq!(report["failed_count"], 0, "{report:#}");
+        assert_eq!(report["ended_early_by_server_count"], 0, "{report:#}");
+        assert!(report["sample"]["asked_count"].as_u64() > Some(0), "{report:#}");
+        assert_eq!(report["sample"]["asked_count"], report["sample"]["answered_count"]);
+        assert_eq!(report["closing"]["closed_in_order_count"], 200, "{report:#}");
+    });
+}
+
+#[test]
+fn hold_with_several_rings_on_both_sides() {
+    with_echo(3, |address| {
+        let mut options = hold_options(address, 1000);
+        options.slots_per_ring_max = 300;
+        // All at once: the links of so many chains are more than one call to the kernel works off.
+        options.opening_max = 1000;
+        let report = hold::run(&options, &NEVER).unwrap();
+        assert_eq!(report["client"]["rings"], 4, "{report:#}");
+        assert_eq!(report["opened_count"], 1000, "{report:#}");
+        assert_eq!(report["sample"]["asked_count"], report["sample"]["answered_count"]);
+        assert_eq!(report["closing"]["closed_in_order_count"], 1000, "{report:#}");
+    });
+}
+
+#[test]
+fn hold_through_the_relay() {
+    with_echo(1, |upstream| {
+        with_relay(upstream, |relay| {
+            let report = hold::run(&hold_options(relay, 50), &NEVER).unwrap();
+            assert_eq!(report["closing"]["closed_in_order_count"], 50, "{report:#}");
+        });
+    });
+}
+
+#[test]
+fn slots_are_used_again_at_once() {
+    with_echo(1, |upstream| {
+        with_relay(upstream, |relay| {
+            for _ in 0..20 {
+                let mut options = hold_options(relay, 60);
+                options.hold = Duration::ZERO;
+                options.sample = 0;
+                let report = hold::run(&options, &NEVER).unwrap();
+                assert_eq!(report["closing"]["closed_in_order_count"], 60, "{report:#}");
+            }
+        });
+    });
+}
+
+#[test]
+fn an_upstream_that_refuses_ends_the_client() {
+    // A port that was free a moment ago, and is not taken while its socket is only bound.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    let refusing = socket.local_addr().unwrap().as_socket().unwrap();
+    with_relay(refusing, |relay| {
+        let report = hold::run(&hold_options(relay, 3), &NEVER).unwrap();
+        assert_eq!(report["failed_count"], 3, "{report:#}");
+    });
+    let report = hold::run(&hold_options(refusing, 3), &NEVER).unwrap();
+    let reasons = report["failed_by_reason"].as_object().unwrap();
+    assert!(reasons.keys().all(|reason| reason.starts_with("connect: ")), "{report:#}");
+    assert_eq!(report["failed_count"], 3, "{report:#}");
+}
+
+/// A server of one connection, with ordinary sockets: upgrades, then does as told.
+fn with_odd_server<T>(
+    serve: impl FnOnce(TcpStream) + Send,
+    body: impl FnOnce(SocketAddr) -> T,
+) -> T {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                head.push(byte[0]);
+            }
+            let head = String::from_utf8(head).unwrap();
+            let key = head.split("Sec-WebSocket-Key: ").nth(1).unwrap().lines().next().unwrap();
+            let accept = websocket::accept(key);
+            let head = format!(
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
+                 Connection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+            );
+            // A byte at a time: what is cut has to be put together.
+            for byte in head.bytes() {
+                stream.write_all(&[byte]).unwrap();
+            }
+            serve(stream);
+        });
+        body(address)
+    })
+}
+
+/// Reads the payload of the next small frame of a client.
+fn read_frame(stream: &mut TcpStream) -> (u8, Vec<u8>) {
+    let mut header = [0; 6];
+    stream.read_exact(&mut header).unwrap();
+    let mut payload = vec![0; usize::from(header[1] & 0x7F)];
+    stream.read_exact(&mut payload).unwrap();
+    websocket::apply_mask(&mut payload, header[2..].try_into().unwrap());
+    (header[0] & 0x0F, payload)
+}
+
+fn faults_with(change: impl FnOnce(&mut Vec<u8>) + Send) -> Value {
+    let serve = |mut stream: TcpStream| {
+        let (opcode, payload) = read_frame(&mut stream);
+        let mut reply = vec![0x80 | opcode, payload.len() as u8];
+        reply.extend_from_slice(&payload);
+        change(&mut reply);
+        stream.write_all(&reply).unwrap();
+        // Until the client is gone; it may send more before.
+        while stream.read(&mut [0; 512]).is_ok_and(|len| len > 0) {}
+    };
+    with_odd_server(serve, |address| {
+        let mut options = echo_options(&[address], 1, 32);
+        options.slices = 1;
+        echo::run(&options, &NEVER).unwrap()
+    })
+}
+
+#[test]
+fn a_wrong_echo_is_found() {
+    let reason = |report: &Value| {
+        let reasons = report["ended_early_by_reason"].as_object().unwrap();
+        assert_eq!(reasons.len(), 1, "{report:#}");
+        reasons.keys().next().unwrap().clone()
+    };
+    for changed in [2, 20, 33] {
+        let report = faults_with(|reply| reply[changed] ^= 0x01);
+        assert_eq!(report["faults_count"], 1);
+        assert_eq!(reason(&report), "an echo that is not what was sent");
+    }
+    let report = faults_with(|reply| reply[0] ^= 0x03); // Text becomes binary.
+    assert_eq!(reason(&report), "an echo that is not what was sent");
+    let report = faults_with(|reply| {
+        reply[1] -= 1;
+        reply.pop();
+    });
+    assert_eq!(reason(&report), "an echo that is not what was sent");
+    let report = faults_with(|reply| reply[1] |= 0x80);
+    assert_eq!(reason(&report), "masked frame from the server (RFC 6455 §5.1)");
+}
+
+#[test]
+fn hold_answers_pings_and_tells_an_early_close() {
+    let serve = |mut stream: TcpStream| {
+        stream.write_all(b"\x89\x05hello").unwrap();
+        assert_eq!(read_frame(&mut stream), (0xA, b"hello".to_vec()));
+        stream.write_all(b"\x88\x02\x03\xE9").unwrap();
+        while stream.read(&mut [0; 512]).is_ok_and(|len| len > 0) {}
+    };
+    with_odd_server(serve, |address| {
+        let mut options = hold_options(address, 1);
+        // The client would leave before the server has said its word.
+        options.hold = Duration::from_secs(1);
+        let report = hold::run(&options, &NEVER).unwrap();
+        assert_eq!(report["pings_answered_count"], 1, "{report:#}");
+        assert_eq!(report["ended_early_by_reason"]["Close frame 1001"], 1, "{report:#}");
+    });
+}
+
+#[test]
+fn a_server_that_never_answers_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut options = hold_options(listener.local_addr().unwrap(), 2);
+    options.open_timeout = Duration::from_millis(20);
+    let report = hold::run(&options, &NEVER).unwrap();
+    assert_eq!(report["failed_by_reason"]["handshake: timed out"], 2, "{report:#}");
+}
+
+#[test]
+fn a_run_that_is_told_to_stop_reports_what_there_is() {
+    with_echo(1, |address| {
+        let stopped = AtomicBool::new(true);
+        let report = hold::run(&hold_options(address, 10), &stopped).unwrap();
+        assert_eq!((&report["complete"], &report["opened_count"]), (&false.into(), &0.into()));
+    });
+}
