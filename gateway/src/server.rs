@@ -23,10 +23,13 @@ use crate::shard::{Setup, Shard};
 
 /// Runs the gateway until it has been asked to stop and has done so.
 pub fn run(config: Config) -> ExitCode {
-    match Gateway::start(config) {
-        Ok(gateway) => {
+    // Before anything else: a signal that comes while we start is kept for `wait_for_stop`.
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
+        .map_err(|error| format!("signals cannot be received: {error}"));
+    match signals.and_then(|signals| Ok((signals, Gateway::start(config)?))) {
+        Ok((signals, gateway)) => {
             gateway.greet();
-            gateway.wait_for_stop()
+            gateway.wait_for_stop(signals)
         }
         Err(error) => {
             eprintln!("penstock: {error}");
@@ -104,14 +107,7 @@ impl Gateway {
         sum
     }
 
-    fn wait_for_stop(self) -> ExitCode {
-        let mut signals = match Signals::new([SIGTERM, SIGINT, SIGHUP]) {
-            Ok(signals) => signals,
-            Err(error) => {
-                eprintln!("penstock: signals cannot be received: {error}");
-                return ExitCode::FAILURE;
-            }
-        };
+    fn wait_for_stop(self, mut signals: Signals) -> ExitCode {
         for signal in signals.forever() {
             if signal == SIGHUP {
                 eprintln!("penstock: SIGHUP is reserved for reloading; the configuration stays");
