@@ -44,6 +44,8 @@ pub struct Outbox {
     bytes: usize,
     /// Segments at the front that the ring is sending.
     in_flight: u8,
+    /// Whether part of a receive buffer may be among the segments.
+    lent: bool,
     /// When the peer last took something, or when the first byte was queued.
     progress: Time,
 }
@@ -119,18 +121,25 @@ impl Outbox {
             self.progress = now;
         }
         self.bytes += buffer.len();
+        self.lent = true;
         self.push(Segment { data: Data::Lent(buffer), start: 0 }, stores);
     }
 
-    /// Whether part of a receive buffer is queued.
+    /// Whether part of a receive buffer may be queued: it was, since the outbox was last empty.
     pub fn is_lent(&self) -> bool {
-        self.segments().any(|segment| matches!(segment.data, Data::Lent(_)))
+        self.lent
+    }
+
+    /// All that is queued, when it is in one piece, as it nearly always is.
+    pub fn only_part(&self) -> Option<IoSlice<'_>> {
+        self.rest.is_none().then(|| IoSlice::new(self.first.bytes()))
     }
 
     /// Copies what is queued out of receive buffers, so that they go home: the peer does not keep
     /// up, and the buffers belong to everybody.
     pub fn unlend(&mut self, stores: &mut Stores) {
         assert!(self.in_flight == 0, "the ring still reads the buffers");
+        self.lent = false;
         let Stores { spares, .. } = stores;
         let rest = self.rest.iter_mut().flat_map(|rest| rest.iter_mut());
         for segment in std::iter::once(&mut self.first).chain(rest) {
@@ -173,6 +182,7 @@ impl Outbox {
         self.progress = now;
         assert!(count <= self.bytes, "the socket took more than was queued");
         self.bytes -= count;
+        self.lent &= self.bytes > 0;
         while count > 0 {
             let len = self.first.bytes().len();
             if count < len {
@@ -194,6 +204,7 @@ impl Outbox {
         while !matches!(self.first.data, Data::Empty) {
             self.pop(stores);
         }
+        self.lent = false;
         self.bytes = 0;
     }
 

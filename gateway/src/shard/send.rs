@@ -46,14 +46,25 @@ impl<R: Ring> Shard<R> {
             }
             (SendMode::All, SEND_BYTES_MAX)
         };
-        let mut parts = [IoSlice::new(&[]); SEND_PARTS_MAX];
-        let count = conn.outbox.take_parts(&mut parts, bytes_max);
+        let (only, mut many);
+        let parts: &[IoSlice<'_>] = match conn.outbox.only_part() {
+            Some(part) => {
+                only = [part];
+                &only
+            }
+            None => {
+                many = [IoSlice::new(&[]); SEND_PARTS_MAX];
+                let count = conn.outbox.take_parts(&mut many, bytes_max);
+                &many[..count]
+            }
+        };
+        let count = parts.len();
         // SAFETY: the parts lie on the heap or in receive buffers that the outbox holds. It is told
         // below that they are in flight, and from then on neither changes, moves nor drops them
         // until `Outbox::sent`, which only `on_sent` calls.
         #[allow(unsafe_code)]
         unsafe {
-            ring.submit_send(id, &parts[..count], mode);
+            ring.submit_send(id, parts, mode);
         }
         conn.outbox.mark_in_flight(count);
         conn.flags.send_in_flight = true;
