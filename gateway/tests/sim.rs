@@ -6,6 +6,8 @@
 //! alone; `PENSTOCK_SIM_SEEDS` sets how many are played, `PENSTOCK_SIM_NARRATE` prints every
 //! submission and completion.
 
+#[path = "sim/bad.rs"]
+mod bad;
 #[path = "sim/client.rs"]
 mod client;
 #[path = "sim/echo.rs"]

@@ -684,4 +684,176 @@ mod tests {
         std::hint::black_box(&mut payload)[0] = b'j';
         completions(&network, &mut ring);
     }
+
+    /// Sends without a fault in the way; the payload outlives the network's interest in it.
+    fn send(ring: &mut SimRing, payload: &'static [u8], mode: SendMode) {
+        // SAFETY: it is static.
+        unsafe { ring.submit_send(FIRST, &[IoSlice::new(payload)], mode) };
+    }
+
+    /// More than a link holds.
+    static LARGE: [u8; 100_000] = [7; 100_000];
+
+    #[test]
+    fn a_send_that_may_not_wait_answers_at_once() {
+        let network = Network::new(1, Faults::none());
+        let mut ring = network.ring(1, 1, 64, 1);
+        let mut peer = accepted(&network, &mut ring);
+        send(&mut ring, &LARGE, SendMode::TryNow);
+        let Some(Completion::Sent { result: Ok(count), .. }) =
+            completions(&network, &mut ring).pop()
+        else {
+            panic!("not sent")
+        };
+        assert!(0 < count && count < LARGE.len(), "{count}");
+        send(&mut ring, b"more", SendMode::TryNow);
+        let taken = completions(&network, &mut ring).pop();
+        assert!(
+            matches!(taken, Some(Completion::Sent { result: Err(Failure::Full), .. })),
+            "{taken:?}"
+        );
+        network.advance(Duration::from_millis(1));
+        let mut got = Vec::new();
+        assert_eq!(peer.receive(&mut got, usize::MAX), count);
+        assert!(got == LARGE[..count]);
+    }
+
+    #[test]
+    fn a_cancelled_send_tells_what_it_had_sent() {
+        let network = Network::new(1, Faults::none());
+        let mut ring = network.ring(1, 1, 64, 1);
+        let _peer = accepted(&network, &mut ring);
+        for want_some in [true, false] {
+            send(&mut ring, &LARGE, SendMode::All);
+            ring.submit_and_wait(Wait::No);
+            assert!(ring.next_completion().is_none(), "it waits");
+            ring.cancel_send(FIRST);
+            let taken = completions(&network, &mut ring).pop();
+            let Some(Completion::Sent { result, .. }) = taken else { panic!("{taken:?}") };
+            // The second one finds a full socket.
+            match result {
+                Ok(count) => assert!(want_some && 0 < count && count < LARGE.len()),
+                Err(failure) => assert_eq!((want_some, failure), (false, Failure::Cancelled)),
+            }
+        }
+    }
+
+    fn upstream(network: &Network, ring: &mut SimRing) -> ConnId {
+        let _client = accepted(network, ring);
+        ring.submit_socket(FIRST, &UPSTREAM);
+        let taken = completions(network, ring);
+        let [Completion::SocketOpened { owner: FIRST, result: Ok(slot) }] = taken[..] else {
+            panic!("{taken:?}")
+        };
+        ConnId { slot, generation: 1 }
+    }
+
+    fn connected(network: &Network, ring: &mut SimRing) -> Result<(), Failure> {
+        let taken = completions(network, ring).pop();
+        let Some(Completion::Connected { result, .. }) = taken else { panic!("{taken:?}") };
+        result
+    }
+
+    #[test]
+    fn a_connect_that_nobody_answers_can_be_cancelled() {
+        let network = Network::new(1, Faults::none().with(Fault::ConnectTimeout, 1000));
+        let mut ring = network.ring(2, 1, 64, 1);
+        network.listen(UPSTREAM);
+        let id = upstream(&network, &mut ring);
+        let start = network.now();
+        ring.submit_connect(id, &UPSTREAM);
+        ring.submit_and_wait(Wait::No);
+        assert!(ring.next_completion().is_none());
+        ring.cancel_connect(id);
+        assert_eq!(connected(&network, &mut ring), Err(Failure::Cancelled));
+        assert!(network.now().since(start) < Duration::from_secs(1));
+        assert!(network.accept(UPSTREAM).is_none());
+    }
+
+    #[test]
+    fn a_server_that_stops_listening_resets_who_waits_and_refuses_who_comes() {
+        let network = Network::new(1, Faults::none());
+        let mut ring = network.ring(3, 2, 64, 1);
+        network.listen(UPSTREAM);
+        let id = upstream(&network, &mut ring);
+        ring.submit_connect(id, &UPSTREAM);
+        assert_eq!(connected(&network, &mut ring), Ok(()));
+        network.stop_listening(UPSTREAM);
+        ring.arm_recv(id);
+        let taken = completions(&network, &mut ring).pop();
+        assert!(
+            matches!(taken, Some(Completion::Received { result: Err(Failure::Reset), .. })),
+            "{taken:?}"
+        );
+        ring.submit_close(id);
+        completions(&network, &mut ring);
+        ring.submit_socket(FIRST, &UPSTREAM);
+        assert!(matches!(completions(&network, &mut ring)[..], [Completion::SocketOpened { .. }]));
+        let id = ConnId { generation: 2, ..id };
+        ring.submit_connect(id, &UPSTREAM);
+        assert_eq!(connected(&network, &mut ring), Err(Failure::Refused));
+    }
+
+    #[test]
+    fn a_cancelled_accept_leaves_clients_waiting() {
+        let network = Network::new(1, Faults::none());
+        let mut ring = network.ring(2, 1, 64, 1);
+        ring.arm_accept(0);
+        ring.cancel_accept(0);
+        let taken = completions(&network, &mut ring);
+        let failure = Some(Failure::Cancelled);
+        assert!(
+            matches!(taken[..], [Completion::AcceptEnded { listener: 0, failure: it }] if it == failure),
+            "{taken:?}"
+        );
+        let _peer = accepted(&network, &mut ring);
+    }
+
+    #[test]
+    fn a_shutdown_is_read_behind_what_was_sent() {
+        let network = Network::new(1, Faults::none());
+        let mut ring = network.ring(1, 1, 64, 1);
+        let mut peer = accepted(&network, &mut ring);
+        send(&mut ring, b"bye", SendMode::All);
+        completions(&network, &mut ring);
+        ring.submit_shutdown(FIRST);
+        let taken = completions(&network, &mut ring);
+        assert!(matches!(taken[..], [Completion::ShutDown { id: FIRST }]), "{taken:?}");
+        network.advance(Duration::from_millis(1));
+        assert!(!peer.is_finished(), "three bytes come first");
+        assert_eq!(peer.receive(&mut Vec::new(), 10), 3);
+        assert!(peer.is_finished() && !peer.is_reset());
+        // The other direction goes on.
+        assert_eq!(peer.send(b"well"), 4);
+        ring.arm_recv(FIRST);
+        let taken = completions(&network, &mut ring).pop();
+        assert!(
+            matches!(&taken, Some(Completion::Received { result: Ok(Some(it)), .. }) if **it == *b"well"),
+            "{taken:?}"
+        );
+        send(&mut ring, b"too late", SendMode::All);
+        let taken = completions(&network, &mut ring).pop();
+        assert!(
+            matches!(taken, Some(Completion::Sent { result: Err(Failure::Reset), .. })),
+            "{taken:?}"
+        );
+    }
+
+    #[test]
+    fn a_reset_is_told_once() {
+        let network = Network::new(1, Faults::none());
+        let mut ring = network.ring(1, 1, 64, 1);
+        let peer = accepted(&network, &mut ring);
+        peer.reset();
+        let mut told = |want: Result<(), Failure>| {
+            ring.arm_recv(FIRST);
+            let taken = completions(&network, &mut ring).pop();
+            let Some(Completion::Received { result, more: false, .. }) = taken else {
+                panic!("{taken:?}")
+            };
+            assert_eq!(result.map(|buffer| assert!(buffer.is_none())), want);
+        };
+        told(Err(Failure::Reset));
+        told(Ok(()));
+    }
 }

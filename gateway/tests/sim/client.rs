@@ -6,38 +6,38 @@ use std::time::Duration;
 use gateway::ring::sim::{Peer, Random};
 use gateway::time::Time;
 
-pub const CONTINUATION: u8 = 0;
-pub const TEXT: u8 = 1;
-pub const BINARY: u8 = 2;
-pub const CLOSE: u8 = 8;
-pub const PING: u8 = 9;
-pub const PONG: u8 = 10;
+pub(crate) const CONTINUATION: u8 = 0;
+pub(crate) const TEXT: u8 = 1;
+pub(crate) const BINARY: u8 = 2;
+pub(crate) const CLOSE: u8 = 8;
+pub(crate) const PING: u8 = 9;
+pub(crate) const PONG: u8 = 10;
 
 /// A frame as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frame {
-    pub fin: bool,
-    pub opcode: u8,
-    pub payload: Vec<u8>,
+pub(crate) struct Frame {
+    pub(crate) fin: bool,
+    pub(crate) opcode: u8,
+    pub(crate) payload: Vec<u8>,
 }
 
 /// How an end uses its socket.
 #[derive(Clone, Copy, Debug)]
-pub struct Manners {
+pub(crate) struct Manners {
     /// Bytes of one write at most.
-    pub write_max: usize,
+    pub(crate) write_max: usize,
     /// Pauses between writes are at most this long.
-    pub write_pause: Duration,
+    pub(crate) write_pause: Duration,
     /// Bytes of one read at most.
-    pub read_max: usize,
+    pub(crate) read_max: usize,
     /// Pauses between reads are at most this long.
-    pub read_pause: Duration,
+    pub(crate) read_pause: Duration,
     /// A client that may leave its socket alone for minutes.
-    pub rude: bool,
+    pub(crate) rude: bool,
 }
 
 impl Manners {
-    pub fn pick(dice: &mut Random) -> Manners {
+    pub(crate) fn pick(dice: &mut Random) -> Manners {
         let size = |dice: &mut Random| match dice.below(4) {
             0 => 1 + dice.below(8) as usize,
             1 => 1 + dice.below(200) as usize,
@@ -60,7 +60,7 @@ impl Manners {
 
 /// How the stream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum End {
     Open,
     /// The other end has ended its stream in order.
     Finished,
@@ -72,7 +72,7 @@ pub enum End {
 
 /// What this end does once everything is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Farewell {
+pub(crate) enum Farewell {
     /// Nothing: it stays.
     Stay,
     /// It waits for the end of the other's stream.
@@ -85,30 +85,30 @@ pub enum Farewell {
 }
 
 /// One end of a connection with the gateway.
-pub struct Line {
-    pub peer: Option<Peer>,
-    pub manners: Manners,
+pub(crate) struct Line {
+    pub(crate) peer: Option<Peer>,
+    pub(crate) manners: Manners,
     /// By its manners or by its link.
-    pub slow: bool,
+    pub(crate) slow: bool,
     /// Whole frames (or other pieces that nothing may be put into).
-    pub queue: VecDeque<Vec<u8>>,
+    pub(crate) queue: VecDeque<Vec<u8>>,
     cursor: usize,
     /// Bytes that the socket took, all in all.
-    pub sent: usize,
-    pub received: Vec<u8>,
-    pub farewell: Farewell,
-    pub end: End,
+    pub(crate) sent: usize,
+    pub(crate) received: Vec<u8>,
+    pub(crate) farewell: Farewell,
+    pub(crate) end: End,
     /// It leaves, by its farewell, when this many bytes have been sent.
-    pub cut_at: usize,
-    pub half_closed: bool,
+    pub(crate) cut_at: usize,
+    pub(crate) half_closed: bool,
     /// It does not leave because it has said all; only `cut_at` makes it.
-    pub patient: bool,
+    pub(crate) patient: bool,
     write_at: Time,
     read_at: Time,
 }
 
 impl Line {
-    pub fn new(peer: Peer, manners: Manners, farewell: Farewell) -> Line {
+    pub(crate) fn new(peer: Peer, manners: Manners, farewell: Farewell) -> Line {
         Line {
             slow: peer.is_slow() || manners.read_max < 1000 || manners.write_max < 1000,
             peer: Some(peer),
@@ -127,23 +127,23 @@ impl Line {
         }
     }
 
-    pub fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.end == End::Open
     }
 
     /// Everything was written.
-    pub fn has_said_all(&self) -> bool {
+    pub(crate) fn has_said_all(&self) -> bool {
         self.queue.is_empty()
     }
 
     /// Puts a frame behind the one that is being sent.
-    pub fn squeeze_in(&mut self, frame: Vec<u8>) {
+    pub(crate) fn squeeze_in(&mut self, frame: Vec<u8>) {
         let place = usize::from(self.cursor > 0).min(self.queue.len());
         self.queue.insert(place, frame);
     }
 
     /// Sends and reads as far as it goes; says when it wants to be called again.
-    pub fn play(&mut self, now: Time, dice: &mut Random) -> Time {
+    pub(crate) fn play(&mut self, now: Time, dice: &mut Random) -> Time {
         if !self.is_open() {
             return Time::NEVER;
         }
@@ -264,7 +264,7 @@ fn pause(dice: &mut Random, most: Duration) -> Duration {
 }
 
 /// A client's frame: masked, with a key of the dice.
-pub fn masked(dice: &mut Random, fin: bool, opcode: u8, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn masked(dice: &mut Random, fin: bool, opcode: u8, payload: &[u8]) -> Vec<u8> {
     let key = (dice.next_u64() as u32).to_ne_bytes();
     let mut frame = header(fin, opcode, payload.len(), 0x80);
     frame.extend(key);
@@ -273,7 +273,7 @@ pub fn masked(dice: &mut Random, fin: bool, opcode: u8, payload: &[u8]) -> Vec<u
 }
 
 /// A server's frame.
-pub fn unmasked(fin: bool, opcode: u8, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn unmasked(fin: bool, opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = header(fin, opcode, payload.len(), 0);
     frame.extend(payload);
     frame
@@ -295,13 +295,13 @@ fn header(fin: bool, opcode: u8, len: usize, mask: u8) -> Vec<u8> {
     header
 }
 
-pub fn close_payload(code: u16, reason: &str) -> Vec<u8> {
+pub(crate) fn close_payload(code: u16, reason: &str) -> Vec<u8> {
     [&code.to_be_bytes()[..], reason.as_bytes()].concat()
 }
 
 /// A frame at the front of `bytes`, and its length. Panics at what no server (or, `masked`, no
 /// client) may send.
-pub fn read_frame(bytes: &[u8], masked: bool) -> Option<(Frame, usize)> {
+pub(crate) fn read_frame(bytes: &[u8], masked: bool) -> Option<(Frame, usize)> {
     let (first, second) = (*bytes.first()?, *bytes.get(1)?);
     assert_eq!(first & 0x70, 0, "reserved bits in {:?}", &bytes[..bytes.len().min(16)]);
     assert_eq!(second & 0x80 != 0, masked, "mask in {:?}", &bytes[..bytes.len().min(16)]);
@@ -337,24 +337,24 @@ pub fn read_frame(bytes: &[u8], masked: bool) -> Option<(Frame, usize)> {
 }
 
 /// A client of the gateway.
-pub struct Client {
-    pub line: Line,
+pub(crate) struct Client {
+    pub(crate) line: Line,
     /// The gateway's answer to the request, once it is whole.
-    pub head: Option<String>,
+    pub(crate) head: Option<String>,
     /// Where in `line.received` the first frame begins that has not been read.
-    pub parsed: usize,
-    pub head_bytes: usize,
-    pub frames: Vec<Frame>,
+    pub(crate) parsed: usize,
+    pub(crate) head_bytes: usize,
+    pub(crate) frames: Vec<Frame>,
     /// Answers pings.
-    pub ponging: bool,
+    pub(crate) ponging: bool,
     close_sent: bool,
 }
 
-pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
-pub const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+pub(crate) const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+pub(crate) const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 impl Client {
-    pub fn new(line: Line, target: &str) -> Client {
+    pub(crate) fn new(line: Line, target: &str) -> Client {
         let request = format!(
             "GET {target} HTTP/1.1\r\nHost: sim\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
@@ -372,32 +372,32 @@ impl Client {
         client
     }
 
-    pub fn is_upgraded(&self) -> bool {
+    pub(crate) fn is_upgraded(&self) -> bool {
         self.head.as_ref().is_some_and(|head| head.starts_with("HTTP/1.1 101 "))
     }
 
     /// The Close frame that has come.
-    pub fn close(&self) -> Option<&Frame> {
+    pub(crate) fn close(&self) -> Option<&Frame> {
         self.frames.iter().find(|frame| frame.opcode == CLOSE)
     }
 
-    pub fn close_code(&self) -> Option<u16> {
+    pub(crate) fn close_code(&self) -> Option<u16> {
         let payload = &self.close()?.payload;
         payload.get(..2).map(|code| u16::from_be_bytes(code.try_into().unwrap()))
     }
 
     /// It has put a Close frame into its queue.
-    pub fn says_close(&mut self) {
+    pub(crate) fn says_close(&mut self) {
         self.close_sent = true;
     }
 
-    pub fn play(&mut self, now: Time, dice: &mut Random) -> Time {
+    pub(crate) fn play(&mut self, now: Time, dice: &mut Random) -> Time {
         let wake = self.line.play(now, dice);
         if self.read_frames(dice) { now } else { wake }
     }
 
     /// Reads what has come; true when it made something to be sent.
-    pub fn read_frames(&mut self, dice: &mut Random) -> bool {
+    pub(crate) fn read_frames(&mut self, dice: &mut Random) -> bool {
         let received = &self.line.received;
         if self.head.is_none() {
             let Some(end) = received.windows(4).position(|it| it == b"\r\n\r\n") else {

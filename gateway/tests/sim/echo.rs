@@ -17,15 +17,15 @@ fn echo() {
 }
 
 /// A client, and what it says.
-pub struct Talker {
-    pub client: Client,
-    pub messages: Vec<(u8, Vec<u8>)>,
-    pub pings: Vec<Vec<u8>>,
-    pub close: Option<u16>,
+pub(crate) struct Talker {
+    pub(crate) client: Client,
+    pub(crate) messages: Vec<(u8, Vec<u8>)>,
+    pub(crate) pings: Vec<Vec<u8>>,
+    pub(crate) close: Option<u16>,
 }
 
 /// A size, the edges of the length forms among them.
-pub fn size(dice: &mut Random) -> usize {
+pub(crate) fn size(dice: &mut Random) -> usize {
     match dice.below(40) {
         0 => 0,
         1 => 1,
@@ -38,7 +38,7 @@ pub fn size(dice: &mut Random) -> usize {
 }
 
 /// A message of a size: binary, or text in which some characters take two bytes.
-pub fn message(dice: &mut Random, number: usize) -> (u8, Vec<u8>) {
+pub(crate) fn message(dice: &mut Random, number: usize) -> (u8, Vec<u8>) {
     let len = size(dice);
     if dice.below(2) == 0 {
         let mut payload = vec![number as u8; len];
@@ -55,7 +55,7 @@ pub fn message(dice: &mut Random, number: usize) -> (u8, Vec<u8>) {
 }
 
 /// The message as one to five frames, with Pings in between.
-pub fn push_message(
+pub(crate) fn push_message(
     dice: &mut Random,
     (opcode, payload): &(u8, Vec<u8>),
     pings: &mut Vec<Vec<u8>>,
@@ -78,7 +78,7 @@ pub fn push_message(
     }
 }
 
-pub fn talker(world: &World, shard: u64, target: &str) -> Talker {
+pub(crate) fn talker(world: &World, shard: u64, target: &str) -> Talker {
     let dice = &mut *world.dice.borrow_mut();
     let manners = Manners::pick(dice);
     let line = Line::new(world.connect(shard), manners, Farewell::Wait);
@@ -116,7 +116,7 @@ pub fn talker(world: &World, shard: u64, target: &str) -> Talker {
 }
 
 impl Talker {
-    pub fn echoed(&self) -> Vec<(u8, Vec<u8>)> {
+    pub(crate) fn echoed(&self) -> Vec<(u8, Vec<u8>)> {
         let data = self.client.frames.iter().filter(|frame| frame.opcode < CLOSE);
         data.map(|frame| {
             assert!(frame.fin, "an echo is one frame");
@@ -126,7 +126,7 @@ impl Talker {
     }
 
     /// Who would stay goes once all of it has come back, to make room for those who wait.
-    pub fn play(&mut self, now: Time, dice: &mut Random) -> Time {
+    pub(crate) fn play(&mut self, now: Time, dice: &mut Random) -> Time {
         let wake = self.client.play(now, dice);
         let upgraded = self.client.is_upgraded();
         let line = &mut self.client.line;
@@ -141,7 +141,7 @@ impl Talker {
     }
 
     /// What came is a prefix of what was promised, whatever happened.
-    pub fn check_prefix(&self, who: usize) {
+    pub(crate) fn check_prefix(&self, who: usize) {
         let echoed = self.echoed();
         assert!(echoed.len() <= self.messages.len(), "client {who} got more than it sent");
         for (number, (got, sent)) in echoed.iter().zip(&self.messages).enumerate() {
@@ -160,7 +160,7 @@ impl Talker {
     }
 
     /// Nobody has ended the connection before its time.
-    pub fn check_complete(&self, who: usize) {
+    pub(crate) fn check_complete(&self, who: usize) {
         let line = &self.client.line;
         let state = || {
             let (left, received, parsed) =

@@ -135,7 +135,7 @@ impl Server {
         };
         match self.answer {
             Answer::Accept => {
-                let head = switching(&accept);
+                let head = switching(std::str::from_utf8(&accept).expect("base64"));
                 // In pieces that may leave apart from each other.
                 let cut = dice.below(head.len() as u64) as usize;
                 self.line.queue.push_back(head[..cut].to_vec());

@@ -14,24 +14,24 @@ use gateway::shard::{Setup, Shard};
 use gateway::time::Time;
 
 /// Where the upstream servers listen.
-pub const UPSTREAM: SocketAddr =
+pub(crate) const UPSTREAM: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9000);
 
 /// What a seed has picked.
 #[derive(Clone, Debug)]
-pub struct Plan {
-    pub faults: Faults,
-    pub shards: u16,
-    pub slots: u32,
-    pub buffers: u16,
-    pub buffer_bytes: u32,
-    pub stop_timeout: Duration,
-    pub limits: gateway::limits::Limits,
+pub(crate) struct Plan {
+    pub(crate) faults: Faults,
+    pub(crate) shards: u16,
+    pub(crate) slots: u32,
+    pub(crate) buffers: u16,
+    pub(crate) buffer_bytes: u32,
+    pub(crate) stop_timeout: Duration,
+    pub(crate) limits: gateway::limits::Limits,
 }
 
 impl Plan {
     /// A plan with tables for `clients` clients of which each takes `slots_each`; sometimes tight.
-    pub fn pick(seed: u64, dice: &mut Random, clients: u64, slots_each: u64) -> Plan {
+    pub(crate) fn pick(seed: u64, dice: &mut Random, clients: u64, slots_each: u64) -> Plan {
         let tight = dice.below(4) == 0;
         let roomy = clients * slots_each * 2 + 4;
         let slots = if tight { 2 + dice.below(roomy / 4) } else { roomy + dice.below(20) };
@@ -60,18 +60,18 @@ impl Plan {
     }
 
     /// Whether the network itself ends connections.
-    pub fn has_resets(&self) -> bool {
+    pub(crate) fn has_resets(&self) -> bool {
         self.faults.per_mille(gateway::ring::sim::Fault::Reset) > 0
     }
 }
 
 /// The gateway, its network, and the dice of the test (the network has its own).
-pub struct World {
-    pub plan: Plan,
-    pub network: Network,
-    pub dice: RefCell<Random>,
-    pub shards: Vec<Shard<SimRing>>,
-    pub inboxes: Arc<[Inbox]>,
+pub(crate) struct World {
+    pub(crate) plan: Plan,
+    pub(crate) network: Network,
+    pub(crate) dice: RefCell<Random>,
+    pub(crate) shards: Vec<Shard<SimRing>>,
+    pub(crate) inboxes: Arc<[Inbox]>,
     rounds: u64,
     connects: Cell<u64>,
 }
@@ -105,7 +105,7 @@ const AWAKE_ROUNDS_MAX: u32 = 50_000;
 const ROUNDS_MAX: u64 = 2_000_000;
 
 impl World {
-    pub fn new(seed: u64, plan: Plan, dice: Random) -> World {
+    pub(crate) fn new(seed: u64, plan: Plan, dice: Random) -> World {
         let network = Network::new(seed, plan.faults);
         if std::env::var_os("PENSTOCK_SIM_NARRATE").is_some() {
             network.narrate();
@@ -140,19 +140,19 @@ impl World {
         World { plan, network, dice, shards, inboxes, rounds: 0, connects: Cell::new(0) }
     }
 
-    pub fn connect(&self, shard: u64) -> Peer {
+    pub(crate) fn connect(&self, shard: u64) -> Peer {
         self.connects.set(self.connects.get() + 1);
         self.network.connect(shard as usize % self.shards.len(), 0)
     }
 
-    pub fn now(&self) -> Time {
+    pub(crate) fn now(&self) -> Time {
         self.network.now()
     }
 
     /// Turns every shard, lets `round` play everybody else, and moves time on when nobody has
     /// anything to do. `round` answers `None` when the scenario is over, and otherwise when it
     /// wants to be called again at the latest. Returns whether it was over within `limit`.
-    pub fn run(
+    pub(crate) fn run(
         &mut self,
         limit: Duration,
         mut round: impl FnMut(&mut World) -> Option<Time>,
@@ -202,14 +202,14 @@ impl World {
         }
     }
 
-    pub fn metrics(&self) -> Metrics {
+    pub(crate) fn metrics(&self) -> Metrics {
         let mut sum = Metrics::default();
         self.shards.iter().for_each(|shard| sum.merge(shard.metrics()));
         sum
     }
 
     /// After everybody has gone: waits until the gateway has noticed, and looks at what is left.
-    pub fn finish(mut self) -> u64 {
+    pub(crate) fn finish(mut self) -> u64 {
         self.network.set_faults(Faults::none());
         let limit = Duration::from_secs(400);
         let gone = self.run(limit, |world| {
@@ -229,7 +229,7 @@ impl World {
     }
 
     /// Shards without connections hold nothing.
-    pub fn check_left(&mut self) {
+    pub(crate) fn check_left(&mut self) {
         // A turn more, for what came home during the last.
         self.shards.iter_mut().for_each(Shard::turn);
         for (index, shard) in self.shards.iter().enumerate() {
@@ -259,7 +259,7 @@ impl Drop for Blame {
 }
 
 /// Plays a scenario for every seed that is asked for; the first one twice.
-pub fn for_seeds(scenario: &'static str, play: impl Fn(u64) -> u64) {
+pub(crate) fn for_seeds(scenario: &'static str, play: impl Fn(u64) -> u64) {
     let number = |name: &str| std::env::var(name).ok().map(|it| it.parse().expect("a number"));
     let seeds = match number("PENSTOCK_SIM_SEED") {
         Some(seed) => seed..seed + 1,

@@ -132,6 +132,10 @@ impl Link {
     /// leaves bytes unread (RFC 2525 §2.17), which destroys what was on its way.
     pub(super) fn close(&mut self, end: usize, arrival: Time) {
         self.ends[end].closed = true;
+        if self.ends[1 - end].reset_at.is_some() {
+            // It hears of that, and of no end of the stream.
+            return;
+        }
         let unread = &mut self.streams[1 - end];
         if unread.bytes.is_empty() {
             self.finish(end, arrival);
