@@ -15,6 +15,9 @@ const REARM_PER_TURN: usize = 64;
 /// first one that comes home the next receive would fail like the last.
 const REARM_FREE_PERCENT: u32 = 25;
 
+/// Bytes in an outbox beyond which no second Pong joins one that waits there.
+const PONG_BYTES_MAX: usize = 4096;
+
 impl<R: Ring> Shard<R> {
     pub(super) fn on_received(
         &mut self,
@@ -210,12 +213,16 @@ impl<R: Ring> Shard<R> {
         self.with_rooms(backend, |rooms, post| rooms.on_message(id, payload, now, post));
     }
 
-    /// A Pong for a Ping (RFC 6455 §5.5.3: the latest is enough, so one that still waits behind a
-    /// slow reader is not joined by another).
+    /// A Pong for a Ping. While Pongs wait behind a slow reader, or a flood of Pings has filled the
+    /// outbox with them, another is not answered (RFC 6455 §5.5.3: the latest would be enough).
     fn on_ping(&mut self, id: ConnId, payload: &[u8]) {
-        let conn = &self.table[id];
-        if conn.phase == Phase::Open && !(conn.flags.congested && conn.flags.pong_waits) {
-            self.table[id].flags.pong_waits = true;
+        let conn = &mut self.table[id];
+        if conn.phase != Phase::Open {
+            return;
+        }
+        let many = conn.flags.congested || conn.outbox.bytes() > PONG_BYTES_MAX;
+        if !(many && conn.flags.pong_waits) {
+            conn.flags.pong_waits = true;
             self.send_frame(id, Opcode::Pong, payload);
         }
     }
