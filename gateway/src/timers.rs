@@ -159,17 +159,13 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
+    use crate::ring::sim::Random;
 
     /// Random sets, removals and steps of time, against a map of deadlines.
     #[test]
     fn behaves_as_a_sorted_list() {
-        let mut random = 3u64;
-        let mut next = |below: u64| {
-            random = random
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            (random >> 33) % below
-        };
+        let mut random = Random::new(3);
+        let mut next = |below: u64| random.below(below);
         let mut now = Time(5_000_000_000);
         let mut wheel = Wheel::new(now, 200);
         let mut model: HashMap<u32, Time> = HashMap::new();

@@ -297,6 +297,7 @@ impl Segment {
 mod tests {
     use super::*;
     use crate::ring::buffers::Pool;
+    use crate::ring::sim::Random;
 
     const NOW: Time = Time(1);
 
@@ -307,13 +308,8 @@ mod tests {
     /// Random operations against a plain vector of bytes.
     #[test]
     fn behaves_as_a_queue_of_bytes() {
-        let mut random = 7u64;
-        let mut next = |below: u64| {
-            random = random
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            (random >> 33) % below
-        };
+        let mut random = Random::new(7);
+        let mut next = |below: u64| random.below(below);
         let pool = Pool::new(64, 64 * 1024);
         let mut stores = Stores::default();
         let mut outbox = Outbox::default();

@@ -117,17 +117,13 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
+    use crate::ring::sim::Random;
 
     /// Random turns against a map from slot to the id that is in it.
     #[test]
     fn behaves_as_a_map() {
-        let mut random = 11u64;
-        let mut next = |below: u64| {
-            random = random
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            (random >> 33) % below
-        };
+        let mut random = Random::new(11);
+        let mut next = |below: u64| random.below(below);
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
         let mut table = Table::new(64);
         let mut model: HashMap<u32, ConnId> = HashMap::new();
