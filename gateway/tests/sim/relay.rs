@@ -117,14 +117,9 @@ impl Server {
     }
 
     fn respond(&mut self, head: &str, dice: &mut Random) {
-        let key = head
-            .lines()
-            .find_map(|line| {
-                line.to_ascii_lowercase().starts_with("sec-websocket-key:").then_some(line)
-            })
-            .and_then(|line| line.split_once(':'))
-            .map(|(_, key)| key.trim())
-            .expect("a key");
+        let is_key = |line: &&str| line.to_ascii_lowercase().starts_with("sec-websocket-key:");
+        let line = head.lines().find(is_key).expect("a key");
+        let key = line.split_once(':').expect("a colon").1.trim();
         let accept = gateway::handshake::accept_value(key);
         let switching = |accept: &str| {
             format!(
@@ -143,7 +138,7 @@ impl Server {
                 self.talk(dice);
             }
             Answer::WrongKey => {
-                self.line.queue.push_back(switching("AAAAAAAAAAAAAAAAAAAAAAAAAAA="))
+                self.line.queue.push_back(switching("AAAAAAAAAAAAAAAAAAAAAAAAAAA="));
             }
             Answer::Refuse | Answer::RefuseAndStay => {
                 let body = vec![b'n'; dice.below(3000) as usize];
