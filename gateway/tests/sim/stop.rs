@@ -42,7 +42,12 @@ fn play(seed: u64) -> u64 {
             stopped_at = Some(now);
             world.inboxes.iter().for_each(|inbox| inbox.stop());
         }
-        let mut wake = if stopped_at.is_none() { stop_at } else { Time::NEVER };
+        // The shards hear of it in the next round, before time moves on.
+        let mut wake = match stopped_at {
+            None => stop_at,
+            Some(at) if at == now => now,
+            Some(_) => Time::NEVER,
+        };
         let dice = &mut *world.dice.borrow_mut();
         for talker in &mut talkers {
             wake = wake.min(talker.play(now, dice));
