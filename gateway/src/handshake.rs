@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::http::{Headers, HttpError, Request, Response, content_length};
+use crate::http::{Headers, HttpError, Request, Response, content_length, split_outside_quotes};
 
 /// What a client asks for, once it is known to ask in order.
 #[derive(Clone, Debug)]
@@ -64,7 +64,7 @@ pub fn upgrade_of<'a>(request: &Request<'a>) -> Result<Option<Upgrade<'a>>, Http
         }
         protocols.push(protocol);
     }
-    let extensions: Vec<&str> = headers.list("sec-websocket-extensions").collect();
+    let extensions: Vec<&str> = headers.quoted_list("sec-websocket-extensions").collect();
     let extensions = (!extensions.is_empty()).then(|| extensions.join(", "));
     Ok(Some(Upgrade { key, protocols, extensions }))
 }
@@ -144,7 +144,7 @@ pub fn encode_response(
 
 /// Appends the answer to a request that is refused.
 pub fn encode_error(out: &mut Vec<u8>, error: HttpError) {
-    let body = format!("{error}\n");
+    let body = format!("{}\n", error.explanation());
     encode_response(out, error.status(), error.headers(), "text/plain", body.as_bytes());
 }
 
@@ -329,8 +329,9 @@ pub fn check_upstream_response<'a>(
         extension.split(';').next().unwrap_or_default().trim()
     }
     let mut rsv1 = false;
-    for extension in headers.list("sec-websocket-extensions").map(name) {
-        if !offer.extensions.split(',').any(|o| name(o).eq_ignore_ascii_case(extension)) {
+    for extension in headers.quoted_list("sec-websocket-extensions").map(name) {
+        let mut offered = split_outside_quotes(&offer.extensions);
+        if !offered.any(|offer| name(offer).eq_ignore_ascii_case(extension)) {
             return Err(UpstreamFault::ExtensionNotOffered);
         }
         rsv1 |= extension.eq_ignore_ascii_case("permessage-deflate");
@@ -348,7 +349,13 @@ pub fn encode_switching_from_upstream(
     encode_header(out, "Upgrade", b"websocket");
     encode_header(out, "Connection", b"Upgrade");
     encode_header(out, "Sec-WebSocket-Accept", client_accept);
-    let ours = ["sec-websocket-accept", "content-length", "transfer-encoding"];
+    // Browsers refuse a second line of these.
+    let extensions: Vec<&str> = response.headers.all("sec-websocket-extensions").collect();
+    if !extensions.is_empty() {
+        encode_header(out, "Sec-WebSocket-Extensions", extensions.join(", ").as_bytes());
+    }
+    let ours =
+        ["sec-websocket-accept", "sec-websocket-extensions", "content-length", "transfer-encoding"];
     for header in response.headers.iter() {
         let is_ours = ours.iter().any(|name| name.eq_ignore_ascii_case(header.name));
         if !is_ours && !is_hop(&response.headers, header.name) {
@@ -474,5 +481,262 @@ mod tests {
         assert_eq!(answer("101 S", accept, more), "Err(ProtocolNotOffered)");
         let more = "Sec-WebSocket-Extensions: permessage-deflate\r\n";
         assert_eq!(answer("101 S", accept, more), "Err(ExtensionNotOffered)");
+    }
+
+    /// `Ok`: the key, the subprotocols and the extensions. `request_line` and `lines` are a request
+    /// with everything that these two leave out: a Host.
+    fn read(request_line: &str, lines: &[&str]) -> Result<String, HttpError> {
+        let head = format!("{request_line}\r\nHost: x\r\n{}\r\n\r\n", lines.join("\r\n"));
+        let request = parse_request(head.as_bytes(), &LIMITS)?;
+        let upgrade = upgrade_of(&request)?;
+        Ok(upgrade.map_or("no upgrade".into(), |upgrade| {
+            format!("{}|{}", upgrade.protocols.join(" "), upgrade.extensions.unwrap_or_default())
+        }))
+    }
+
+    /// A good upgrade with the lines named `name` replaced by `lines`.
+    fn with(name: &str, lines: &[&str]) -> Result<String, HttpError> {
+        let key = format!("Sec-WebSocket-Key: {KEY}");
+        let good = ["Upgrade: websocket", "Connection: Upgrade", &key, "Sec-WebSocket-Version: 13"];
+        let others = good.into_iter().filter(|line| name.is_empty() || !line.starts_with(name));
+        let lines: Vec<&str> = others.chain(lines.iter().copied()).collect();
+        read("GET / HTTP/1.1", &lines)
+    }
+
+    #[test]
+    fn section_4_2_1_what_is_an_upgrade() {
+        let ok = || Ok("|".to_owned());
+        assert_eq!(with("", &[]), ok());
+        assert_eq!(
+            with("Connection", &["Connection: keep-alive", "connection: x , UPGRADE"]),
+            ok()
+        );
+        assert_eq!(with("Upgrade", &["Upgrade: h2c, WebSocket"]), ok());
+        assert_eq!(with("Upgrade", &["Upgrade: h2c", "Upgrade: websocket"]), ok());
+        assert_eq!(with("", &["Content-Length: 0"]), ok());
+        let both = ["Sec-WebSocket-Protocol: b, a", "Sec-WebSocket-Protocol: c"];
+        assert_eq!(with("", &both), Ok("b a c|".to_owned()));
+        let both = ["Sec-WebSocket-Extensions: a; x=\"1,2\"", "Sec-WebSocket-Extensions: b"];
+        assert_eq!(with("", &both), Ok("|a; x=\"1,2\", b".to_owned()));
+        assert_eq!(read("GET / HTTP/1.1", &["Connection: Upgrade"]), Ok("no upgrade".to_owned()));
+        assert_eq!(read("GET / HTTP/1.1", &["Upgrade: h2c"]), Ok("no upgrade".to_owned()));
+    }
+
+    #[test]
+    fn section_4_2_1_every_refusal() {
+        use HttpError::*;
+        let key =
+            |value: &str| with("Sec-WebSocket-Key", &[&format!("Sec-WebSocket-Key: {value}")]);
+        assert_eq!(with("Sec-WebSocket-Key", &[]), Err(BadKey));
+        assert_eq!(with("", &[&format!("Sec-WebSocket-Key: {KEY}")]), Err(BadKey));
+        for bad in [
+            "",
+            "dGhlIHNhbXBsZSBub25jZQ=",
+            "dGhlIHNhbXBsZSBub25jZQ===",
+            "dGhlIHNhbXBsZSBub25jZQ= =",
+            "dGhlIHNhbXBsZSBub25jZQAA",
+            "dGhlIHNhbXBsZSBub25=ZQ==",
+            "dGhlIHNhbXBsZS-ub25jZQ==",
+            "dGhlIHNhbXBsZSBub25jZQ==, dGhlIHNhbXBsZSBub25jZQ==",
+            "dGhlIHNhbXBsZSBub25jZ\u{e9}==",
+        ] {
+            assert_eq!(key(bad), Err(BadKey), "{bad:?}");
+        }
+        for bad in ["12", "14", "13, 8", "013", "", "13 13"] {
+            let line = format!("Sec-WebSocket-Version: {bad}");
+            assert_eq!(
+                with("Sec-WebSocket-Version", &[&line]),
+                Err(BadWebSocketVersion),
+                "{bad:?}"
+            );
+        }
+        assert_eq!(with("Sec-WebSocket-Version", &[]), Err(BadWebSocketVersion));
+        assert_eq!(with("", &["Sec-WebSocket-Version: 13"]), Err(BadWebSocketVersion));
+        assert_eq!(with("Connection", &[]), Err(ConnectionWithoutUpgrade));
+        let lines = ["Connection: keep-alive, xUpgrade, \"Upgrade\""];
+        assert_eq!(with("Connection", &lines), Err(ConnectionWithoutUpgrade));
+        assert_eq!(with("Upgrade", &["Upgrade: websockets"]), Err(UpgradeRequired));
+        for body in ["Content-Length: 1", "Transfer-Encoding: chunked"] {
+            assert_eq!(with("", &[body]), Err(BodyWithUpgrade));
+        }
+        for bad in ["a, a", "a b", "a/b", "\"a\"", "\u{e9}"] {
+            let line = format!("Sec-WebSocket-Protocol: {bad}");
+            assert_eq!(with("", &[&line]), Err(BadProtocols), "{bad:?}");
+        }
+        let twice = ["Sec-WebSocket-Protocol: a", "Sec-WebSocket-Protocol: a"];
+        assert_eq!(with("", &twice), Err(BadProtocols));
+        let list = |count| (0..count).map(|i| format!("p{i}")).collect::<Vec<_>>().join(",");
+        let protocols = |count| with("", &[&format!("Sec-WebSocket-Protocol: {}", list(count))]);
+        assert!(protocols(PROTOCOLS_MAX).is_ok());
+        assert_eq!(protocols(PROTOCOLS_MAX + 1), Err(BadProtocols));
+        assert_eq!(read("POST / HTTP/1.1", &["Upgrade: websocket"]), Err(MethodNotAllowed));
+        assert_eq!(read("get / HTTP/1.1", &["Upgrade: websocket"]), Err(MethodNotAllowed));
+        assert_eq!(read("GET / HTTP/1.0", &["Upgrade: websocket"]), Err(UpgradeInHttp10));
+    }
+
+    fn text(encode: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        encode(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn responses_of_our_own() {
+        let switching = text(|out| {
+            encode_switching(out, &accept_value(KEY), Some("a"), Some("e; x=1"), &[("X-A", "b")]);
+        });
+        let want = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\
+                    Sec-WebSocket-Protocol: a\r\nSec-WebSocket-Extensions: e; x=1\r\nX-A: b\r\n\r\n";
+        assert_eq!(switching, want);
+        let busy = text(|out| encode_response(out, 503, &[], "text/plain", b"later"));
+        let want = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Type: text/plain\
+                    \r\nContent-Length: 5\r\nConnection: close\r\n\r\nlater";
+        assert_eq!(busy, want);
+        let headers = [("retry-after", "9")];
+        let busy = text(|out| encode_response(out, 503, &headers, "text/plain", b""));
+        assert_eq!(busy.to_ascii_lowercase().matches("retry-after").count(), 1);
+        let version = text(|out| encode_error(out, HttpError::BadWebSocketVersion));
+        for line in ["426 Upgrade Required", "Sec-WebSocket-Version: 13", "close, Upgrade"] {
+            assert!(version.contains(line), "{version}");
+        }
+        assert!(text(|out| encode_error(out, HttpError::MethodNotAllowed)).contains("Allow: GET"));
+    }
+
+    const HOP_LINES: &str = "Connection: X-Hop, Set-Cookie\r\nX-Hop: 1\r\nKeep-Alive: 5\r\n\
+                             Proxy-Authenticate: x\r\nTrailer: T\r\nSet-Cookie: a=b\r\n\
+                             Set-Cookie: c=d\r\nX-End: e\r\n";
+
+    fn names(wire: &[u8]) -> String {
+        let response = parse_response(wire, &LIMITS).unwrap();
+        response.headers.iter().map(|header| header.name).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_refusal_keeps_what_is_for_the_client() {
+        let head = format!(
+            "HTTP/1.1 401 No\r\nWWW-Authenticate: Basic\r\nContent-Length: 3\r\n{HOP_LINES}\r\n"
+        );
+        let response = parse_response(head.as_bytes(), &LIMITS).unwrap();
+        let sent = text(|out| encode_refusal(out, &response));
+        let want = "WWW-Authenticate Content-Length Set-Cookie Set-Cookie X-End Connection";
+        assert_eq!(names(sent.as_bytes()), want);
+        assert!(sent.starts_with("HTTP/1.1 401 Unauthorized\r\n"));
+        assert!(sent.ends_with("Connection: close\r\n\r\n"));
+        let response = parse_response(b"HTTP/1.1 426 U\r\nUpgrade: h9\r\n\r\n", &LIMITS).unwrap();
+        let sent = text(|out| encode_refusal(out, &response));
+        assert!(sent.ends_with("Upgrade: websocket\r\nConnection: close, Upgrade\r\n\r\n"));
+    }
+
+    #[test]
+    fn a_101_of_the_upstream_passes_but_for_one_hop() {
+        let head = format!(
+            "HTTP/1.1 101 S\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 0\r\n\
+             Sec-WebSocket-Accept: theirs\r\nSec-WebSocket-Protocol: a\r\n{HOP_LINES}\
+             Sec-WebSocket-Extensions: e; x=\"1,2\"\r\nSec-WebSocket-Extensions: f\r\n\r\n"
+        );
+        let response = parse_response(head.as_bytes(), &LIMITS).unwrap();
+        let accept = accept_value(KEY);
+        let sent = text(|out| encode_switching_from_upstream(out, &response, &accept));
+        let want = "Upgrade Connection Sec-WebSocket-Accept Sec-WebSocket-Extensions \
+                    Sec-WebSocket-Protocol Set-Cookie Set-Cookie X-End";
+        assert_eq!(names(sent.as_bytes()), want);
+        assert!(sent.contains("Sec-WebSocket-Extensions: e; x=\"1,2\", f\r\n"));
+        assert!(!sent.contains("theirs"));
+    }
+
+    /// A generator that is the same in every run.
+    fn next(seed: &mut u64) -> u64 {
+        *seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        *seed >> 33
+    }
+
+    #[test]
+    fn whatever_is_nominated_only_ordinary_headers_go() {
+        let protected = ["Cookie", "Authorization", "Origin", "Sec-WebSocket-Version", "Sec-X"];
+        let ordinary = ["X-A", "X-B", "Accept", "User-Agent", "Cookie2", "X-User-Id"];
+        let claims = ["X-Forwarded-For", "X_Forwarded_For", "Forwarded", "X-Real-IP", "x-real_ip"];
+        let mut seed = 1;
+        for _ in 0..500 {
+            let all = protected.iter().chain(&ordinary).chain(&claims).copied();
+            let mut nominated: Vec<&str> =
+                all.clone().filter(|_| next(&mut seed) % 2 == 0).collect();
+            nominated.push("Upgrade");
+            let lower = |name: &str| name.to_ascii_lowercase();
+            let separator = ["\r\nConnection: ", ", ", " ,,\t"][next(&mut seed) as usize % 3];
+            let connection: Vec<String> = nominated.iter().map(|name| lower(name)).collect();
+            let head = format!(
+                "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: {}\r\n{}\r\n",
+                connection.join(separator),
+                all.clone().map(|name| format!("{name}: 6.6.6.6\r\n")).collect::<String>()
+            );
+            let request = parse_request(head.as_bytes(), &LIMITS).unwrap();
+            let forwarded = Forwarded { client: "::ffff:10.0.0.1".parse().unwrap(), proto: "http" };
+            let mut out = Vec::new();
+            encode_upstream_request(&mut out, &request, KEY, None, None, &forwarded);
+            let sent = parse_request(&out, &LIMITS).unwrap();
+            let passed = |name: &str| sent.headers.all(name).any(|value| value == "6.6.6.6");
+            assert!(protected.iter().all(|name| passed(name)), "{head}");
+            assert!(ordinary.iter().all(|name| passed(name) != nominated.contains(name)), "{head}");
+            assert!(!claims.iter().any(|name| passed(name)), "{head}");
+            assert_eq!(sent.headers.get("x-forwarded-for"), Some("10.0.0.1"));
+        }
+    }
+
+    #[test]
+    fn no_bytes_split_a_header() {
+        let mut seed = 7;
+        let alphabet = b"aZ-_ \t:;,\"\r\n\0\x01\x7f\xe9\xff/";
+        for _ in 0..5_000 {
+            let mut bytes = |max: u64| -> Vec<u8> {
+                let length = next(&mut seed) % max;
+                let letter = |_| alphabet[next(&mut seed) as usize % alphabet.len()];
+                (0..length).map(letter).collect()
+            };
+            let (mut out, mut want) = (b"HTTP/1.1 200 OK\r\n".to_vec(), Vec::new());
+            for _ in 0..4 {
+                let name = String::from_utf8_lossy(&bytes(4)).into_owned();
+                let value = bytes(8);
+                encode_header(&mut out, &name, &value);
+                let is_control = |b: &u8| (*b < 0x20 && *b != b'\t') || *b == 0x7F;
+                if is_token(&name) && !value.iter().any(is_control) {
+                    let is_space = |b: &&u8| matches!(**b, b' ' | b'\t');
+                    let start = value.iter().take_while(is_space).count();
+                    let end = value.iter().rev().take_while(is_space).count();
+                    let value = value.get(start..value.len() - end).unwrap_or_default();
+                    want.push((name, value.to_vec()));
+                }
+            }
+            out.extend_from_slice(b"\r\n");
+            let owned =
+                |header: &httparse::Header<'_>| (header.name.to_owned(), header.value.to_vec());
+            // Transfer-Encoding and Content-Length cannot be made of these letters.
+            let ours = parse_response(&out, &LIMITS).unwrap();
+            assert_eq!(ours.headers.iter().map(owned).collect::<Vec<_>>(), want, "{out:?}");
+            let mut slots = [httparse::EMPTY_HEADER; 8];
+            let mut plain = httparse::Response::new(&mut slots);
+            assert_eq!(plain.parse(&out), Ok(httparse::Status::Complete(out.len())));
+            assert_eq!(plain.headers.iter().map(owned).collect::<Vec<_>>(), want);
+        }
+    }
+
+    #[test]
+    fn an_extension_in_quotes_is_not_offered() {
+        let lines = "Connection: Upgrade\r\n\
+                     Sec-WebSocket-Extensions: x; a=\"b,permessage-deflate\"\r\n";
+        let head = client(lines);
+        let request = parse_request(head.as_bytes(), &LIMITS).unwrap();
+        let offer = Offer::new(&upgrade_of(&request).unwrap().unwrap(), KEY);
+        let answer = |extensions: &str| {
+            let head = format!(
+                "HTTP/1.1 101 S\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                 Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\
+                 Sec-WebSocket-Extensions: {extensions}\r\n\r\n"
+            );
+            let response = parse_response(head.as_bytes(), &LIMITS).unwrap();
+            check_upstream_response(&response, &offer).map(|_| ())
+        };
+        assert_eq!(answer("permessage-deflate"), Err(UpstreamFault::ExtensionNotOffered));
+        assert_eq!(answer("X; a=\"c,permessage-deflate\""), Ok(()));
     }
 }

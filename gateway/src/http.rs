@@ -1,9 +1,14 @@
 //! HTTP/1.1 heads (RFC 9112), read strictly: what two readers could take for two different things
-//! is refused. `httparse` knows the tokens; this file is the strictness.
+//! is refused. `httparse` knows the tokens; this file is the strictness. `body.rs` finds the end of
+//! a response's body.
+
+pub mod body;
 
 use std::fmt;
 
 use httparse::Header;
+
+pub use body::BodyReader;
 
 /// The most header lines that a head can have, whatever is configured.
 pub const HEADERS_MAX: usize = 128;
@@ -40,8 +45,8 @@ impl HeadScanner {
     }
 
     fn scan_on(&mut self, head: &[u8], limits: &HeadLimits) -> Result<Option<usize>, HttpError> {
-        // A TLS record of type "handshake".
-        if head.first() == Some(&0x16) {
+        // A TLS record: a client's handshake, or the alert of a server that expected one.
+        if matches!(head.first(), Some(0x15 | 0x16)) {
             return Err(HttpError::TlsOnPlainPort);
         }
         while let Some(&byte) = head.get(self.scanned) {
@@ -116,10 +121,35 @@ impl<'a> Headers<'a> {
             .filter(|member| !member.is_empty())
     }
 
+    /// The members of a list whose parameters may be quoted strings with commas of their own, as
+    /// those of Sec-WebSocket-Extensions are (RFC 6455 §9.1). A quote that never ends takes all
+    /// that follows it.
+    pub fn quoted_list(&self, name: &str) -> impl Iterator<Item = &'a str> {
+        self.all(name).flat_map(split_outside_quotes)
+    }
+
     /// Whether the list has `token`, in whatever case.
     pub fn has_token(&self, name: &str, token: &str) -> bool {
         self.list(name).any(|member| member.eq_ignore_ascii_case(token))
     }
+}
+
+/// Splits a list at the commas that are in no quoted string (RFC 9110 §5.6.4).
+pub(crate) fn split_outside_quotes(value: &str) -> impl Iterator<Item = &str> {
+    let (mut quoted, mut escaped) = (false, false);
+    value
+        .split(move |letter| {
+            match letter {
+                _ if escaped => escaped = false,
+                '\\' => escaped = quoted,
+                '"' => quoted = !quoted,
+                ',' => return !quoted,
+                _ => {}
+            }
+            false
+        })
+        .map(|member| member.trim_matches([' ', '\t']))
+        .filter(|member| !member.is_empty())
 }
 
 /// A request head that was understood.
@@ -166,7 +196,11 @@ pub fn parse_request<'a>(head: &'a [u8], limits: &HeadLimits) -> Result<Request<
         _ => return Err(HttpError::BadHost), // RFC 9112 §3.2
     };
     let (path, query) = split_target(target, host)?;
-    check_body_headers(&headers)?;
+    check_body_headers(&headers, minor_version)?;
+    // A body whose end we could not find (RFC 9112 §6.1).
+    if headers.list("transfer-encoding").any(|coding| !coding.eq_ignore_ascii_case("chunked")) {
+        return Err(HttpError::BadLength);
+    }
     Ok(Request { method, target, path, query, minor_version, host, headers })
 }
 
@@ -195,7 +229,7 @@ pub fn parse_response<'a>(head: &'a [u8], limits: &HeadLimits) -> Result<Respons
     };
     let (reason, count) = (parsed.reason.unwrap_or_default(), parsed.headers.len());
     let headers = Headers { slots, count };
-    check_body_headers(&headers)?;
+    check_body_headers(&headers, minor_version)?;
     Ok(Response { status, reason, minor_version, headers })
 }
 
@@ -263,14 +297,32 @@ fn split_target<'a>(target: &'a str, host: &str) -> Result<(&'a str, Option<&'a 
 }
 
 /// One framing for a body, or none: what smuggling is made of is refused (RFC 9112 §6.3).
-fn check_body_headers(headers: &Headers<'_>) -> Result<(), HttpError> {
+fn check_body_headers(headers: &Headers<'_>, minor_version: u8) -> Result<(), HttpError> {
     let mut lengths = headers.all("content-length");
-    let chunked = headers.all("transfer-encoding").next().is_some();
-    match (lengths.next(), lengths.next()) {
-        (None, None) => Ok(()),
-        (Some(length), None) if !chunked && content_length(length).is_some() => Ok(()),
-        _ => Err(HttpError::BadLength),
+    let length_is_fine = match (lengths.next(), lengths.next()) {
+        (None, _) => true,
+        (Some(length), None) => content_length(length).is_some(),
+        (Some(_), Some(_)) => false,
+    };
+    let has_length = headers.get("content-length").is_some();
+    let coding_is_fine = headers.get("transfer-encoding").is_none()
+        || (!has_length && minor_version == 1 && is_coding_list(headers));
+    (length_is_fine && coding_is_fine).then_some(()).ok_or(HttpError::BadLength)
+}
+
+/// Whether Transfer-Encoding names something, and chunked only as the last (RFC 9112 §6.1).
+fn is_coding_list(headers: &Headers<'_>) -> bool {
+    let codings = headers.list("transfer-encoding");
+    let mut names = codings.map(|coding| coding.split(';').next().unwrap_or_default().trim());
+    let Some(mut last) = names.next() else { return false };
+    for name in names {
+        if last.eq_ignore_ascii_case("chunked") {
+            return false;
+        }
+        last = name;
     }
+    // Chunked takes no parameters (RFC 9112 §7).
+    !last.eq_ignore_ascii_case("chunked") || headers.list("transfer-encoding").last() == Some(last)
 }
 
 /// Digits only: `parse` alone would take a plus sign.
@@ -361,7 +413,9 @@ impl HttpError {
             HttpError::TargetTooLong => "The URL is too long.",
             HttpError::BadHost => "Exactly one Host header with a host name is needed.",
             HttpError::BadTarget => "The target must be a path, or a URL of the Host.",
-            HttpError::BadLength => "Content-Length or Transfer-Encoding contradict each other.",
+            HttpError::BadLength => {
+                "Content-Length or Transfer-Encoding is garbled, repeated or contradicted."
+            }
             HttpError::BadVersion => "Use HTTP/1.1.",
             HttpError::BodyWithUpgrade => "An upgrade request cannot have a body.",
             HttpError::MethodNotAllowed => "Only GET may upgrade to a WebSocket.",
@@ -389,9 +443,31 @@ impl From<httparse::Error> for HttpError {
     }
 }
 
+/// What is wrong, whoever said it: "the upstream's answer: a line does not end with CRLF".
 impl fmt::Display for HttpError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.explanation())
+        f.write_str(match self {
+            HttpError::TlsOnPlainPort => "it is TLS, where plain HTTP is expected",
+            HttpError::Http2OnPlainPort => "it is HTTP/2, where HTTP/1.1 is expected",
+            HttpError::BadLineEnd => "a line does not end with CRLF",
+            HttpError::ControlByte => "the head holds a control character",
+            HttpError::BadHead => "it is not a well-formed HTTP/1.1 head",
+            HttpError::HeadTooLarge => "the head is larger than head_bytes_max",
+            HttpError::TooManyHeaders => "it has more headers than headers_max",
+            HttpError::TargetTooLong => "the first line is longer than target_bytes_max allows",
+            HttpError::BadHost => "it has not exactly one Host that names a host",
+            HttpError::BadTarget => "the target is neither a path nor a URL of the Host",
+            HttpError::BadLength => "the length of the body is garbled or said twice",
+            HttpError::BadVersion => "it is not HTTP/1.0 or HTTP/1.1",
+            HttpError::BodyWithUpgrade => "an upgrade request has a body",
+            HttpError::MethodNotAllowed => "the method is not allowed",
+            HttpError::UpgradeInHttp10 => "HTTP/1.0 cannot upgrade",
+            HttpError::UpgradeRequired => "Upgrade: websocket is missing",
+            HttpError::ConnectionWithoutUpgrade => "Connection: Upgrade is missing",
+            HttpError::BadKey => "it has not exactly one Sec-WebSocket-Key of 16 bytes",
+            HttpError::BadWebSocketVersion => "its Sec-WebSocket-Version is not 13",
+            HttpError::BadProtocols => "Sec-WebSocket-Protocol is no list of distinct tokens",
+        })
     }
 }
 
@@ -424,147 +500,6 @@ fn percent_decode(text: &str) -> Option<String> {
         });
     }
     String::from_utf8(out).ok()
-}
-
-/// Finds the end of a response's body, whose bytes pass as they are (RFC 9112 §6.3).
-#[derive(Clone, Copy, Debug)]
-pub enum BodyReader {
-    /// So many bytes; none when there is no body.
-    Length(u64),
-    /// In chunks (§7.1).
-    Chunked(Chunk),
-    /// Until the upstream ends its stream.
-    UntilEnd,
-}
-
-/// Where a chunked body stands.
-#[derive(Clone, Copy, Debug)]
-pub enum Chunk {
-    /// In the line of a size, read so far, of which `line_bytes` have passed.
-    #[allow(missing_docs)]
-    Size { size: u64, digits: u8, line_bytes: u16, in_extension: bool, after_return: bool },
-    /// In data.
-    Data(u64),
-    /// In the CRLF behind data, of which this many bytes have passed.
-    DataEnd(u8),
-    /// In the trailers: bytes of this line, of all lines, and whether CR was last.
-    #[allow(missing_docs)]
-    Trailer { line_bytes: u16, all_bytes: u16, after_return: bool },
-    /// Behind the last chunk.
-    Done,
-}
-
-/// Lines of a chunked body, all trailers together, are refused above this.
-const CHUNK_LINE_BYTES_MAX: u16 = 4096;
-
-impl Chunk {
-    const START: Chunk =
-        Chunk::Size { size: 0, digits: 0, line_bytes: 0, in_extension: false, after_return: false };
-}
-
-impl BodyReader {
-    /// How the body of `response` to a request of this method is framed.
-    pub fn new(response: &Response<'_>, method: &str) -> BodyReader {
-        let headers = &response.headers;
-        if method == "HEAD" || matches!(response.status, 100..=199 | 204 | 304) {
-            return BodyReader::Length(0);
-        }
-        if let Some(last) = headers.list("transfer-encoding").last() {
-            let is_chunked = last.eq_ignore_ascii_case("chunked");
-            return if is_chunked {
-                BodyReader::Chunked(Chunk::START)
-            } else {
-                BodyReader::UntilEnd
-            };
-        }
-        match headers.get("content-length").and_then(content_length) {
-            Some(length) => BodyReader::Length(length),
-            None => BodyReader::UntilEnd,
-        }
-    }
-
-    /// Reads on: how many bytes of the front to forward, and whether the body ends with them.
-    pub fn scan(&mut self, bytes: &[u8]) -> Result<(usize, bool), HttpError> {
-        match self {
-            BodyReader::UntilEnd => Ok((bytes.len(), false)),
-            BodyReader::Length(left) => {
-                let here = (*left).min(bytes.len() as u64);
-                *left -= here;
-                Ok((here as usize, *left == 0))
-            }
-            BodyReader::Chunked(chunk) => {
-                let mut at = 0;
-                while at < bytes.len() && !matches!(chunk, Chunk::Done) {
-                    at += chunk.advance(&bytes[at..])?;
-                }
-                Ok((at, matches!(chunk, Chunk::Done)))
-            }
-        }
-    }
-}
-
-impl Chunk {
-    /// Reads at least one byte of `bytes`, which has one, and says how many.
-    fn advance(&mut self, bytes: &[u8]) -> Result<usize, HttpError> {
-        let byte = bytes[0];
-        match self {
-            Chunk::Data(left) => {
-                let here = (*left).min(bytes.len() as u64);
-                *left -= here;
-                if *left == 0 {
-                    *self = Chunk::DataEnd(0);
-                }
-                return Ok(here as usize);
-            }
-            Chunk::DataEnd(seen) => {
-                if byte != b"\r\n"[usize::from(*seen)] {
-                    return Err(HttpError::BadLength);
-                }
-                *self = if *seen == 0 { Chunk::DataEnd(1) } else { Chunk::START };
-            }
-            Chunk::Size { size, digits, line_bytes, in_extension, after_return } => {
-                *line_bytes += 1;
-                let digit = char::from(byte).to_digit(16);
-                match (byte, digit) {
-                    (b'\n', _) if *after_return && *size > 0 => *self = Chunk::Data(*size),
-                    (b'\n', _) if *after_return => {
-                        *self = Chunk::Trailer { line_bytes: 0, all_bytes: 0, after_return: false };
-                    }
-                    _ if *after_return || *line_bytes > CHUNK_LINE_BYTES_MAX => {
-                        return Err(HttpError::BadLength);
-                    }
-                    (b'\r', _) if *digits > 0 => *after_return = true,
-                    (0x20..0x7F | b'\t', _) if *in_extension => {}
-                    (b';', _) if *digits > 0 => *in_extension = true,
-                    // Fifteen digits are below 2^60.
-                    (_, Some(digit)) if *digits < 15 => {
-                        *size = *size << 4 | u64::from(digit);
-                        *digits += 1;
-                    }
-                    _ => return Err(HttpError::BadLength),
-                }
-            }
-            Chunk::Trailer { line_bytes, all_bytes, after_return } => {
-                *all_bytes += 1;
-                let is_bad = match byte {
-                    b'\n' => !*after_return,
-                    b'\r' => *after_return,
-                    _ => *after_return || (byte < 0x20 && byte != b'\t') || byte == 0x7F,
-                };
-                if is_bad || *all_bytes > CHUNK_LINE_BYTES_MAX {
-                    return Err(HttpError::BadLength);
-                }
-                match byte {
-                    b'\n' if *line_bytes == 0 => *self = Chunk::Done,
-                    b'\n' => (*line_bytes, *after_return) = (0, false),
-                    b'\r' => *after_return = true,
-                    _ => *line_bytes += 1,
-                }
-            }
-            Chunk::Done => {}
-        }
-        Ok(1)
-    }
 }
 
 #[cfg(test)]
@@ -600,6 +535,8 @@ mod tests {
         want("GET / HTTP/1.1\r\nHost: x\0\r\n\r\n", Err(HttpError::ControlByte));
         want("GET / HTTP/1.1\r\nHost: x\r\n y\r\n\r\n", Err(HttpError::BadHead));
         want("GET / HTTP/1.1\r\nHost : x\r\n\r\n", Err(HttpError::BadHead));
+        want("\u{16}\u{3}\u{1}", Err(HttpError::TlsOnPlainPort));
+        want("GET / HTTP/2.0\r\nHost: x\r\n\r\n", Err(HttpError::BadVersion));
         want("PRI * HTTP/2.0\r\n\r\n", Err(HttpError::Http2OnPlainPort));
         let te =
             "GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n";
@@ -611,17 +548,98 @@ mod tests {
     }
 
     #[test]
-    fn chunked_bodies_end_where_they_end_at_any_cut() {
-        let wire = b"5;x=y\r\nhello\r\n0\r\nA: b\r\n\r\nnext";
-        for cut in 0..wire.len() {
-            let mut body = BodyReader::Chunked(Chunk::START);
-            let (first, done) = body.scan(&wire[..cut]).unwrap();
-            let total = if done { first } else { first + body.scan(&wire[cut..]).unwrap().0 };
-            assert_eq!(total, wire.len() - 4, "cut at {cut}");
+    fn targets_and_hosts() {
+        let target = |target: &str| read(&format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n"));
+        for bad in
+            ["*", "x:443", "http://y", "ftp://x/", "http://a@x/", "/a#b", "/\u{e9}", "http:x"]
+        {
+            assert_eq!(target(bad), Err(HttpError::BadTarget), "{bad}");
         }
-        for bad in [&b"\r\n"[..], b"5\nhello", b"1\r\nab", b"-1\r\n", b"1111111111111111\r\n"] {
-            assert!(BodyReader::Chunked(Chunk::START).scan(bad).is_err(), "{bad:?}");
+        assert_eq!(target("//y/z"), Ok("GET //y/z None x".into()));
+        assert_eq!(target("WS://x?a"), Ok("GET / Some(\"a\") x".into()));
+        let connect = "CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n";
+        assert_eq!(read(connect), Err(HttpError::BadTarget));
+        let host = |host: &str| read(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        for good in ["x", "x:0", "x:65535", "[::1]", "[::1]:80", "a_b.c-d~", "127.0.0.1:9", "X."] {
+            assert_eq!(host(good), Ok(format!("GET / None {good}")), "{good}");
         }
+        for bad in [
+            "", "x:", ":80", "x:65536", "x:+1", "x:1:2", "::1", "[::1", "[::1]x", "[x]", "[::1]:",
+            "[]", "x, y", "x y", "x/", "x?", "a@x", "\u{e9}", "%41", "x\\y",
+        ] {
+            assert_eq!(host(bad), Err(HttpError::BadHost), "{bad}");
+        }
+    }
+
+    #[test]
+    fn section_6_bodies_of_requests() {
+        let body = |version: u8, headers: &str| {
+            read(&format!("POST / HTTP/1.{version}\r\nHost: x\r\n{headers}\r\n")).map(|_| ())
+        };
+        assert_eq!(body(1, "Transfer-Encoding: Chunked\r\n"), Ok(()));
+        assert_eq!(body(1, "Content-Length: 18446744073709551615\r\n"), Ok(()));
+        for bad in [
+            "Transfer-Encoding: gzip\r\n",
+            "Transfer-Encoding: gzip, chunked\r\n",
+            "Transfer-Encoding: chunked, chunked\r\n",
+            "Transfer-Encoding: xchunked\r\n",
+            "Transfer-Encoding:\r\n",
+            "Content-Length: 1, 1\r\n",
+            "Content-Length: 1\r\nContent-Length: 1\r\n",
+            "Content-Length: +1\r\n",
+            "Content-Length: 0x1\r\n",
+            "Content-Length:\r\n",
+            "Content-Length: 18446744073709551616\r\n",
+        ] {
+            assert_eq!(body(1, bad), Err(HttpError::BadLength), "{bad:?}");
+        }
+        assert_eq!(body(0, "Transfer-Encoding: chunked\r\n"), Err(HttpError::BadLength));
+    }
+
+    #[test]
+    fn limits_hold_exactly() {
+        let head = |target: usize, headers: usize, filler: usize| {
+            let (target, headers) = ("a".repeat(target - 1), "A: b\r\n".repeat(headers - 2));
+            let filler = "f".repeat(filler);
+            read(&format!("GET /{target} HTTP/1.1\r\nHost: x\r\n{headers}F: {filler}\r\n\r\n"))
+        };
+        assert!(head(40, 6, 0).is_ok());
+        assert_eq!(head(41, 6, 0), Err(HttpError::TargetTooLong));
+        assert_eq!(head(40, 7, 0), Err(HttpError::TooManyHeaders));
+        // Everything but target, headers and filler is 31 bytes.
+        assert!(head(4, 2, 300 - 35).is_ok());
+        assert_eq!(head(4, 2, 300 - 34), Err(HttpError::HeadTooLarge));
+    }
+
+    #[test]
+    fn no_byte_is_looked_at_twice() {
+        let wire = b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n\r\n";
+        let (mut scanner, mut seen) = (HeadScanner::default(), Vec::new());
+        for (index, &byte) in wire.iter().enumerate() {
+            seen.push(byte);
+            let want = (index + 1 == wire.len()).then_some(wire.len());
+            assert_eq!(scanner.scan(&seen, &LIMITS), Ok(want));
+            // What was scanned may turn into anything, but for the byte before the next.
+            let scanned = seen.len().saturating_sub(1);
+            seen[..scanned].fill(b'\n');
+        }
+    }
+
+    #[test]
+    fn commas_in_quotes_do_not_split() {
+        let split = |value| split_outside_quotes(value).collect::<Vec<_>>();
+        assert_eq!(split(r#"a; b="c,d", ,e"#), [r#"a; b="c,d""#, "e"]);
+        assert_eq!(split(r#"a; b="\",c", d"#), [r#"a; b="\",c""#, "d"]);
+        assert_eq!(split(r#"a; b="c, d"#), [r#"a; b="c, d"#]);
+    }
+
+    #[test]
+    fn an_error_of_an_upstream_does_not_speak_of_the_client() {
+        let answer = parse_response(b"HTTP/1.1 200 OK\nA: b\r\n\r\n", &LIMITS).unwrap_err();
+        assert_eq!(
+            format!("the upstream's answer: {answer}"),
+            "the upstream's answer: a line does not end with CRLF"
+        );
     }
 
     #[test]

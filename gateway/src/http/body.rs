@@ -1,0 +1,280 @@
+//! The body of a response, of which only the end matters here: its bytes pass as they are
+//! (RFC 9112 §6, §7.1).
+
+use super::{HttpError, Response, content_length};
+
+/// Finds the end of a response's body (RFC 9112 §6.3).
+#[derive(Clone, Copy, Debug)]
+pub enum BodyReader {
+    /// So many bytes; none when there is no body.
+    Length(u64),
+    /// In chunks (§7.1).
+    Chunked(Chunk),
+    /// Until the upstream ends its stream.
+    UntilEnd,
+}
+
+/// Where a chunked body stands.
+#[derive(Clone, Copy, Debug)]
+pub enum Chunk {
+    /// In the line of a size, read so far, of which `line_bytes` have passed.
+    #[allow(missing_docs)]
+    Size { size: u64, digits: u8, line_bytes: u16, in_extension: bool, after_return: bool },
+    /// In data.
+    Data(u64),
+    /// In the CRLF behind data, of which this many bytes have passed.
+    DataEnd(u8),
+    /// In the trailers: bytes of this line, of all lines, and whether CR was last.
+    #[allow(missing_docs)]
+    Trailer { line_bytes: u16, all_bytes: u16, after_return: bool },
+    /// Behind the last chunk.
+    Done,
+}
+
+/// Lines of a chunked body, all trailers together, are refused above this.
+const CHUNK_LINE_BYTES_MAX: u16 = 4096;
+
+impl Chunk {
+    const START: Chunk =
+        Chunk::Size { size: 0, digits: 0, line_bytes: 0, in_extension: false, after_return: false };
+}
+
+impl BodyReader {
+    /// How the body of `response` to a request of this method is framed.
+    pub fn new(response: &Response<'_>, method: &str) -> BodyReader {
+        let headers = &response.headers;
+        if method == "HEAD" || matches!(response.status, 100..=199 | 204 | 304) {
+            return BodyReader::Length(0);
+        }
+        if let Some(last) = headers.list("transfer-encoding").last() {
+            return match last.eq_ignore_ascii_case("chunked") {
+                true => BodyReader::Chunked(Chunk::START),
+                false => BodyReader::UntilEnd,
+            };
+        }
+        match headers.get("content-length").and_then(content_length) {
+            Some(length) => BodyReader::Length(length),
+            None => BodyReader::UntilEnd,
+        }
+    }
+
+    /// Reads on: how many bytes of the front to forward, and whether the body ends with them.
+    pub fn scan(&mut self, bytes: &[u8]) -> Result<(usize, bool), HttpError> {
+        match self {
+            BodyReader::UntilEnd => Ok((bytes.len(), false)),
+            BodyReader::Length(left) => {
+                let here = (*left).min(bytes.len() as u64);
+                *left -= here;
+                Ok((here as usize, *left == 0))
+            }
+            BodyReader::Chunked(chunk) => {
+                let mut at = 0;
+                while at < bytes.len() && !matches!(chunk, Chunk::Done) {
+                    at += chunk.advance(&bytes[at..])?;
+                }
+                Ok((at, matches!(chunk, Chunk::Done)))
+            }
+        }
+    }
+}
+
+impl Chunk {
+    /// Reads at least one byte of `bytes`, which has one, and says how many.
+    fn advance(&mut self, bytes: &[u8]) -> Result<usize, HttpError> {
+        let byte = bytes[0];
+        match self {
+            Chunk::Data(left) => {
+                let here = (*left).min(bytes.len() as u64);
+                *left -= here;
+                if *left == 0 {
+                    *self = Chunk::DataEnd(0);
+                }
+                return Ok(here as usize);
+            }
+            Chunk::DataEnd(seen) => {
+                if byte != b"\r\n"[usize::from(*seen)] {
+                    return Err(HttpError::BadLength);
+                }
+                *self = if *seen == 0 { Chunk::DataEnd(1) } else { Chunk::START };
+            }
+            Chunk::Size { size, digits, line_bytes, in_extension, after_return } => {
+                *line_bytes += 1;
+                let digit = char::from(byte).to_digit(16);
+                match (byte, digit) {
+                    _ if *line_bytes > CHUNK_LINE_BYTES_MAX => return Err(HttpError::BadLength),
+                    (b'\n', _) if *after_return && *size > 0 => *self = Chunk::Data(*size),
+                    (b'\n', _) if *after_return => {
+                        *self = Chunk::Trailer { line_bytes: 0, all_bytes: 0, after_return: false };
+                    }
+                    _ if *after_return => return Err(HttpError::BadLength),
+                    (b'\r', _) if *digits > 0 => *after_return = true,
+                    (0x20..0x7F | b'\t', _) if *in_extension => {}
+                    (b';', _) if *digits > 0 => *in_extension = true,
+                    // Fifteen digits are below 2^60.
+                    (_, Some(digit)) if *digits < 15 => {
+                        *size = *size << 4 | u64::from(digit);
+                        *digits += 1;
+                    }
+                    _ => return Err(HttpError::BadLength),
+                }
+            }
+            Chunk::Trailer { line_bytes, all_bytes, after_return } => {
+                *all_bytes += 1;
+                let is_bad = match byte {
+                    b'\n' => !*after_return,
+                    b'\r' => *after_return,
+                    _ => *after_return || (byte < 0x20 && byte != b'\t') || byte == 0x7F,
+                };
+                if is_bad || *all_bytes > CHUNK_LINE_BYTES_MAX {
+                    return Err(HttpError::BadLength);
+                }
+                match byte {
+                    b'\n' if *line_bytes == 0 => *self = Chunk::Done,
+                    b'\n' => (*line_bytes, *after_return) = (0, false),
+                    b'\r' => *after_return = true,
+                    _ => *line_bytes += 1,
+                }
+            }
+            Chunk::Done => {}
+        }
+        Ok(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::{HeadLimits, parse_response};
+
+    /// For any cut, `body` bytes of `wire` are forwarded and `end` is how it goes.
+    #[track_caller]
+    fn check(reader: BodyReader, wire: &[u8], body: usize, end: &str) {
+        for cut in 0..=wire.len() {
+            let (mut reader, mut total, mut how) = (reader, 0, "more");
+            for part in [&wire[..cut], &wire[cut..]] {
+                match reader.scan(part) {
+                    Ok((here, done)) => {
+                        total += here;
+                        how = if done { "done" } else { "more" };
+                        if done {
+                            break;
+                        }
+                    }
+                    Err(_) => {
+                        (total, how) = (0, "failed");
+                        break;
+                    }
+                }
+            }
+            assert_eq!((total, how), (body, end), "cut at {cut}");
+        }
+    }
+
+    #[track_caller]
+    fn check_chunked(wire: &[u8], body: usize, end: &str) {
+        check(BodyReader::Chunked(Chunk::START), wire, body, end);
+    }
+
+    #[test]
+    fn section_7_1_chunks_end_where_they_end() {
+        check_chunked(b"0\r\n\r\nnext", 5, "done");
+        check_chunked(b"5;x=y\r\nhello\r\n0\r\nA: b\r\n\r\nnext", 25, "done");
+        check_chunked(b"A;q=\"a b\"\r\n0123456789\r\n0;last\r\nA: b\r\nB:\r\n\r\n", 43, "done");
+        check_chunked(b"000\r\n\r\n", 7, "done");
+        check_chunked(b"5\r\nhello\r\n", 10, "more");
+        check_chunked(b"5\r\nhel", 6, "more");
+        // Data that looks like an end is data.
+        check_chunked(b"7\r\n\r\n0\r\n\r\n\r\n0\r\n\r\nx", 17, "done");
+    }
+
+    #[test]
+    fn chunks_of_another_grammar_are_refused() {
+        for wire in [
+            &b"\r\n"[..],
+            b";x\r\n",
+            b"5\nhello",
+            b"5\rhello",
+            b"5;a\nhello",
+            b"5;a\0\r\nhello",
+            b"1\r\nab",
+            b"1\r\na\n",
+            b"1\r\na\r1",
+            b"-1\r\n",
+            b"+1\r\n",
+            b"0x1\r\n",
+            b" 1\r\n",
+            b"g\r\n",
+            b"0\r\nA: b\n\r\n",
+            b"0\r\n\n",
+            b"0\r\nA: \0b\r\n\r\n",
+            b"0\r\n\rA",
+        ] {
+            check_chunked(wire, 0, "failed");
+        }
+    }
+
+    #[test]
+    fn huge_sizes_and_lines_are_refused() {
+        check_chunked(b"fffffffffffffff\r\nx", 18, "more"); // Just below 2^60.
+        check_chunked(b"1000000000000000\r\nx", 0, "failed");
+        check_chunked(b"ffffffffffffffff\r\nx", 0, "failed");
+        check_chunked(b"10000000000000001\r\nx", 0, "failed");
+        let fails = |wire: &str| BodyReader::Chunked(Chunk::START).scan(wire.as_bytes()).is_err();
+        let line_bytes_max = usize::from(CHUNK_LINE_BYTES_MAX);
+        // With its CRLF a line is as long as the bound, and then by one longer.
+        for (more, refused) in [(0, false), (1, true)] {
+            let filler = "x".repeat(line_bytes_max - 4 + more);
+            assert_eq!(fails(&format!("5;{filler}\r\n")), refused, "an extension");
+            assert_eq!(fails(&format!("0\r\nA:{filler}\r\n")), refused, "a trailer");
+        }
+        // Many short trailers are as long as one.
+        assert!(fails(&format!("0\r\n{}", "A: b\r\n".repeat(700))));
+    }
+
+    #[test]
+    fn lengths_and_the_end_of_the_stream() {
+        check(BodyReader::Length(0), b"next", 0, "done");
+        check(BodyReader::Length(3), b"abcnext", 3, "done");
+        check(BodyReader::Length(u64::MAX), b"abc", 3, "more");
+        check(BodyReader::UntilEnd, b"abc", 3, "more");
+    }
+
+    #[test]
+    fn section_6_3_how_a_body_is_framed() {
+        let framing = |status: u16, headers: &str, method: &str| {
+            let head = format!("HTTP/1.1 {status} X\r\n{headers}\r\n");
+            let limits = HeadLimits { head_bytes_max: 999, headers_max: 9, target_bytes_max: 99 };
+            match parse_response(head.as_bytes(), &limits) {
+                Ok(response) => match BodyReader::new(&response, method) {
+                    BodyReader::Length(length) => length.to_string(),
+                    BodyReader::Chunked(_) => "chunked".into(),
+                    BodyReader::UntilEnd => "until end".into(),
+                },
+                Err(error) => format!("{error:?}"),
+            }
+        };
+        let five = "Content-Length: 5\r\n";
+        for (status, headers, method, want) in [
+            (200, five, "GET", "5"),
+            (200, five, "HEAD", "0"),
+            (204, five, "GET", "0"),
+            (304, five, "GET", "0"),
+            (101, "", "GET", "0"),
+            (200, "", "GET", "until end"),
+            (403, "Transfer-Encoding: chunked\r\n", "GET", "chunked"),
+            (403, "Transfer-Encoding: gzip, Chunked\r\n", "GET", "chunked"),
+            (403, "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n", "GET", "chunked"),
+            (403, "Transfer-Encoding: chunked\r\n", "HEAD", "0"),
+            (403, "Transfer-Encoding: gzip\r\n", "GET", "until end"),
+            (403, "Transfer-Encoding: chunked, gzip\r\n", "GET", "BadLength"),
+            (403, "Transfer-Encoding: chunked, chunked\r\n", "GET", "BadLength"),
+            (403, "Transfer-Encoding: chunked;a=b\r\n", "GET", "BadLength"),
+            (403, "Transfer-Encoding:\r\n", "GET", "BadLength"),
+            (200, "Content-Length: 5\r\nContent-Length: 5\r\n", "GET", "BadLength"),
+            (200, "Content-Length: 5, 5\r\n", "GET", "BadLength"),
+            (200, "Content-Length: 18446744073709551616\r\n", "GET", "BadLength"),
+        ] {
+            assert_eq!(framing(status, headers, method), want, "{status} {headers:?} {method}");
+        }
+    }
+}
