@@ -173,11 +173,14 @@ impl Outbox {
         self.in_flight = count as u8;
     }
 
-    /// The send in flight is over and the socket took `count` bytes.
-    pub fn sent(&mut self, mut count: usize, stores: &mut Stores, now: Time) {
+    /// The send in flight is over and the socket took `count` bytes. Returns whether that was all
+    /// of it.
+    pub fn sent(&mut self, mut count: usize, stores: &mut Stores, now: Time) -> bool {
+        let in_flight = self.segments().take(usize::from(self.in_flight));
+        let whole = in_flight.map(|segment| segment.bytes().len()).sum::<usize>() == count;
         self.in_flight = 0;
         if count == 0 {
-            return;
+            return whole;
         }
         self.progress = now;
         assert!(count <= self.bytes, "the socket took more than was queued");
@@ -187,11 +190,12 @@ impl Outbox {
             let len = self.first.bytes().len();
             if count < len {
                 self.first.advance(count);
-                return;
+                break;
             }
             count -= len;
             self.pop(stores);
         }
+        whole
     }
 
     /// Forgets everything.

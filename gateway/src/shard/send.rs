@@ -79,10 +79,7 @@ impl<R: Ring> Shard<R> {
         let conn = &mut table[id];
         conn.flags.send_in_flight = false;
         let tried = conn.flags.send_try_now;
-        match result {
-            Ok(count) => conn.outbox.sent(count, stores, *now),
-            Err(_) => conn.outbox.sent(0, stores, *now),
-        }
+        let whole = conn.outbox.sent(result.unwrap_or(0), stores, *now);
         if conn.phase == Phase::Closing {
             return self.close_join(id);
         }
@@ -93,7 +90,7 @@ impl<R: Ring> Shard<R> {
         if conn.outbox.is_empty() {
             conn.flags.congested = false;
         } else {
-            if tried && !conn.flags.congested {
+            if tried && !whole && !conn.flags.congested {
                 conn.flags.congested = true;
                 conn.outbox.unlend(stores);
             }

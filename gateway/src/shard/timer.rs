@@ -19,7 +19,10 @@ impl<R: Ring> Shard<R> {
             if let Some(id) = self.table.id_at(slot) {
                 self.on_deadline(id);
                 if let Some(conn) = self.table.get_mut(id) {
-                    let deadline = conn.deadline.min(outbox_deadline(conn, &self.config.limits));
+                    let mut deadline = conn.deadline;
+                    if conn.phase == Phase::Open {
+                        deadline = deadline.min(outbox_deadline(conn, &self.config.limits));
+                    }
                     self.timers.set(slot, deadline);
                 }
             }

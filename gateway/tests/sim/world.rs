@@ -258,7 +258,7 @@ pub(crate) fn for_seeds(scenario: &'static str, play: impl Fn(u64) -> u64) {
     let number = |name: &str| std::env::var(name).ok().map(|it| it.parse().expect("a number"));
     let seeds = match number("PENSTOCK_SIM_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("PENSTOCK_SIM_SEEDS").unwrap_or(40),
+        None => 0..number("PENSTOCK_SIM_SEEDS").unwrap_or(200),
     };
     for seed in seeds.clone() {
         let _blame = Blame { scenario, seed };
