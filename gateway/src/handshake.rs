@@ -660,7 +660,7 @@ mod tests {
         for _ in 0..500 {
             let all = protected.iter().chain(&ordinary).chain(&claims).copied();
             let mut nominated: Vec<&str> =
-                all.clone().filter(|_| next(&mut seed) % 2 == 0).collect();
+                all.clone().filter(|_| next(&mut seed).is_multiple_of(2)).collect();
             nominated.push("Upgrade");
             let lower = |name: &str| name.to_ascii_lowercase();
             let separator = ["\r\nConnection: ", ", ", " ,,\t"][next(&mut seed) as usize % 3];

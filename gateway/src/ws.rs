@@ -238,7 +238,7 @@ impl Decoder {
                             Frame::Data(_) => 0,
                             Frame::Control(_) => self.message_bytes,
                         };
-                        self.assemble(&buffer[start..end], belongs_to, spares);
+                        self.assemble(&buffer[start..end], belongs_to, limits, spares);
                         Place::Assembly(begin..self.assembly.len())
                     };
                     if left > 0 {
@@ -287,13 +287,21 @@ impl Decoder {
     }
 
     /// Copies what must outlive the buffer. The assembly grows with what has arrived, doubling,
-    /// and never by a length that was only declared.
-    fn assemble(&mut self, part: &[u8], belongs_to: Frame, spares: &mut Spares) {
+    /// and never by a length that was only declared, nor beyond what it can ever have to hold.
+    fn assemble(&mut self, part: &[u8], belongs_to: Frame, limits: &Limits, spares: &mut Spares) {
         if part.is_empty() {
             return;
         }
         if self.assembly.capacity() == 0 {
             self.assembly = spares.take(part.len());
+        }
+        let (length, capacity) = (self.assembly.len(), self.assembly.capacity());
+        let needed = length + part.len();
+        if needed > capacity {
+            // A message, and a control frame that was cut behind it.
+            let bytes_max = limits.message_bytes_max.saturating_add(frame::CONTROL_BYTES_MAX);
+            let wanted = capacity.saturating_mul(2).min(bytes_max).max(needed);
+            self.assembly.reserve_exact(wanted - length);
         }
         self.assembly.extend_from_slice(part);
         if let Frame::Data(_) = belongs_to {
@@ -627,5 +635,22 @@ mod tests {
             assert_eq!(payload, want);
             assert!(range.contains(&payload.as_ptr()));
         }
+    }
+
+    #[test]
+    fn the_assembly_is_never_larger_than_what_it_may_have_to_hold() {
+        let limits = Limits { message_bytes_max: 150_000 };
+        let (mut decoder, mut spares) = (Decoder::default(), Spares::default());
+        let (mut grown, mut last) = (0, 0);
+        for index in 0..150_000u32 {
+            let first = if index == 0 { 0x02 } else { 0x00 };
+            let (mut buffer, mut consumed) = ([first, 0x81, 0, 0, 0, 0, b'x'], 0);
+            let got = decoder.next(&mut buffer, &mut consumed, &limits, &mut spares);
+            assert_eq!(got, Ok(None));
+            grown += u32::from(decoder.assembly_bytes() != last);
+            last = decoder.assembly_bytes();
+        }
+        assert!(last <= 150_000 + 125, "{last}");
+        assert!(grown <= 18, "{grown} allocations are not amortised");
     }
 }

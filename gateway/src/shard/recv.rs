@@ -116,11 +116,15 @@ impl<R: Ring> Shard<R> {
                     self.resume(other);
                 }
             }
-            State::Connecting(_) => {}
-            _ => match self.refusing_upstream_of(id) {
-                Some(upstream) => self.resume(upstream),
-                None => self.resume(id),
-            },
+            // Its own bytes wait for the upstream to accept; a refusal's body waits for it.
+            State::Connecting(_) => {
+                if let Some(upstream) = self.refusing_upstream_of(id)
+                    && self.table.get_mut(upstream).is_some()
+                {
+                    self.resume(upstream);
+                }
+            }
+            _ => self.resume(id),
         }
     }
 
