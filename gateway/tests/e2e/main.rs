@@ -1,0 +1,28 @@
+//! The gateway as a process, among real clients and servers on a real kernel.
+//!
+//! Nothing here sleeps or has a fixed port: every program says when it listens, and whoever waits
+//! waits for a line, a frame or the end of a stream. Programs are ended through their own handles.
+//!
+//! Tests that need Node, Python or Chromium find them where `scripts/test-tools` puts them
+//! (`PENSTOCK_TEST_HOME`) and fail with that advice when they are not there.
+//!
+//! | Environment | Means |
+//! | --- | --- |
+//! | `PENSTOCK_BINARY` | the gateway to test, instead of the one built with the tests |
+//! | `PENSTOCK_E2E_CLIENTS` | how many clients exchange messages at once, default 200 |
+//! | `PENSTOCK_AUTOBAHN` | `quick`, `sample` or `full`: the cases of the Autobahn tests, which run when asked for |
+
+#![allow(unreachable_pub)]
+
+mod support;
+
+mod autobahn;
+mod backpressure;
+mod check;
+mod http;
+mod page;
+mod programs;
+mod relay;
+mod rooms;
+mod stop;
+mod websocket;
