@@ -177,6 +177,8 @@ pub struct Handshaking {
     pub scanner: HeadScanner,
     /// The answer so far.
     pub bytes: Vec<u8>,
+    /// Interim responses that were skipped.
+    pub interim_count: u8,
 }
 
 /// An upstream whose refusal is passed on.

@@ -57,6 +57,13 @@ impl Table {
     }
 
     /// The connection, if its turn is not over.
+    pub fn get(&self, id: ConnId) -> Option<&Conn> {
+        self.conns
+            .get(id.slot as usize)
+            .filter(|conn| conn.generation == id.generation && conn.phase != Phase::Free)
+    }
+
+    /// The connection, if its turn is not over.
     pub fn get_mut(&mut self, id: ConnId) -> Option<&mut Conn> {
         self.conns
             .get_mut(id.slot as usize)

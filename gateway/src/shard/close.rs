@@ -251,6 +251,9 @@ impl<R: Ring> Shard<R> {
                 self.start_leave(id, Cause::Drain, 1001, "the gateway is stopping");
             }
             State::Relay(_) => self.stop_relay(id),
+            State::Connecting(_) if self.refusing_upstream_of(id).is_some() => {
+                // It is being answered already; nothing else may stand in that answer.
+            }
             State::Connecting(_) => self.refuse(id, 503, Cause::Drain, "the gateway is stopping"),
             State::Head(_) | State::None => self.start_close(id, Cause::Drain),
             // Upstreams that have not accepted go with their clients.

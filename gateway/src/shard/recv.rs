@@ -118,9 +118,7 @@ impl<R: Ring> Shard<R> {
             }
             // Its own bytes wait for the upstream to accept; a refusal's body waits for it.
             State::Connecting(_) => {
-                if let Some(upstream) = self.refusing_upstream_of(id)
-                    && self.table.get_mut(upstream).is_some()
-                {
+                if let Some(upstream) = self.refusing_upstream_of(id) {
                     self.resume(upstream);
                 }
             }

@@ -34,6 +34,9 @@ use crate::ws::frame::{self, Direction};
 use crate::ws::scan::{Scanned, Scanner};
 use crate::ws::{self};
 
+/// Interim responses (1xx) that an upstream may send before its answer.
+const INTERIM_MAX: u8 = 16;
+
 impl<R: Ring> Shard<R> {
     /// Asks for an upstream connection for a client that wants to upgrade.
     pub(super) fn start_upstream(
@@ -98,6 +101,7 @@ impl<R: Ring> Shard<R> {
                     client,
                     scanner: HeadScanner::default(),
                     bytes: Vec::new(),
+                    interim_count: 0,
                 }));
                 conn.route = route;
                 if let State::Connecting(connecting) = &mut self.table[client].state {
@@ -237,6 +241,11 @@ impl<R: Ring> Shard<R> {
                     return None;
                 };
                 handshaking.scanner = HeadScanner::default();
+                handshaking.interim_count += 1;
+                if handshaking.interim_count > INTERIM_MAX {
+                    self.bad_gateway(id, client, "the upstream sent too many interim responses");
+                    return None;
+                }
                 return (!rest.is_empty()).then_some(rest);
             }
             Err(fault) => self.bad_gateway(id, client, &fault.to_string()),
@@ -315,7 +324,10 @@ impl<R: Ring> Shard<R> {
     /// The upstream whose refusal goes to `client`.
     pub(super) fn refusing_upstream_of(&self, client: ConnId) -> Option<ConnId> {
         match &self.table[client].state {
-            State::Connecting(connecting) => connecting.upstream,
+            State::Connecting(connecting) => connecting.upstream.filter(|upstream| {
+                let conn = self.table.get(*upstream);
+                conn.is_some_and(|conn| matches!(conn.state, State::Refusing(_)))
+            }),
             _ => None,
         }
     }
