@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use gateway::config::{BackendKind, Config, Faults, Overrides};
-use gateway::limits::{ItemSizes, SHARDS_MAX, human_bytes, memory_bound, memory_bound_total};
+use gateway::limits::{SHARDS_MAX, human_bytes, memory_bound, memory_bound_total};
 
 /// Shards allocate and free on their own threads all the time; mimalloc keeps them apart.
 #[global_allocator]
@@ -149,7 +149,7 @@ fn summary(config: &Config) -> String {
         let used = config.routes.iter().any(|route| usize::from(route.backend) == index);
         let _ = writeln!(text, "{}", if used { "" } else { " (no route leads here)" });
     }
-    let bound = memory_bound(config, &ItemSizes::default());
+    let bound = memory_bound(config, &gateway::server::item_sizes());
     let _ = writeln!(
         text,
         "memory     at most {}, if every client used all it may:",
