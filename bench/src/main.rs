@@ -1,13 +1,16 @@
 //! `penstock-bench`: puts WebSocket servers under load and says what it cost them.
 //!
-//! `engine.rs` is many clients in one thread; `hold.rs` and `echo.rs` are what they can be made to
-//! do; `serve.rs` is the bare servers that others are measured against. The protocol is in
+//! `engine.rs` is many clients in one thread; `hold.rs`, `echo.rs` and `load.rs` are what they can be
+//! made to do; `serve.rs` is the bare servers that others are measured against. The protocol is in
 //! `websocket.rs`, the rings in `kernel.rs`, and nothing is shared with the gateway.
 
 mod echo;
 mod engine;
+mod histogram;
 mod hold;
 mod kernel;
+mod load;
+mod open_loop;
 mod proc;
 mod report;
 mod serve;
@@ -17,8 +20,9 @@ mod tests;
 mod websocket;
 
 use std::ffi::CString;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -51,6 +55,8 @@ enum Command {
     Echo(Echo),
     /// The same on several servers by turns, for figures that can be compared.
     CompareEcho(CompareEcho),
+    /// Sends messages at a fixed rate and measures from when each was due (open loop).
+    Load(Load),
     /// A bare server to measure others against.
     #[command(subcommand)]
     Serve(Serve),
@@ -154,6 +160,43 @@ struct CompareEcho {
     messages: Messages,
 }
 
+#[derive(Args)]
+struct Load {
+    #[arg(long)]
+    url: String,
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    connections: u32,
+    /// Messages per second of all connections together, such as "20000/s".
+    #[arg(long, value_parser = rate)]
+    rate: u32,
+    #[arg(long, default_value_t = 10.0, value_parser = seconds)]
+    seconds: f64,
+    /// The same, unmeasured, before.
+    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
+    warm_up_seconds: f64,
+    /// Bytes of a message.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(i64::from(load::MESSAGE_BYTES_MIN)..=16_777_216))]
+    size: u32,
+    /// Binary messages instead of text.
+    #[arg(long)]
+    binary: bool,
+    /// Messages under way on one connection; what comes due beyond is held back until one returns,
+    /// and its latency counts on. 1 is a client that waits for each answer.
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    in_flight_max: u32,
+    /// Write the percentile distribution to this file, as HdrHistogram's plotter reads it.
+    #[arg(long, value_name = "FILE")]
+    hgrm: Option<PathBuf>,
+    /// Write the histograms to this file, as an HdrHistogram log (V2, compressed).
+    #[arg(long, value_name = "FILE")]
+    hlog: Option<PathBuf>,
+    /// The server's process, for its processor time.
+    #[arg(long)]
+    pid: Option<u32>,
+    #[command(flatten)]
+    common: Common,
+}
+
 #[derive(Subcommand)]
 enum Serve {
     /// Echoes WebSocket messages, checking next to nothing.
@@ -197,7 +240,7 @@ fn main() -> ExitCode {
     }
     match run(cli.command, &stop) {
         Ok(report) => {
-            eprint!("{}", report::text(&report));
+            eprint!("{}", report::text(&report, io::stderr().is_terminal()));
             println!("{report}");
             ExitCode::SUCCESS
         }
@@ -240,6 +283,26 @@ fn run(command: Command, stop: &AtomicBool) -> io::Result<Value> {
             let servers = servers.collect::<io::Result<Vec<_>>>()?;
             let slice = Duration::from_millis(u64::from(compare.slice_ms));
             run_echo(servers, compare.slices, slice, compare.messages, stop)
+        }
+        Command::Load(load) => {
+            pin(&load.common)?;
+            let options = load::Options {
+                target: target(&load.url, &load.common)?,
+                connections: load.connections,
+                rate: load.rate,
+                warm_up: Duration::from_secs_f64(load.warm_up_seconds),
+                measured: Duration::from_secs_f64(load.seconds),
+                message_bytes: load.size as usize,
+                binary: load.binary,
+                in_flight_max: load.in_flight_max,
+                pid: load.pid,
+                core: load.common.cpu,
+                congestion: load.common.congestion,
+                percentiles_file: load.hgrm,
+                log_file: load.hlog,
+                slow_down: Duration::ZERO,
+            };
+            load::run(&options, stop)
         }
         Command::Serve(serve) => {
             let (options, upstream) = match serve {
