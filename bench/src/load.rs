@@ -288,12 +288,7 @@ impl Load {
         write_message(&mut self.message, &self.filler, client, sequence);
         let mask = sequence.wrapping_mul(0x9E37_79B9) ^ client;
         websocket::encode_frame(out, self.opcode, &self.message, mask);
-        self.counts.sent_in_time += u64::from(self.is_in_time(now_ns));
-    }
-
-    /// Whether something that happened now belongs to the throughput of the measured time.
-    fn is_in_time(&self, now_ns: u64) -> bool {
-        (self.schedule.warm_up_ns()..self.schedule.end_ns()).contains(&now_ns)
+        self.counts.sent_in_time += u64::from(self.schedule.is_in_time(now_ns));
     }
 
     fn due_ns(&self, client: u32, sequence: u32) -> u64 {
@@ -390,7 +385,7 @@ impl Scenario for Load {
             self.settle(client, now_ns, false);
         }
         self.settle(client, now_ns, true);
-        self.counts.back_in_time += u64::from(self.is_in_time(now_ns));
+        self.counts.back_in_time += u64::from(self.schedule.is_in_time(now_ns));
         while self.may_send(client) {
             self.send(client, now_ns, out);
         }

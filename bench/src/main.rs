@@ -1,11 +1,12 @@
 //! `penstock-bench`: puts WebSocket servers under load and says what it cost them.
 //!
-//! `engine.rs` is many clients in one thread; `hold.rs`, `echo.rs` and `load.rs` are what they can be
-//! made to do; `serve.rs` is the bare servers that others are measured against. The protocol is in
+//! `engine.rs` is many clients in one thread; `hold.rs`, `echo.rs`, `load.rs` and `fanout.rs` are
+//! what they can be made to do; `serve.rs` is the bare servers that others are measured against. The protocol is in
 //! `websocket.rs`, the rings in `kernel.rs`, and nothing is shared with the gateway.
 
 mod echo;
 mod engine;
+mod fanout;
 mod histogram;
 mod hold;
 mod kernel;
@@ -26,11 +27,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
+use fanout::rooms::Rooms;
 use target::Target;
 
 #[global_allocator]
@@ -57,6 +59,9 @@ enum Command {
     CompareEcho(CompareEcho),
     /// Sends messages at a fixed rate and measures from when each was due (open loop).
     Load(Load),
+    /// Publishes into rooms at a fixed rate and sees that every member gets every message, once and
+    /// in order; exits with 1 when not.
+    Fanout(Fanout),
     /// A bare server to measure others against.
     #[command(subcommand)]
     Serve(Serve),
@@ -197,6 +202,51 @@ struct Load {
     common: Common,
 }
 
+#[derive(Args)]
+struct Fanout {
+    #[arg(long)]
+    url: String,
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    rooms: u32,
+    /// Members of each room.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    members: u32,
+    /// What the members are spread over; one for each when not given.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    connections: Option<u32>,
+    /// Messages published per second in all rooms together, such as "20/s".
+    #[arg(long, value_parser = rate)]
+    rate: u32,
+    #[arg(long, default_value_t = 10.0, value_parser = seconds)]
+    seconds: f64,
+    /// The same, unmeasured, before.
+    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
+    warm_up_seconds: f64,
+    /// Bytes of what is published; the frame around it is the dialect's.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(i64::from(fanout::MESSAGE_BYTES_MIN)..=1_048_576))]
+    size: u32,
+    /// The protocol that the server speaks.
+    #[arg(long, value_enum, default_value_t = Dialect::Rooms)]
+    dialect: Dialect,
+    /// Write the percentile distribution of the time to the last member to this file.
+    #[arg(long, value_name = "FILE")]
+    hgrm: Option<PathBuf>,
+    /// Write the histograms to this file, as an HdrHistogram log (V2, compressed).
+    #[arg(long, value_name = "FILE")]
+    hlog: Option<PathBuf>,
+    /// The server's process, for its processor time.
+    #[arg(long)]
+    pid: Option<u32>,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Dialect {
+    /// Penstock's own (docs/ROOMS.md).
+    Rooms,
+}
+
 #[derive(Subcommand)]
 enum Serve {
     /// Echoes WebSocket messages, checking next to nothing.
@@ -242,7 +292,8 @@ fn main() -> ExitCode {
         Ok(report) => {
             eprint!("{}", report::text(&report, io::stderr().is_terminal()));
             println!("{report}");
-            ExitCode::SUCCESS
+            // A scenario that finds the server at fault says that it is not `ok`.
+            if report["ok"] == false { ExitCode::FAILURE } else { ExitCode::SUCCESS }
         }
         Err(error) => {
             eprintln!("penstock-bench: {error}");
@@ -303,6 +354,34 @@ fn run(command: Command, stop: &AtomicBool) -> io::Result<Value> {
                 slow_down: Duration::ZERO,
             };
             load::run(&options, stop)
+        }
+        Command::Fanout(fanout) => {
+            pin(&fanout.common)?;
+            let options = fanout::Options {
+                target: target(&fanout.url, &fanout.common)?,
+                rooms: fanout.rooms,
+                members: fanout.members,
+                connections: fanout
+                    .connections
+                    .unwrap_or_else(|| fanout.rooms.saturating_mul(fanout.members)),
+                rate: fanout.rate,
+                warm_up: Duration::from_secs_f64(fanout.warm_up_seconds),
+                measured: Duration::from_secs_f64(fanout.seconds),
+                message_bytes: fanout.size as usize,
+                pid: fanout.pid,
+                core: fanout.common.cpu,
+                congestion: fanout.common.congestion,
+                percentiles_file: fanout.hgrm,
+                log_file: fanout.hlog,
+            };
+            match fanout.dialect {
+                Dialect::Rooms => {
+                    // Other rooms in every run.
+                    let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                    let prefix = format!("bench-{}-{}-", std::process::id(), started.as_millis());
+                    fanout::run(Rooms::new(&prefix), &options, stop)
+                }
+            }
         }
         Command::Serve(serve) => {
             let (options, upstream) = match serve {

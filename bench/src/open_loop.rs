@@ -89,6 +89,11 @@ impl Schedule {
         self.next..self.count
     }
 
+    /// Whether something that happened now belongs to the throughput of the measured time.
+    pub(crate) fn is_in_time(&self, now_ns: u64) -> bool {
+        (self.warm_up_ns..self.end_ns).contains(&now_ns)
+    }
+
     pub(crate) fn warm_up_ns(&self) -> u64 {
         self.warm_up_ns
     }

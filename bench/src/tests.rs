@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::fanout::{self, rooms::Rooms};
 use crate::serve::{self, ring_echo, ring_relay};
 use crate::target::Target;
 use crate::websocket;
@@ -507,5 +508,128 @@ fn load_that_is_told_to_stop_reports_what_there_is() {
             "{report:#}"
         );
         assert_eq!(report["due_count"], report["back_count"], "{report:#}");
+    });
+}
+
+/// Runs `body` beside the gateway with its embedded rooms, on two shards.
+fn with_gateway<T>(body: impl FnOnce(SocketAddr) -> T) -> T {
+    let listen = vec!["127.0.0.1:0".parse().unwrap()];
+    let overrides = gateway::config::Overrides { shards: Some(2), listen };
+    let config = gateway::config::Config::embedded_with(&overrides).unwrap();
+    let gateway = gateway::server::Gateway::start(config).unwrap();
+    let result = body(gateway.addresses()[0]);
+    gateway.stop();
+    result
+}
+
+fn fanout_options(address: SocketAddr, rooms: u32, members: u32) -> fanout::Options {
+    fanout::Options {
+        target: Target::parse(&format!("ws://{address}/"), false).unwrap(),
+        rooms,
+        members,
+        connections: rooms * members,
+        rate: 200,
+        warm_up: Duration::from_millis(100),
+        measured: Duration::from_millis(400),
+        message_bytes: 64,
+        pid: Some(std::process::id()),
+        core: None,
+        congestion: None,
+        percentiles_file: None,
+        log_file: None,
+    }
+}
+
+#[test]
+fn fanout_reaches_every_member_of_the_gateways_rooms_once_and_in_order() {
+    with_gateway(|address| {
+        for (run, (rooms, members, connections, size)) in
+            [(1, 1, 1, 32), (1, 40, 40, 64), (10, 7, 70, 3000), (12, 5, 9, 64)]
+                .into_iter()
+                .enumerate()
+        {
+            let mut options = fanout_options(address, rooms, members);
+            (options.connections, options.message_bytes) = (connections, size);
+            let rooms = Rooms::new(&format!("run-{run}-"));
+            let report = fanout::run(rooms, &options, &NEVER).unwrap();
+            assert_eq!(report["ok"], true, "{report:#}");
+            // 500 ms of 200 a second; 400 of them measured.
+            assert_eq!(report["delivered_count"], 100 * members, "{report:#}");
+            assert_eq!(report["last_member_us"]["count"], 80, "{report:#}");
+            assert_eq!(report["each_delivery_us"]["count"], 80 * members, "{report:#}");
+            let p50 = |histogram| figure(&report, histogram, "p50");
+            assert!(p50("first_member_us") <= p50("median_member_us"), "{report:#}");
+            assert!(p50("median_member_us") <= p50("last_member_us"), "{report:#}");
+            assert!(figure(&report, "server", "cpu_us_per_delivery") > 0.0, "{report:#}");
+            assert_eq!(report["refused_by_reason"].as_object().unwrap().len(), 0, "{report:#}");
+        }
+    });
+}
+
+#[test]
+fn fanout_finds_what_a_server_does_wrong() {
+    // A room of one: the server says that it joined, and sends what is published twice, or never.
+    let run = |copies: usize| {
+        let serve = move |mut stream: TcpStream| {
+            read_frame(&mut stream);
+            let say = |stream: &mut TcpStream, text: &[u8]| {
+                let mut frame = vec![0x81, 126, (text.len() >> 8) as u8, text.len() as u8];
+                frame.extend_from_slice(text);
+                stream.write_all(&frame).unwrap();
+            };
+            say(&mut stream, br#"{"ack":null,"op":"join","room":"r0"}"#);
+            loop {
+                let (opcode, payload) = read_frame(&mut stream);
+                if opcode == websocket::CLOSE {
+                    stream.write_all(&[0x88, 0]).unwrap();
+                    return;
+                }
+                let json: Value = serde_json::from_slice(&payload).unwrap();
+                let data = json["data"].as_str().unwrap();
+                let text =
+                    format!(r#"{{"event":"message","room":"r0","offset":1,"data":"{data}"}}"#);
+                for _ in 0..copies {
+                    say(&mut stream, text.as_bytes());
+                }
+            }
+        };
+        with_odd_server(serve, |address| {
+            let mut options = fanout_options(address, 1, 1);
+            options.message_bytes = 40;
+            options.measured = Duration::from_millis(100);
+            options.warm_up = Duration::ZERO;
+            fanout::run(Rooms::new("r"), &options, &NEVER).unwrap()
+        })
+    };
+    assert_eq!(run(1)["ok"], true);
+    let report = run(2);
+    assert_eq!(report["ok"], false, "{report:#}");
+    // The copy of the last may come after all is delivered.
+    assert!(
+        report["duplicates_count"].as_u64().is_some_and(|n| (19..=20).contains(&n)),
+        "{report:#}"
+    );
+    let report = run(0);
+    assert_eq!(
+        (&report["ok"], &report["missing_count"]),
+        (&false.into(), &20.into()),
+        "{report:#}"
+    );
+    assert!(figure(&report, "last_member_us", "max") > 5e6, "{report:#}");
+}
+
+#[test]
+fn fanout_tells_why_members_could_not_join() {
+    with_gateway(|address| {
+        // A control character is not allowed in a name, and has to be escaped besides.
+        let options = fanout_options(address, 1, 3);
+        let error = fanout::run(Rooms::new("\\u0007"), &options, &NEVER).unwrap_err();
+        assert!(error.to_string().contains("bad_room"), "{error}");
+        let mut options = fanout_options(address, 2, 3);
+        for connections in [2, 7] {
+            options.connections = connections;
+            let error = fanout::run(Rooms::new("r"), &options, &NEVER).unwrap_err();
+            assert!(error.to_string().contains("should be 3"), "{error}");
+        }
     });
 }
