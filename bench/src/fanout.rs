@@ -9,6 +9,7 @@
 //! turn: membership m is connection `m % connections`. With no fewer connections than a room has
 //! members, no connection is in a room twice.
 
+pub(crate) mod plain;
 pub(crate) mod rooms;
 
 use std::borrow::Cow;

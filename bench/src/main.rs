@@ -32,7 +32,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
-use fanout::rooms::Rooms;
+use fanout::{plain::Plain, rooms::Rooms};
 use target::Target;
 
 #[global_allocator]
@@ -245,6 +245,8 @@ struct Fanout {
 enum Dialect {
     /// Penstock's own (docs/ROOMS.md).
     Rooms,
+    /// One room with everybody in it, of `serve send-loop`.
+    Plain,
 }
 
 #[derive(Subcommand)]
@@ -259,6 +261,8 @@ enum Serve {
         #[command(flatten)]
         options: ServeOptions,
     },
+    /// Sends each message of a client to every client, with a plain send() to each.
+    SendLoop(ServeOptions),
 }
 
 #[derive(Args)]
@@ -375,6 +379,10 @@ fn run(command: Command, stop: &AtomicBool) -> io::Result<Value> {
                 log_file: fanout.hlog,
             };
             match fanout.dialect {
+                Dialect::Plain if options.rooms > 1 => {
+                    Err(io::Error::other("the plain dialect has one room (--rooms 1)"))
+                }
+                Dialect::Plain => fanout::run(Plain, &options, stop),
                 Dialect::Rooms => {
                     // Other rooms in every run.
                     let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -384,9 +392,10 @@ fn run(command: Command, stop: &AtomicBool) -> io::Result<Value> {
             }
         }
         Command::Serve(serve) => {
-            let (options, upstream) = match serve {
-                Serve::RingEcho(options) => (options, None),
-                Serve::RingRelay { upstream, options } => (options, Some(upstream)),
+            let (options, upstream, is_send_loop) = match serve {
+                Serve::RingEcho(options) => (options, None, false),
+                Serve::RingRelay { upstream, options } => (options, Some(upstream), false),
+                Serve::SendLoop(options) => (options, None, true),
             };
             pin(&options.common)?;
             let remote = [Some(options.address), upstream]
@@ -407,6 +416,7 @@ fn run(command: Command, stop: &AtomicBool) -> io::Result<Value> {
                 eprintln!("listening on {address}, process {}", std::process::id());
             };
             match upstream {
+                None if is_send_loop => serve::send_loop::run(&options, stop, on_listening),
                 None => serve::ring_echo::run(&options, stop, on_listening),
                 Some(upstream) => serve::ring_relay::run(&options, upstream, stop, on_listening),
             }

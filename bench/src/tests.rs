@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::fanout::{self, rooms::Rooms};
-use crate::serve::{self, ring_echo, ring_relay};
+use crate::fanout::{self, plain::Plain, rooms::Rooms};
+use crate::serve::{self, ring_echo, ring_relay, send_loop};
 use crate::target::Target;
 use crate::websocket;
 use crate::{echo, hold, load};
@@ -631,5 +631,27 @@ fn fanout_tells_why_members_could_not_join() {
             let error = fanout::run(Rooms::new("r"), &options, &NEVER).unwrap_err();
             assert!(error.to_string().contains("should be 3"), "{error}");
         }
+    });
+}
+
+#[test]
+fn fanout_through_the_send_loop() {
+    let run = |options: &serve::Options, stop: &AtomicBool, ready: Box<dyn FnOnce(SocketAddr)>| {
+        let report = send_loop::run(options, stop, ready).unwrap();
+        assert_eq!(report["accepted_count"], 40 + 40 + 5, "{report:#}");
+        assert_eq!(report["dropped_as_too_slow_count"], 0, "{report:#}");
+    };
+    with_server(1, run, |address| {
+        for bytes in [32, 3000] {
+            let mut options = fanout_options(address, 1, 40);
+            options.message_bytes = bytes;
+            let report = fanout::run(Plain, &options, &NEVER).unwrap();
+            assert_eq!(report["ok"], true, "{report:#}");
+            assert_eq!(report["delivered_count"], 4000, "{report:#}");
+        }
+        // It answers Pings and closes in order like any server.
+        let report = hold::run(&hold_options(address, 5), &NEVER).unwrap();
+        assert_eq!(report["sample"]["asked_count"], report["sample"]["answered_count"]);
+        assert_eq!(report["closing"]["closed_in_order_count"], 5, "{report:#}");
     });
 }
