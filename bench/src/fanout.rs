@@ -26,7 +26,7 @@ use serde_json::{Map, Value, json};
 use crate::engine::{Ending, Engine, Reasons, Scenario, Settings};
 use crate::histogram;
 use crate::kernel;
-use crate::open_loop::{self, BATCH, Meter, Schedule};
+use crate::open_loop::{self, BATCH, Course, Schedule};
 use crate::proc::round;
 use crate::target::Target;
 use crate::websocket::{self, Frame, PONG, TEXT};
@@ -88,8 +88,6 @@ pub(crate) const MEMBERSHIPS_MAX: u32 = 10_000_000;
 const OPENING_MAX: u32 = 256;
 const OPENING_TIMEOUT: Duration = Duration::from_secs(60);
 const JOINING_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long messages may take to reach the last member at the end.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(10);
 const TURN: Duration = Duration::from_millis(50);
 /// Messages, and bytes of them, that have not reached every member. Beyond, the run is ended.
@@ -106,6 +104,7 @@ pub(crate) fn run<D: Dialect>(
 ) -> io::Result<Value> {
     let stopped = || stop.load(Ordering::Relaxed);
     check(options)?;
+    histogram::create_files(options.percentiles_file.iter().chain(&options.log_file))?;
     kernel::wake_on_time();
     let mut engine = Engine::new(Settings {
         targets: vec![options.target.clone()],
@@ -124,37 +123,18 @@ pub(crate) fn run<D: Dialect>(
 
     let started_at = SystemTime::now();
     fanout.schedule = Schedule::new(options.rate, options.warm_up, options.measured);
-    let read = || Meter::read(options.core, options.pid);
-    let (mut began, mut ended) = (None, None);
-    let mut complete = true;
+    let mut course = Course::new(options.core, options.pid);
     let mut fell_behind = false;
-    let mut drain_deadline_ns = u64::MAX;
     let outstanding_max =
         OUTSTANDING_MAX.min(OUTSTANDING_BYTES_MAX / options.message_bytes.max(1)).max(1);
-    loop {
-        let now_ns = fanout.schedule.now_ns();
+    while course.goes_on(
+        &mut fanout.schedule,
+        stopped() || fell_behind,
+        fanout.outstanding.is_empty(),
+    ) {
+        publish_due(&mut engine, &mut fanout);
         fell_behind |= fanout.outstanding.len() >= outstanding_max;
-        if complete && (fell_behind || stopped()) {
-            complete = false;
-            fanout.schedule.stop(now_ns);
-        }
-        if began.is_none() && now_ns >= fanout.schedule.warm_up_ns() {
-            began = Some(read());
-        }
-        if ended.is_none() && now_ns >= fanout.schedule.end_ns() {
-            ended = Some(read());
-            drain_deadline_ns = now_ns + DRAIN_TIMEOUT.as_nanos() as u64;
-        }
-        let all_delivered =
-            fanout.schedule.is_over() && fanout.outstanding.is_empty() && ended.is_some();
-        if all_delivered || now_ns >= drain_deadline_ns {
-            break;
-        }
-        publish_due(&mut engine, &mut fanout, now_ns);
-        let now_ns = fanout.schedule.now_ns();
-        let until_end = Duration::from_nanos(fanout.schedule.end_ns().saturating_sub(now_ns));
-        let wait = fanout.schedule.wait(now_ns).unwrap_or(TURN).min(TURN);
-        let wait = if until_end.is_zero() { wait } else { wait.min(until_end) };
+        let wait = course.wait(&fanout.schedule);
         engine.turn(&mut fanout, wait)?;
     }
     fanout.count_missing();
@@ -174,9 +154,8 @@ pub(crate) fn run<D: Dialect>(
         histogram::write_log(path, &histograms, started_at, length)?;
     }
 
-    let ended = ended.unwrap_or_else(read);
-    // Stopped during the warm-up, nothing was measured.
-    let usage = began.as_ref().unwrap_or(&ended).usage_until(&ended);
+    let complete = course.complete;
+    let usage = course.usage();
     let per_second = |count: u64| round(count as f64 / usage.seconds.max(1e-9));
     let counts = &fanout.counts;
     let wrong = counts.missing + counts.duplicates + counts.reordered + counts.faults;
@@ -260,7 +239,8 @@ fn join_all<D: Dialect>(
 }
 
 /// Publishes what has come due.
-fn publish_due<D: Dialect>(engine: &mut Engine, fanout: &mut Fanout<D>, now_ns: u64) {
+fn publish_due<D: Dialect>(engine: &mut Engine, fanout: &mut Fanout<D>) {
+    let now_ns = fanout.schedule.now_ns();
     for _ in 0..BATCH {
         let Some(number) = fanout.schedule.next_due(now_ns) else { return };
         fanout.outstanding.push_back(0);

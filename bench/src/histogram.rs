@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, Write as _};
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use hdrhistogram::Histogram;
@@ -73,6 +73,15 @@ pub(crate) fn percentiles(histogram: &Histogram<u64>) -> String {
     text
 }
 
+/// Creates the files that will be written, so that a run does not end in an error that could have
+/// been told at its beginning.
+pub(crate) fn create_files<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> io::Result<()> {
+    for path in paths {
+        fs::File::create(path).map_err(|error| cannot_write(path, &error))?;
+    }
+    Ok(())
+}
+
 /// Writes the percentile distribution.
 pub(crate) fn write_percentiles(path: &Path, histogram: &Histogram<u64>) -> io::Result<()> {
     fs::write(path, percentiles(histogram)).map_err(|error| cannot_write(path, &error))
@@ -99,9 +108,7 @@ pub(crate) fn write_log(
         log.write_histogram(histogram, Duration::ZERO, length, tag)
             .map_err(|error| io::Error::other(format!("the histogram log: {error}")))?;
     }
-    fs::File::create(path)
-        .and_then(|mut file| file.write_all(&bytes))
-        .map_err(|error| cannot_write(path, &error))
+    fs::write(path, bytes).map_err(|error| cannot_write(path, &error))
 }
 
 fn cannot_write(path: &Path, error: &io::Error) -> io::Error {

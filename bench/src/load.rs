@@ -23,7 +23,7 @@ use crate::echo::write_message;
 use crate::engine::{Ending, Engine, Scenario, Settings};
 use crate::histogram;
 use crate::kernel;
-use crate::open_loop::{self, BATCH, Meter, Schedule};
+use crate::open_loop::{self, BATCH, Course, Schedule};
 use crate::proc::round;
 use crate::target::Target;
 use crate::websocket::{self, BINARY, Frame, PONG, TEXT};
@@ -56,10 +56,7 @@ pub(crate) const MESSAGE_BYTES_MIN: u32 = 16;
 
 const OPENING_MAX: u32 = 256;
 const OPENING_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long messages may take to come back at the end.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(5);
-const TURN: Duration = Duration::from_millis(50);
 /// What may wait to be sent when the server takes nothing, of all connections together.
 const OUTGOING_BYTES_MAX: u64 = 1 << 30;
 
@@ -73,6 +70,7 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
             format!("{per_connection} messages on each connection are more than are counted");
         return Err(io::Error::other(format!("{text}: take more connections, or less time")));
     }
+    histogram::create_files(options.percentiles_file.iter().chain(&options.log_file))?;
     kernel::wake_on_time();
     let mut engine = Engine::new(Settings {
         targets: vec![options.target.clone()],
@@ -90,33 +88,10 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
 
     let started_at = SystemTime::now();
     load.schedule = Schedule::new(options.rate, options.warm_up, options.measured);
-    let read = || Meter::read(options.core, options.pid);
-    let (mut began, mut ended) = (None, None);
-    let mut complete = true;
-    // From when the last message was due.
-    let mut drain_deadline_ns = u64::MAX;
-    loop {
-        let now_ns = load.schedule.now_ns();
-        if complete && stopped() {
-            complete = false;
-            load.schedule.stop(now_ns);
-        }
-        if began.is_none() && now_ns >= load.schedule.warm_up_ns() {
-            began = Some(read());
-        }
-        if ended.is_none() && now_ns >= load.schedule.end_ns() {
-            ended = Some(read());
-            drain_deadline_ns = now_ns + DRAIN_TIMEOUT.as_nanos() as u64;
-        }
-        let all_back = load.schedule.is_over() && load.pending == 0 && ended.is_some();
-        if all_back || now_ns >= drain_deadline_ns {
-            break;
-        }
-        send_due(&mut engine, &mut load, now_ns);
-        let now_ns = load.schedule.now_ns();
-        let until_end = Duration::from_nanos(load.schedule.end_ns().saturating_sub(now_ns));
-        let wait = load.schedule.wait(now_ns).unwrap_or(TURN).min(TURN);
-        let wait = if until_end.is_zero() { wait } else { wait.min(until_end) };
+    let mut course = Course::new(options.core, options.pid);
+    while course.goes_on(&mut load.schedule, stopped(), load.pending == 0) {
+        send_due(&mut engine, &mut load);
+        let wait = course.wait(&load.schedule);
         engine.turn(&mut load, wait)?;
         if !options.slow_down.is_zero() {
             let wasted = Instant::now();
@@ -141,9 +116,8 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
         histogram::write_log(path, &histograms, started_at, length)?;
     }
 
-    let ended = ended.unwrap_or_else(read);
-    // Stopped during the warm-up, nothing was measured.
-    let usage = began.as_ref().unwrap_or(&ended).usage_until(&ended);
+    let complete = course.complete;
+    let usage = course.usage();
     let per_second = |count: u64| round(count as f64 / usage.seconds.max(1e-9));
     let mut report = Map::new();
     let mut put = |key: &str, value: Value| {
@@ -177,7 +151,8 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
 }
 
 /// Puts on the way what has come due.
-fn send_due(engine: &mut Engine, load: &mut Load, now_ns: u64) {
+fn send_due(engine: &mut Engine, load: &mut Load) {
+    let now_ns = load.schedule.now_ns();
     for _ in 0..BATCH {
         let Some(number) = load.schedule.next_due(now_ns) else { return };
         let client = load.on_due(number);

@@ -67,20 +67,20 @@ impl Schedule {
     }
 
     /// How long until the next message is due.
-    pub(crate) fn wait(&self, now_ns: u64) -> Option<Duration> {
+    fn wait(&self, now_ns: u64) -> Option<Duration> {
         let due_ns = (self.next < self.count).then(|| self.due_ns(self.next))?;
         Some(Duration::from_nanos(due_ns.saturating_sub(now_ns)))
     }
 
     /// Nothing is due any more that is not due yet.
-    pub(crate) fn stop(&mut self, now_ns: u64) {
+    fn stop(&mut self, now_ns: u64) {
         let due = (u128::from(now_ns) * u128::from(self.rate) / 1_000_000_000) as u64 + 1;
         self.count = self.count.min(due).max(self.next);
         self.end_ns = self.end_ns.min(now_ns);
     }
 
     /// Whether every message was handed out.
-    pub(crate) fn is_over(&self) -> bool {
+    fn is_over(&self) -> bool {
         self.next == self.count
     }
 
@@ -94,17 +94,76 @@ impl Schedule {
         (self.warm_up_ns..self.end_ns).contains(&now_ns)
     }
 
-    pub(crate) fn warm_up_ns(&self) -> u64 {
+    /// When the warm-up is over.
+    fn warm_up_ns(&self) -> u64 {
         self.warm_up_ns
     }
 
+    /// When the last message has been due.
     pub(crate) fn end_ns(&self) -> u64 {
         self.end_ns
     }
 }
 
+/// How far a run has come: warm-up, measured time, and waiting for what is under way.
+pub(crate) struct Course {
+    core: Option<usize>,
+    pid: Option<u32>,
+    began: Option<Meter>,
+    ended: Option<Meter>,
+    /// Whether nothing has ended it early.
+    pub(crate) complete: bool,
+}
+
+/// How long what is under way may take at the end.
+const DRAIN_NS_MAX: u64 = 5_000_000_000;
+/// How long a wait may keep us from looking at the stop flag.
+const TURN: Duration = Duration::from_millis(50);
+
+impl Course {
+    /// `core` is the one we are kept on, `pid` the server.
+    pub(crate) fn new(core: Option<usize>, pid: Option<u32>) -> Course {
+        Course { core, pid, began: None, ended: None, complete: true }
+    }
+
+    /// Takes note of the time, and of whether to `stop`; says whether the run goes on. It does until
+    /// `all_back`, but not for long after the last message was due.
+    pub(crate) fn goes_on(&mut self, schedule: &mut Schedule, stop: bool, all_back: bool) -> bool {
+        let now_ns = schedule.now_ns();
+        if self.complete && stop && self.ended.is_none() {
+            self.complete = false;
+            schedule.stop(now_ns);
+        }
+        if self.began.is_none() && now_ns >= schedule.warm_up_ns() {
+            self.began = Some(Meter::read(self.core, self.pid));
+        }
+        if self.ended.is_none() && now_ns >= schedule.end_ns() {
+            self.ended = Some(Meter::read(self.core, self.pid));
+        }
+        let is_over = schedule.is_over() && all_back && self.ended.is_some();
+        !is_over && now_ns < schedule.end_ns() + DRAIN_NS_MAX
+    }
+
+    /// How long to wait when nothing happens.
+    pub(crate) fn wait(&self, schedule: &Schedule) -> Duration {
+        let now_ns = schedule.now_ns();
+        let until_due = schedule.wait(now_ns).unwrap_or(TURN);
+        let until_end = match self.ended {
+            None => Duration::from_nanos(schedule.end_ns().saturating_sub(now_ns)),
+            Some(_) => TURN,
+        };
+        until_due.min(until_end).min(TURN)
+    }
+
+    /// What was used in the measured time: nothing, when it was stopped before.
+    pub(crate) fn usage(self) -> Usage {
+        let ended = self.ended.unwrap_or_else(|| Meter::read(self.core, self.pid));
+        self.began.as_ref().unwrap_or(&ended).usage_until(&ended)
+    }
+}
+
 /// Processor time and clock at one moment.
-pub(crate) struct Meter {
+struct Meter {
     at: Instant,
     thread: Duration,
     core: Option<CoreTime>,
@@ -112,8 +171,7 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    /// Reads them; `core` is the one we are kept on, `pid` the server.
-    pub(crate) fn read(core: Option<usize>, pid: Option<u32>) -> Meter {
+    fn read(core: Option<usize>, pid: Option<u32>) -> Meter {
         Meter {
             at: Instant::now(),
             thread: kernel::own_thread_cpu_time(),
@@ -123,7 +181,7 @@ impl Meter {
     }
 
     /// What passed between two readings.
-    pub(crate) fn usage_until(&self, end: &Meter) -> Usage {
+    fn usage_until(&self, end: &Meter) -> Usage {
         let seconds = end.at.duration_since(self.at).as_secs_f64();
         let thread_seconds = end.thread.saturating_sub(self.thread).as_secs_f64();
         let core = self.core.as_ref().zip(end.core.as_ref());

@@ -394,6 +394,12 @@ fn load_writes_its_histograms() {
         let log = read(options.log_file);
         let tags = log.lines().filter(|line| line.starts_with("Tag=")).count();
         assert_eq!((tags, log.matches("HISTFAAA").count()), (2, 3), "{log}");
+        // What cannot be written is told before the run.
+        let mut options = load_options(address, 3, 500);
+        options.measured = FOREVER;
+        options.log_file = Some("/proc/no such directory/load.hlog".into());
+        let error = load::run(&options, &NEVER).unwrap_err().to_string();
+        assert!(error.starts_with("cannot write /proc/no such"), "{error}");
     });
 }
 
