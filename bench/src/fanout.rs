@@ -150,8 +150,8 @@ pub(crate) fn run<D: Dialect>(
         let Fanout { each, first, median, last, lag, .. } = &fanout;
         let histograms =
             [("", each), ("first", first), ("median", median), ("last", last), ("lag", lag)];
-        let length = Duration::from_nanos(fanout.schedule.end_ns());
-        histogram::write_log(path, &histograms, started_at, length)?;
+        let length = fanout.schedule.measured();
+        histogram::write_log(path, &histograms, started_at + options.warm_up, length)?;
     }
 
     let complete = course.complete;

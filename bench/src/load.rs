@@ -112,8 +112,8 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
     if let Some(path) = &options.log_file {
         let histograms =
             [("", &load.latency), ("from-actual-send", &load.uncorrected), ("lag", &load.lag)];
-        let length = Duration::from_nanos(load.schedule.end_ns());
-        histogram::write_log(path, &histograms, started_at, length)?;
+        let length = load.schedule.measured();
+        histogram::write_log(path, &histograms, started_at + options.warm_up, length)?;
     }
 
     let complete = course.complete;

@@ -167,13 +167,16 @@ struct CompareEcho {
 
 #[derive(Args)]
 struct Load {
+    /// Of a server that sends every message back, such as ws://127.0.0.1:8080/echo.
     #[arg(long)]
     url: String,
+    /// The messages are spread over them evenly.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     connections: u32,
     /// Messages per second of all connections together, such as "20000/s".
     #[arg(long, value_parser = rate)]
     rate: u32,
+    /// How long to measure.
     #[arg(long, default_value_t = 10.0, value_parser = seconds)]
     seconds: f64,
     /// The same, unmeasured, before.
@@ -204,6 +207,7 @@ struct Load {
 
 #[derive(Args)]
 struct Fanout {
+    /// Of a server with rooms, such as ws://127.0.0.1:8080/.
     #[arg(long)]
     url: String,
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -217,6 +221,7 @@ struct Fanout {
     /// Messages published per second in all rooms together, such as "20/s".
     #[arg(long, value_parser = rate)]
     rate: u32,
+    /// How long to measure.
     #[arg(long, default_value_t = 10.0, value_parser = seconds)]
     seconds: f64,
     /// The same, unmeasured, before.

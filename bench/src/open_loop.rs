@@ -100,8 +100,13 @@ impl Schedule {
     }
 
     /// When the last message has been due.
-    pub(crate) fn end_ns(&self) -> u64 {
+    fn end_ns(&self) -> u64 {
         self.end_ns
+    }
+
+    /// How long the measured time is, or was when it was stopped.
+    pub(crate) fn measured(&self) -> Duration {
+        Duration::from_nanos(self.end_ns.saturating_sub(self.warm_up_ns))
     }
 }
 
@@ -293,6 +298,7 @@ mod tests {
         assert_eq!(schedule.next_due(0), Some(0));
         schedule.stop(10_000_000);
         assert_eq!((schedule.not_handed_out(), schedule.end_ns()), (1..11, 10_000_000));
+        assert_eq!(schedule.measured(), Duration::from_millis(10));
         // To stop after the end changes nothing.
         let mut schedule = Schedule::new(1000, Duration::ZERO, SECOND);
         schedule.stop(5_000_000_000);
