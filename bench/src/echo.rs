@@ -18,7 +18,7 @@ use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
 use crate::engine::{Ending, Engine, Scenario, Settings};
-use crate::hold::reasons;
+use crate::histogram;
 use crate::kernel;
 use crate::proc::{CpuTime, per, round};
 use crate::target::Target;
@@ -71,27 +71,20 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
         congestion: options.congestion.clone(),
     })?;
     let mut echo = Echo::new(options, engine.len());
-    let started = Instant::now();
-    while !engine.opening_is_over() && !stopped() && started.elapsed() < OPENING_TIMEOUT {
-        engine.open_more(Instant::now());
-        engine.turn(&mut echo, TURN)?;
-    }
-    // Without connections there is nothing to measure, and the reason is what to be told.
-    let failed = engine.counts.failed.clone();
-    if engine.counts.opened < u64::from(engine.len()) && !stopped() {
-        let text = format!("opened {} of {} connections", engine.counts.opened, engine.len());
-        return Err(io::Error::other(format!("{text}: {}", reasons(&failed))));
-    }
+    engine.open_all(&mut echo, OPENING_TIMEOUT, &stopped)?;
 
     let mut slices: Vec<Vec<Slice>> = options.servers.iter().map(|_| Vec::new()).collect();
     let rounds = if options.warm_up.is_zero() { 0..options.slices } else { 0..options.slices + 1 };
     let warm_up_rounds = rounds.end - options.slices;
     for round in rounds {
         let warm_up = round < warm_up_rounds;
-        for (index, server) in options.servers.iter().enumerate() {
+        // In another order each round: what follows a busy server, or precedes one, is not always
+        // the same one.
+        for index in shuffled(options.servers.len(), u64::from(round)) {
             if stopped() {
                 break;
             }
+            let server = &options.servers[index];
             let length = if warm_up { options.warm_up } else { options.slice };
             let slice = run_slice(&mut engine, &mut echo, index, server, length, &stopped)?;
             if warm_up {
@@ -115,7 +108,7 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
             report.insert("address".into(), json!(server.target.address.to_string()));
             report_slices(&mut report, slices, first_us);
             let latency = &echo.latencies[index];
-            report.insert("closed_loop_latency_us".into(), latency_report(latency));
+            report.insert("closed_loop_latency_us".into(), histogram::report(latency));
             Value::Object(report)
         })
         .collect();
@@ -132,9 +125,16 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
             options.congestion.as_ref().map_or("the system's".into(), |c| c.to_string_lossy()),
         "faults_count": faults,
         "ended_early_count": early.total(),
-        "ended_early_by_reason": reasons(&early),
+        "ended_early_by_reason": early.report(),
         "servers": servers,
     }))
+}
+
+/// The indices below `count` in an order that `seed` decides.
+fn shuffled(count: usize, seed: u64) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
+    order.sort_by_key(|index| websocket::scramble(seed << 32 | *index as u64));
+    order
 }
 
 /// One server's turn to talk.
@@ -229,18 +229,6 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     }
 }
 
-fn latency_report(histogram: &Histogram<u64>) -> Value {
-    let us = |ns: u64| round(ns as f64 / 1e3);
-    json!({
-        "count": histogram.len(),
-        "p50": us(histogram.value_at_quantile(0.50)),
-        "p90": us(histogram.value_at_quantile(0.90)),
-        "p99": us(histogram.value_at_quantile(0.99)),
-        "p99.9": us(histogram.value_at_quantile(0.999)),
-        "max": us(histogram.max()),
-    })
-}
-
 struct Echo {
     server_count: usize,
     clients: Vec<Talker>,
@@ -266,13 +254,8 @@ struct Talker {
     awaited: VecDeque<(u32, Instant)>,
 }
 
-/// Two minutes; what is above is counted as that.
-const LATENCY_NS_MAX: u64 = 120_000_000_000;
-
 impl Echo {
     fn new(options: &Options, clients: u32) -> Echo {
-        let histogram =
-            || Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3).expect("bounds in range");
         Echo {
             server_count: options.servers.len(),
             clients: (0..clients).map(|_| Talker::default()).collect(),
@@ -284,7 +267,7 @@ impl Echo {
             in_flight: 0,
             messages: 0,
             faults: 0,
-            latencies: options.servers.iter().map(|_| histogram()).collect(),
+            latencies: options.servers.iter().map(|_| histogram::new()).collect(),
         }
     }
 
@@ -307,7 +290,7 @@ impl Echo {
 }
 
 /// The message of a number: the filler, with the number in letters over its beginning.
-fn write_message(message: &mut Vec<u8>, filler: &[u8], client: u32, sequence: u32) {
+pub(crate) fn write_message(message: &mut Vec<u8>, filler: &[u8], client: u32, sequence: u32) {
     message.clear();
     message.extend_from_slice(filler);
     let number = u64::from(sequence) << 32 | u64::from(client);
@@ -341,8 +324,7 @@ impl Scenario for Echo {
         }
         self.messages += 1;
         let latency = now.saturating_duration_since(sent).as_nanos() as u64;
-        self.latencies[client as usize % self.server_count]
-            .saturating_record(latency.clamp(1, LATENCY_NS_MAX));
+        histogram::record(&mut self.latencies[client as usize % self.server_count], latency);
         if self.talking == Some(client as usize % self.server_count) {
             self.say(client, now, out);
         }
@@ -352,5 +334,23 @@ impl Scenario for Echo {
     fn on_end(&mut self, client: u32, _ending: &Ending) {
         let awaited = std::mem::take(&mut self.clients[client as usize].awaited);
         self.in_flight -= awaited.len() as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_order_comes_up_and_every_server_once_in_each() {
+        let mut seen = std::collections::BTreeSet::new();
+        for round in 0..100 {
+            let mut order = shuffled(3, round);
+            assert_eq!(order, shuffled(3, round), "a run can be repeated");
+            seen.insert(order.clone());
+            order.sort_unstable();
+            assert_eq!(order, [0, 1, 2]);
+        }
+        assert_eq!(seen.len(), 6);
     }
 }

@@ -13,6 +13,8 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
+
 use crate::kernel::descriptors_max;
 use crate::kernel::lanes::Lanes;
 use crate::kernel::pool::Chunk;
@@ -117,6 +119,10 @@ impl Reasons {
 
     pub(crate) fn total(&self) -> u64 {
         self.0.values().sum()
+    }
+
+    pub(crate) fn report(&self) -> Value {
+        Value::Object(self.0.iter().map(|(reason, n)| (reason.clone(), json!(n))).collect())
     }
 }
 
@@ -241,6 +247,26 @@ impl Engine {
         self.expire_opens(scenario, now);
         for client in std::mem::take(&mut self.to_arm) {
             self.arm_recv(client);
+        }
+        Ok(())
+    }
+
+    /// Opens all connections. Without every one of them there is nothing to measure, so the error
+    /// says why; being stopped is none.
+    pub(crate) fn open_all(
+        &mut self,
+        scenario: &mut impl Scenario,
+        timeout: Duration,
+        stopped: &impl Fn() -> bool,
+    ) -> io::Result<()> {
+        let started = Instant::now();
+        while !self.opening_is_over() && !stopped() && started.elapsed() < timeout {
+            self.open_more(Instant::now());
+            self.turn(scenario, Duration::from_millis(50))?;
+        }
+        if self.counts.opened < u64::from(self.len()) && !stopped() {
+            let text = format!("opened {} of {} connections", self.counts.opened, self.len());
+            return Err(io::Error::other(format!("{text}: {}", self.counts.failed.report())));
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
-use crate::engine::{Ending, Engine, Reasons, Scenario, Settings};
+use crate::engine::{Ending, Engine, Scenario, Settings};
 use crate::proc::{self, CpuTime, KernelMemory, ProcessMemory, per, round};
 use crate::target::Target;
 use crate::websocket::{self, Frame, PING, PONG};
@@ -110,7 +110,7 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
     put("asked_count", json!(options.connections));
     put("opened_count", json!(counts.opened));
     put("failed_count", json!(counts.failed.total()));
-    put("failed_by_reason", reasons(&counts.failed));
+    put("failed_by_reason", counts.failed.report());
     put(
         "not_tried_or_pending_count",
         json!(u64::from(options.connections) - counts.opened - counts.failed.total()),
@@ -123,7 +123,7 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
     put("open_count_at_end_of_hold", json!(open_count));
     put("pings_answered_count", json!(counts.pings_answered));
     put("ended_early_by_server_count", json!(early.total()));
-    put("ended_early_by_reason", reasons(&early));
+    put("ended_early_by_reason", early.report());
     put(
         "sample",
         json!({
@@ -192,10 +192,6 @@ fn ask_sample(
         engine.turn(hold, TURN)?;
     }
     Ok(())
-}
-
-pub(crate) fn reasons(reasons: &Reasons) -> Value {
-    Value::Object(reasons.0.iter().map(|(reason, n)| (reason.clone(), json!(n))).collect())
 }
 
 #[derive(Default)]

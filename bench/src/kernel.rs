@@ -1,5 +1,5 @@
 //! What the tool asks of the kernel that the compiler cannot check: the rings, the memory they
-//! write into, and three system calls. All `unsafe` of the crate is below this module, and none
+//! write into, and a few system calls. All `unsafe` of the crate is below this module, and none
 //! of it shows in a signature.
 //!
 //! Read `ring.rs` first; `pool.rs` is the receive memory, `lanes.rs` several rings in one thread.
@@ -36,6 +36,19 @@ pub(crate) fn process_cpu_time(pid: u32) -> Option<Duration> {
         return None;
     }
     clock_time(clock)
+}
+
+/// The processor time that the calling thread has used; what the kernel does within its system calls
+/// is part of it.
+pub(crate) fn own_thread_cpu_time() -> Duration {
+    clock_time(libc::CLOCK_THREAD_CPUTIME_ID).expect("a thread has a clock of its own")
+}
+
+/// Has the kernel wake the calling thread when it asked to be woken. By default it may be 50 µs
+/// late, to wake for several timers at once: too coarse for a schedule of messages.
+pub(crate) fn wake_on_time() {
+    // SAFETY: a call without pointers. It fails on no kernel, and late is what we were before.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1 as libc::c_ulong) };
 }
 
 /// The processor time that this process has used.

@@ -1,13 +1,17 @@
 //! `penstock-bench`: puts WebSocket servers under load and says what it cost them.
 //!
-//! `engine.rs` is many clients in one thread; `hold.rs` and `echo.rs` are what they can be made to
-//! do; `serve.rs` is the bare servers that others are measured against. The protocol is in
+//! `engine.rs` is many clients in one thread; `hold.rs`, `echo.rs`, `load.rs` and `fanout.rs` are
+//! what they can be made to do; `serve.rs` is the bare servers that others are measured against. The protocol is in
 //! `websocket.rs`, the rings in `kernel.rs`, and nothing is shared with the gateway.
 
 mod echo;
 mod engine;
+mod fanout;
+mod histogram;
 mod hold;
 mod kernel;
+mod load;
+mod open_loop;
 mod proc;
 mod report;
 mod serve;
@@ -17,16 +21,18 @@ mod tests;
 mod websocket;
 
 use std::ffi::CString;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
+use fanout::{plain::Plain, rooms::Rooms};
 use target::Target;
 
 #[global_allocator]
@@ -51,6 +57,11 @@ enum Command {
     Echo(Echo),
     /// The same on several servers by turns, for figures that can be compared.
     CompareEcho(CompareEcho),
+    /// Sends messages at a fixed rate and measures from when each was due (open loop).
+    Load(Load),
+    /// Publishes into rooms at a fixed rate and sees that every member gets every message, once and
+    /// in order; exits with 1 when not.
+    Fanout(Fanout),
     /// A bare server to measure others against.
     #[command(subcommand)]
     Serve(Serve),
@@ -154,6 +165,95 @@ struct CompareEcho {
     messages: Messages,
 }
 
+#[derive(Args)]
+struct Load {
+    /// Of a server that sends every message back, such as ws://127.0.0.1:8080/echo.
+    #[arg(long)]
+    url: String,
+    /// The messages are spread over them evenly.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    connections: u32,
+    /// Messages per second of all connections together, such as "20000/s".
+    #[arg(long, value_parser = rate)]
+    rate: u32,
+    /// How long to measure.
+    #[arg(long, default_value_t = 10.0, value_parser = seconds)]
+    seconds: f64,
+    /// The same, unmeasured, before.
+    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
+    warm_up_seconds: f64,
+    /// Bytes of a message.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(i64::from(load::MESSAGE_BYTES_MIN)..=16_777_216))]
+    size: u32,
+    /// Binary messages instead of text.
+    #[arg(long)]
+    binary: bool,
+    /// Messages under way on one connection; what comes due beyond is held back until one returns,
+    /// and its latency counts on. 1 is a client that waits for each answer.
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    in_flight_max: u32,
+    /// Write the percentile distribution to this file, as HdrHistogram's plotter reads it.
+    #[arg(long, value_name = "FILE")]
+    hgrm: Option<PathBuf>,
+    /// Write the histograms to this file, as an HdrHistogram log (V2, compressed).
+    #[arg(long, value_name = "FILE")]
+    hlog: Option<PathBuf>,
+    /// The server's process, for its processor time.
+    #[arg(long)]
+    pid: Option<u32>,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Args)]
+struct Fanout {
+    /// Of a server with rooms, such as ws://127.0.0.1:8080/.
+    #[arg(long)]
+    url: String,
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    rooms: u32,
+    /// Members of each room.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    members: u32,
+    /// What the members are spread over; one for each when not given.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    connections: Option<u32>,
+    /// Messages published per second in all rooms together, such as "20/s".
+    #[arg(long, value_parser = rate)]
+    rate: u32,
+    /// How long to measure.
+    #[arg(long, default_value_t = 10.0, value_parser = seconds)]
+    seconds: f64,
+    /// The same, unmeasured, before.
+    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
+    warm_up_seconds: f64,
+    /// Bytes of what is published; the frame around it is the dialect's.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(i64::from(fanout::MESSAGE_BYTES_MIN)..=1_048_576))]
+    size: u32,
+    /// The protocol that the server speaks.
+    #[arg(long, value_enum, default_value_t = Dialect::Rooms)]
+    dialect: Dialect,
+    /// Write the percentile distribution of the time to the last member to this file.
+    #[arg(long, value_name = "FILE")]
+    hgrm: Option<PathBuf>,
+    /// Write the histograms to this file, as an HdrHistogram log (V2, compressed).
+    #[arg(long, value_name = "FILE")]
+    hlog: Option<PathBuf>,
+    /// The server's process, for its processor time.
+    #[arg(long)]
+    pid: Option<u32>,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Dialect {
+    /// Penstock's own (docs/ROOMS.md).
+    Rooms,
+    /// One room with everybody in it, of `serve send-loop`.
+    Plain,
+}
+
 #[derive(Subcommand)]
 enum Serve {
     /// Echoes WebSocket messages, checking next to nothing.
@@ -166,6 +266,8 @@ enum Serve {
         #[command(flatten)]
         options: ServeOptions,
     },
+    /// Sends each message of a client to every client, with a plain send() to each.
+    SendLoop(ServeOptions),
 }
 
 #[derive(Args)]
@@ -197,9 +299,10 @@ fn main() -> ExitCode {
     }
     match run(cli.command, &stop) {
         Ok(report) => {
-            eprint!("{}", report::text(&report));
+            eprint!("{}", report::text(&report, io::stderr().is_terminal()));
             println!("{report}");
-            ExitCode::SUCCESS
+            // A scenario that finds the server at fault says that it is not `ok`.
+            if report["ok"] == false { ExitCode::FAILURE } else { ExitCode::SUCCESS }
         }
         Err(error) => {
             eprintln!("penstock-bench: {error}");
@@ -241,10 +344,63 @@ fn run(command: Command, stop: &AtomicBool) -> io::Result<Value> {
             let slice = Duration::from_millis(u64::from(compare.slice_ms));
             run_echo(servers, compare.slices, slice, compare.messages, stop)
         }
+        Command::Load(load) => {
+            pin(&load.common)?;
+            let options = load::Options {
+                target: target(&load.url, &load.common)?,
+                connections: load.connections,
+                rate: load.rate,
+                warm_up: Duration::from_secs_f64(load.warm_up_seconds),
+                measured: Duration::from_secs_f64(load.seconds),
+                message_bytes: load.size as usize,
+                binary: load.binary,
+                in_flight_max: load.in_flight_max,
+                pid: load.pid,
+                core: load.common.cpu,
+                congestion: load.common.congestion,
+                percentiles_file: load.hgrm,
+                log_file: load.hlog,
+                slow_down: Duration::ZERO,
+            };
+            load::run(&options, stop)
+        }
+        Command::Fanout(fanout) => {
+            pin(&fanout.common)?;
+            let options = fanout::Options {
+                target: target(&fanout.url, &fanout.common)?,
+                rooms: fanout.rooms,
+                members: fanout.members,
+                connections: fanout
+                    .connections
+                    .unwrap_or_else(|| fanout.rooms.saturating_mul(fanout.members)),
+                rate: fanout.rate,
+                warm_up: Duration::from_secs_f64(fanout.warm_up_seconds),
+                measured: Duration::from_secs_f64(fanout.seconds),
+                message_bytes: fanout.size as usize,
+                pid: fanout.pid,
+                core: fanout.common.cpu,
+                congestion: fanout.common.congestion,
+                percentiles_file: fanout.hgrm,
+                log_file: fanout.hlog,
+            };
+            match fanout.dialect {
+                Dialect::Plain if options.rooms > 1 => {
+                    Err(io::Error::other("the plain dialect has one room (--rooms 1)"))
+                }
+                Dialect::Plain => fanout::run(Plain, &options, stop),
+                Dialect::Rooms => {
+                    // Other rooms in every run.
+                    let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                    let prefix = format!("bench-{}-{}-", std::process::id(), started.as_millis());
+                    fanout::run(Rooms::new(&prefix), &options, stop)
+                }
+            }
+        }
         Command::Serve(serve) => {
-            let (options, upstream) = match serve {
-                Serve::RingEcho(options) => (options, None),
-                Serve::RingRelay { upstream, options } => (options, Some(upstream)),
+            let (options, upstream, is_send_loop) = match serve {
+                Serve::RingEcho(options) => (options, None, false),
+                Serve::RingRelay { upstream, options } => (options, Some(upstream), false),
+                Serve::SendLoop(options) => (options, None, true),
             };
             pin(&options.common)?;
             let remote = [Some(options.address), upstream]
@@ -265,6 +421,7 @@ fn run(command: Command, stop: &AtomicBool) -> io::Result<Value> {
                 eprintln!("listening on {address}, process {}", std::process::id());
             };
             match upstream {
+                None if is_send_loop => serve::send_loop::run(&options, stop, on_listening),
                 None => serve::ring_echo::run(&options, stop, on_listening),
                 Some(upstream) => serve::ring_relay::run(&options, upstream, stop, on_listening),
             }

@@ -169,6 +169,32 @@ impl CpuTime {
     }
 }
 
+/// What a core has spent, in ticks (10 ms) since the machine was started.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CoreTime {
+    total_ticks: u64,
+    idle_ticks: u64,
+}
+
+impl CoreTime {
+    pub(crate) fn read(core: usize) -> Option<CoreTime> {
+        let text = fs::read_to_string("/proc/stat").ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("cpu{core} ")))?;
+        // user nice system idle iowait irq softirq steal; what follows is contained in user.
+        let words = line.split_whitespace().take(8);
+        let ticks: Vec<u64> = words.map(|word| word.parse().ok()).collect::<Option<_>>()?;
+        let idle_ticks = ticks.get(3)? + ticks.get(4)?;
+        Some(CoreTime { total_ticks: ticks.iter().sum(), idle_ticks })
+    }
+
+    /// How busy it was, 0 to 1; `None` when too little time has passed for its ticks to tell.
+    pub(crate) fn busy_since(&self, before: &CoreTime) -> Option<f64> {
+        let total = self.total_ticks.checked_sub(before.total_ticks)?;
+        let idle = self.idle_ticks.saturating_sub(before.idle_ticks);
+        (total >= 50).then(|| 1.0 - idle as f64 / total as f64)
+    }
+}
+
 /// `total / count`, rounded for people; null when there is nothing to divide by.
 pub(crate) fn per(total: f64, count: u64) -> Value {
     if count == 0 { Value::Null } else { round(total / count as f64) }
@@ -210,6 +236,15 @@ mod tests {
         );
         assert!(CpuTime::read(u32::MAX / 2).is_none());
         assert!(ProcessMemory::read(u32::MAX / 2).rss_bytes.is_none());
+    }
+
+    #[test]
+    fn cores_can_be_read() {
+        let core = CoreTime::read(0).unwrap();
+        assert!(core.idle_ticks <= core.total_ticks && CoreTime::read(1_000_000).is_none());
+        let later =
+            CoreTime { total_ticks: core.total_ticks + 100, idle_ticks: core.idle_ticks + 25 };
+        assert_eq!((later.busy_since(&core), core.busy_since(&core)), (Some(0.75), None));
     }
 
     #[test]

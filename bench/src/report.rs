@@ -3,10 +3,15 @@
 
 use serde_json::Value;
 
-/// The text of a report.
-pub(crate) fn text(report: &Value) -> String {
+/// The text of a report. When the tool was its own limit, a last line says so, `colour`ed red.
+pub(crate) fn text(report: &Value, colour: bool) -> String {
     let mut out = String::new();
     write_value(&mut out, report, 0);
+    if report["saturated"] == true {
+        let reason = report["saturated_reason"].as_str().unwrap_or_default();
+        let line = format!("SATURATED: these figures are about this tool: {reason}");
+        out.push_str(&if colour { format!("\x1B[1;31m{line}\x1B[0m\n") } else { line + "\n" });
+    }
     out
 }
 
@@ -42,6 +47,15 @@ mod tests {
             "opened_count": 3, "cpu": { "us": 1.5, "none": null }, "list": ["a"]
         });
         let want = "opened count  3\ncpu\n  us    1.5\n  none  -\nlist\n  0  a\n";
-        assert_eq!(text(&report), want);
+        assert_eq!(text(&report, true), want);
+    }
+
+    #[test]
+    fn a_tool_that_was_its_own_limit_says_so_in_red_where_there_are_colours() {
+        let report = serde_json::json!({ "saturated": true, "saturated_reason": "busy" });
+        let want = "SATURATED: these figures are about this tool: busy";
+        assert_eq!(text(&report, false).lines().last(), Some(want));
+        let want = format!("\x1B[1;31m{want}\x1B[0m");
+        assert_eq!(text(&report, true).lines().last(), Some(&*want));
     }
 }

@@ -1,8 +1,10 @@
-//! The bare references: the least that a single-threaded io_uring server can do. They are the
-//! floor that the gateway is measured against, not servers to be used: they check next to nothing.
+//! The bare references: the least that a single-threaded server can do, with io_uring or with plain
+//! `send()`. They are the floor that the gateway is measured against, not servers to be used: they
+//! check next to nothing.
 
 pub(crate) mod ring_echo;
 pub(crate) mod ring_relay;
+pub(crate) mod send_loop;
 
 use std::ffi::CString;
 use std::io;
@@ -15,7 +17,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::kernel::descriptors_max;
 use crate::kernel::ring::Setup;
 
-/// What both need to know.
+/// What all need to know.
 pub(crate) struct Options {
     /// Port 0 for one of the kernel's choice.
     pub(crate) address: SocketAddr,

@@ -42,6 +42,17 @@ pub(crate) fn encode_request(out: &mut Vec<u8>, host: &str, path: &str, key: &st
     );
 }
 
+/// Appends a server's answer to it.
+pub(crate) fn encode_upgrade(out: &mut Vec<u8>, accept: &str) {
+    out.extend_from_slice(
+        format!(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Accept: {accept}\r\n\r\n"
+        )
+        .as_bytes(),
+    );
+}
+
 /// The largest response head that is waited for.
 pub(crate) const RESPONSE_BYTES_MAX: usize = 16 * 1024;
 

@@ -42,7 +42,7 @@ impl Lanes {
             ring.submit()?;
         }
         // The eventfd is not raised again for what a ring has put off.
-        if self.rings.iter_mut().any(Ring::has_work) {
+        if timeout.is_zero() || self.rings.iter_mut().any(Ring::has_work) {
             return Ok(());
         }
         poll(eventfd, timeout);
@@ -73,7 +73,11 @@ fn clear(eventfd: &OwnedFd) {
 /// Being interrupted is as good as the timeout: the caller looks at its stop flag either way.
 fn poll(eventfd: &OwnedFd, timeout: Duration) {
     let mut poll = libc::pollfd { fd: eventfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    let timeout_ms = timeout.as_millis().clamp(1, 60_000) as libc::c_int;
-    // SAFETY: one pollfd, a local.
-    unsafe { libc::poll(&mut poll, 1, timeout_ms) };
+    let timeout = timeout.min(Duration::from_secs(60));
+    let timeout = libc::timespec {
+        tv_sec: timeout.as_secs() as libc::time_t,
+        tv_nsec: libc::c_long::from(timeout.subsec_nanos()),
+    };
+    // SAFETY: one pollfd and one timespec, both locals; no signal mask.
+    unsafe { libc::ppoll(&mut poll, 1, &timeout, std::ptr::null()) };
 }

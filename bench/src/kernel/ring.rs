@@ -168,9 +168,12 @@ impl Ring {
     }
 
     /// Hands everything queued to the kernel; returns when completions are there, a signal has
-    /// arrived, or `timeout` has passed.
+    /// arrived, or `timeout` has passed; zero is not to wait.
     pub(crate) fn submit_and_wait(&mut self, timeout: Duration) -> io::Result<()> {
-        let timespec = Timespec::from(timeout.max(Duration::from_millis(1)));
+        if timeout.is_zero() {
+            return self.submit();
+        }
+        let timespec = Timespec::from(timeout);
         let args = SubmitArgs::new().timespec(&timespec);
         tolerate(self.uring.submitter().submit_with_args(1, &args))
     }

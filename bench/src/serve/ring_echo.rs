@@ -18,7 +18,7 @@ use super::{Options, TURN, Until};
 use crate::kernel::lanes::Lanes;
 use crate::kernel::pool::Chunk;
 use crate::kernel::ring::{Completion, Payload, Ring};
-use crate::websocket::{CLOSE, PING, PONG, RESPONSE_BYTES_MAX, accept, apply_mask};
+use crate::websocket::{CLOSE, PING, PONG, RESPONSE_BYTES_MAX, accept, apply_mask, encode_upgrade};
 
 /// The largest frame that is put together when it comes in pieces; above, the connection is ended.
 const FRAME_BYTES_MAX: usize = 64 << 20;
@@ -257,12 +257,7 @@ impl Connection {
                 return;
             };
             let Some(key) = find_key(&bytes[..end]) else { return self.abort(ring, slot) };
-            self.pending.extend_from_slice(
-                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
-                  Connection: Upgrade\r\nSec-WebSocket-Accept: ",
-            );
-            self.pending.extend_from_slice(accept(key).as_bytes());
-            self.pending.extend_from_slice(b"\r\n\r\n");
+            encode_upgrade(&mut self.pending, &accept(key));
             self.upgraded = true;
             bytes.drain(..end + 4);
         }
@@ -300,7 +295,7 @@ impl Connection {
     }
 }
 
-fn find_key(head: &[u8]) -> Option<&str> {
+pub(super) fn find_key(head: &[u8]) -> Option<&str> {
     let head = std::str::from_utf8(head).ok()?;
     head.split("\r\n").find_map(|line| {
         let (name, value) = line.split_once(':')?;
@@ -310,21 +305,21 @@ fn find_key(head: &[u8]) -> Option<&str> {
 
 /// What `echo_in_place` has made of a buffer.
 #[derive(Debug, PartialEq, Eq)]
-struct Echoed {
+pub(super) struct Echoed {
     /// Where the replies are, one behind the other.
-    reply: Range<usize>,
+    pub(super) reply: Range<usize>,
     /// Bytes of whole frames. What is behind them is untouched.
-    taken: usize,
+    pub(super) taken: usize,
     /// The last of them was a Close frame.
     closed: bool,
 }
 
 /// A client's frame that was not masked.
 #[derive(Debug, PartialEq, Eq)]
-struct Unmasked;
+pub(super) struct Unmasked;
 
 /// Turns each whole frame into its reply.
-fn echo_in_place(buf: &mut [u8]) -> Result<Echoed, Unmasked> {
+pub(super) fn echo_in_place(buf: &mut [u8]) -> Result<Echoed, Unmasked> {
     // Each reply is 4 bytes shorter than its frame. The first begins 4 bytes in and is unmasked
     // where it lies; those behind it close up: write <= read + 4.
     let (mut read, mut write) = (0, 4);

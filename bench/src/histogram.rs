@@ -1,0 +1,183 @@
+//! Times in histograms: three significant digits, nanoseconds, up to a day.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::V2DeflateSerializer;
+use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
+use serde_json::{Value, json};
+
+use crate::proc::round;
+
+/// A day, the longest run; what is above is counted as that.
+const NS_MAX: u64 = 86_400_000_000_000;
+
+/// An empty histogram.
+pub(crate) fn new() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, NS_MAX, 3).expect("bounds in range")
+}
+
+/// Counts a time.
+pub(crate) fn record(histogram: &mut Histogram<u64>, ns: u64) {
+    // Cannot fail within the bounds.
+    histogram.saturating_record(ns.clamp(1, NS_MAX));
+}
+
+/// The figures of a report, in microseconds.
+pub(crate) fn report(histogram: &Histogram<u64>) -> Value {
+    let us = |ns: u64| round(ns as f64 / 1e3);
+    if histogram.is_empty() {
+        return json!({ "count": 0 });
+    }
+    json!({
+        "count": histogram.len(),
+        "mean": round(histogram.mean() / 1e3),
+        "p50": us(histogram.value_at_quantile(0.50)),
+        "p90": us(histogram.value_at_quantile(0.90)),
+        "p99": us(histogram.value_at_quantile(0.99)),
+        "p99.9": us(histogram.value_at_quantile(0.999)),
+        "p99.99": us(histogram.value_at_quantile(0.9999)),
+        "max": us(histogram.max()),
+    })
+}
+
+/// The percentile distribution as text, in microseconds: what HdrHistogram's plotting tools read.
+pub(crate) fn percentiles(histogram: &Histogram<u64>) -> String {
+    let mut text = String::new();
+    let us = |ns: f64| ns / 1e3;
+    // Writing into a `String` cannot fail.
+    let _ = writeln!(text, "{:>12} {:>14} TotalCount 1/(1-Percentile)\n", "Value", "Percentile");
+    let mut total = 0;
+    for step in histogram.iter_quantiles(5) {
+        total += step.count_since_last_iteration();
+        let value = us(step.value_iterated_to() as f64);
+        let quantile = step.quantile_iterated_to();
+        let _ = write!(text, "{value:12.3} {quantile:14.12} {total:10}");
+        let _ = match quantile {
+            1.0.. => writeln!(text),
+            _ => writeln!(text, " {:14.2}", 1.0 / (1.0 - quantile)),
+        };
+    }
+    let (mean, deviation) = (us(histogram.mean()), us(histogram.stdev()));
+    let max = us(histogram.max() as f64);
+    let count = histogram.len();
+    let _ = writeln!(text, "#[Mean    = {mean:12.3}, StdDeviation   = {deviation:12.3}]");
+    let _ = writeln!(text, "#[Max     = {max:12.3}, Total count    = {count:12}]");
+    // How the values are stored: powers of two above the first 2048, as three digits need.
+    let buckets = 1 + (NS_MAX / 2048).ilog2() + 1;
+    let _ = writeln!(text, "#[Buckets = {buckets:12}, SubBuckets     = {:12}]", 2048);
+    text
+}
+
+/// Creates the files that will be written, so that a run does not end in an error that could have
+/// been told at its beginning.
+pub(crate) fn create_files<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> io::Result<()> {
+    for path in paths {
+        fs::File::create(path).map_err(|error| cannot_write(path, &error))?;
+    }
+    Ok(())
+}
+
+/// Writes the percentile distribution.
+pub(crate) fn write_percentiles(path: &Path, histogram: &Histogram<u64>) -> io::Result<()> {
+    fs::write(path, percentiles(histogram)).map_err(|error| cannot_write(path, &error))
+}
+
+/// Writes an HdrHistogram log with one interval, the whole run; the histograms are told apart by
+/// their tags, the empty one being none. Values are nanoseconds.
+pub(crate) fn write_log(
+    path: &Path,
+    histograms: &[(&str, &Histogram<u64>)],
+    start: SystemTime,
+    length: Duration,
+) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    let mut serializer = V2DeflateSerializer::new();
+    let mut log = IntervalLogWriterBuilder::new()
+        .add_comment("[Histogram log format version 1.3]")
+        .with_start_time(start)
+        .with_base_time(start)
+        .with_max_value_divisor(1e6)
+        .begin_log_with(&mut bytes, &mut serializer)?;
+    for (tag, histogram) in histograms {
+        let tag = if tag.is_empty() { None } else { Tag::new(tag) };
+        log.write_histogram(histogram, Duration::ZERO, length, tag)
+            .map_err(|error| io::Error::other(format!("the histogram log: {error}")))?;
+    }
+    fs::write(path, bytes).map_err(|error| cannot_write(path, &error))
+}
+
+fn cannot_write(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use hdrhistogram::serialization::Deserializer;
+    use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
+
+    use super::*;
+
+    fn thousand() -> Histogram<u64> {
+        let mut histogram = new();
+        (1..=1000).for_each(|us| record(&mut histogram, us * 1000));
+        histogram
+    }
+
+    #[test]
+    fn figures_are_within_three_digits() {
+        let report = report(&thousand());
+        for (key, want) in [("p50", 500.0), ("p99", 990.0), ("p99.99", 1000.0), ("max", 1000.0)] {
+            let got = report[key].as_f64().unwrap();
+            assert!((got / want - 1.0f64).abs() < 0.001, "{key}: {got}");
+        }
+        let mut bounds = new();
+        record(&mut bounds, 0);
+        record(&mut bounds, u64::MAX);
+        assert_eq!(bounds.len(), 2);
+    }
+
+    #[test]
+    fn percentiles_as_hdrhistogram_writes_them() {
+        let text = percentiles(&thousand());
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "       Value     Percentile TotalCount 1/(1-Percentile)");
+        assert_eq!(lines[1], "");
+        assert_eq!(lines[2], "       1.000 0.000000000000          1           1.00");
+        let median = lines.iter().find(|line| line.contains(" 0.500000000000 ")).unwrap();
+        assert_eq!(*median, "     500.223 0.500000000000        500           2.00");
+        let last = lines.iter().rfind(|line| !line.starts_with('#')).unwrap();
+        assert_eq!(*last, "    1000.447 1.000000000000       1000");
+        assert!(text.ends_with("SubBuckets     =         2048]\n"), "{text}");
+        assert!(text.contains("Total count    =         1000]"), "{text}");
+    }
+
+    #[test]
+    fn a_log_holds_what_was_written() {
+        let path = std::env::temp_dir().join(format!("penstock-bench-{}.hlog", std::process::id()));
+        let histogram = thousand();
+        let both = [("", &histogram), ("lag", &histogram)];
+        write_log(&path, &both, SystemTime::now(), Duration::from_secs(3)).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let intervals = IntervalLogIterator::new(&bytes).filter_map(|entry| match entry.unwrap() {
+            LogEntry::Interval(interval) => Some(interval),
+            _ => None,
+        });
+        let mut tags = Vec::new();
+        for interval in intervals {
+            tags.push(interval.tag().map(|tag| tag.as_str().to_owned()));
+            use base64::Engine as _;
+            let wire = base64::engine::general_purpose::STANDARD
+                .decode(interval.encoded_histogram())
+                .unwrap();
+            let read: Histogram<u64> = Deserializer::new().deserialize(&mut &wire[..]).unwrap();
+            assert_eq!(read, histogram);
+        }
+        assert_eq!(tags, [None, Some("lag".to_owned())]);
+    }
+}
