@@ -44,7 +44,8 @@ pub struct Gateway {
     addresses: Vec<SocketAddr>,
     inboxes: Arc<[Inbox]>,
     threads: Vec<JoinHandle<Metrics>>,
-    incremental: bool,
+    /// What every shard has to receive into.
+    buffers: String,
 }
 
 impl Gateway {
@@ -75,15 +76,15 @@ impl Gateway {
             threads.push(thread);
         }
         drop(ready);
-        let mut incremental = true;
+        let mut buffers = String::new();
         for _ in 0..shards {
             match answers.recv() {
-                Ok(Ok(has)) => incremental &= has,
+                Ok(Ok(description)) => buffers = description,
                 Ok(Err(why)) => return Err(why),
                 Err(_) => return Err("a shard ended before it served".into()),
             }
         }
-        Ok(Gateway { config, addresses, inboxes, threads, incremental })
+        Ok(Gateway { config, addresses, inboxes, threads, buffers })
     }
 
     /// Where it listens, in the order of the configuration; ports that the kernel chose are known.
@@ -130,15 +131,13 @@ impl Gateway {
     /// Says what runs, and what to try when it is the embedded default.
     fn greet(&self) {
         let Config { server, listeners, .. } = &*self.config;
-        let buffers = if self.incremental { "incremental" } else { "whole" };
         let bound = memory_bound_total(&memory_bound(&self.config, &item_sizes()));
         println!(
-            "penstock {}: {} shards of {} slots, {} {buffers} receive buffers of {} each, at most {}",
+            "penstock {}: {} shards of {} slots with {} each, at most {} in all",
             env!("CARGO_PKG_VERSION"),
             server.shards,
             server.slots_per_shard,
-            server.receive_buffers,
-            human_bytes(u64::from(server.receive_buffer_bytes)),
+            self.buffers,
             human_bytes(bound),
         );
         for (listener, address) in listeners.iter().zip(&self.addresses) {
@@ -166,7 +165,7 @@ struct Plan {
     config: Arc<Config>,
     inboxes: Arc<[Inbox]>,
     listeners: Vec<TcpListener>,
-    ready: mpsc::Sender<Result<bool, String>>,
+    ready: mpsc::Sender<Result<String, String>>,
 }
 
 impl Plan {
@@ -193,7 +192,7 @@ impl Plan {
             }
         };
         inboxes[usize::from(index)].set_waker(ring.waker());
-        let _ = ready.send(Ok(ring.incremental()));
+        let _ = ready.send(Ok(ring.describe_buffers()));
         let unix_now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let setup = Setup {
             index,

@@ -30,6 +30,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use super::buffers::Pool;
 use super::{Completion, Failure, Ring, SendMode, Wait, Waker};
 use crate::conn::ConnId;
+use crate::limits::human_bytes;
 use crate::time::Time;
 
 /// How a ring is made.
@@ -173,9 +174,11 @@ impl LinuxRing {
         Ok(this)
     }
 
-    /// Whether several receives share one buffer (Linux 6.12).
-    pub fn incremental(&self) -> bool {
-        self.buffer_ring.incremental
+    /// The receive buffers that it got, for the operator's eye.
+    pub fn describe_buffers(&self) -> String {
+        let kind = if self.buffer_ring.incremental { "incremental" } else { "whole" };
+        let size = human_bytes(u64::from(self.pool.buffer_bytes()));
+        format!("{} {kind} receive buffers of {size}", self.pool.count())
     }
 
     /// Moves one byte through everything the data path relies on. A version number would not do:

@@ -1,6 +1,6 @@
 //! Clients that break RFC 6455, and what they are told; and why clients leave.
 
-use crate::support::{ECHO_AND_ROOMS, Gateway, HEAD, Peer, masked};
+use crate::support::{ECHO_AND_ROOMS, Gateway, HEAD, Peer, Upstream, masked, to_upstream};
 
 /// A close code, what the client sent, and which rule it broke.
 fn mistakes() -> Vec<(u16, Vec<u8>, &'static str)> {
@@ -96,6 +96,26 @@ fn cuts_mean_nothing() {
     for n in 0..1000_u32 {
         assert_eq!(peer.frame().payload, n.to_be_bytes());
     }
+}
+
+/// Kernels before 6.12 give a whole buffer to each receive. Here that is switched on by the file.
+#[test]
+fn whole_receive_buffers_do_too() {
+    let head = HEAD.replace("[server]", "[server]\nincremental = \"off\"");
+    let upstream = Upstream::listen();
+    let gateway = Gateway::start(&format!("{head}{}", to_upstream(upstream.address())));
+    let (mut client, mut server) = upstream.join(&gateway);
+    let payload: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 251) as u8).collect();
+    let frame = masked(0x82, &payload);
+    std::thread::scope(|scope| {
+        scope.spawn(|| client.write(&frame));
+        assert!(server.bytes(frame.len()) == frame);
+    });
+    let mut answer = vec![0x82, 127];
+    answer.extend(100_000_u64.to_be_bytes());
+    answer.extend(&payload[..100_000]);
+    server.write(&answer);
+    assert!(client.frame().payload == payload[..100_000]);
 }
 
 /// Who does not answer a Ping is given up; who does is kept.
