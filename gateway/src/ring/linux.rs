@@ -126,6 +126,7 @@ pub struct LinuxRing {
     listeners: Vec<TcpListener>,
     moves: Moves,
     gather: Gather,
+    local_ports: Option<u32>,
     buffer_ring: BufferRing,
     pool: Pool,
     eventfd: Arc<OwnedFd>,
@@ -164,6 +165,7 @@ impl LinuxRing {
             listeners,
             moves: Moves::default(),
             gather: Gather::new(),
+            local_ports: local_ports(),
             buffer_ring,
             pool,
             eventfd: Arc::new(eventfd),
@@ -452,7 +454,7 @@ impl Ring for LinuxRing {
     }
 
     fn submit_socket(&mut self, owner: ConnId, address: &SocketAddr) {
-        match upstream_socket(address) {
+        match upstream_socket(address, self.local_ports) {
             Ok(socket) => self.start_move(OwnedFd::from(socket), Move::Opened { owner }),
             Err(error) => {
                 let failure = Failure::from_errno(error.raw_os_error().unwrap_or(libc::EIO));
@@ -501,13 +503,38 @@ pub fn monotonic_now() -> Time {
     Time(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
 }
 
-fn upstream_socket(address: &SocketAddr) -> io::Result<Socket> {
+/// The ports for outgoing connections, as `IP_LOCAL_PORT_RANGE` takes them: the last in the upper
+/// half, the first in the lower. `None` where the system does not say.
+fn local_ports() -> Option<u32> {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    let mut ports = range.split_ascii_whitespace().map(|port| port.parse::<u16>().ok());
+    let (first, last) = (ports.next()??, ports.next()??);
+    Some(u32::from(last) << 16 | u32::from(first))
+}
+
+fn upstream_socket(address: &SocketAddr, local_ports: Option<u32>) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(*address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(60)))?;
     // An orderly end is a shutdown and the peer's end. A close without one is meant as a reset, as
     // the client's was; and no TIME_WAIT keeps a port from the next connection to this upstream.
     socket.set_linger(Some(Duration::ZERO))?;
+    if let Some(ports) = local_ports {
+        // The system's own range, but named for this socket: then the kernel (6.8) takes ports as
+        // they come. Otherwise it keeps the odd ones for others, and once the even ones are taken
+        // it looks at all of them again for each connection. Older kernels refuse, or ignore it.
+        const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
+        // SAFETY: the value is a u32, and its size is given; the descriptor is open.
+        unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::IPPROTO_IP,
+                IP_LOCAL_PORT_RANGE,
+                (&raw const ports).cast(),
+                size_of::<u32>() as libc::socklen_t,
+            );
+        }
+    }
     Ok(socket)
 }
 
