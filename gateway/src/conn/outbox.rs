@@ -97,7 +97,9 @@ impl Outbox {
         write(vector);
         let added = vector.len() - before;
         self.bytes += added;
-        self.drop_empty_tail(stores);
+        if added == 0 {
+            self.drop_empty_tail(stores);
+        }
     }
 
     /// Appends a frame that goes to others as well.

@@ -35,6 +35,9 @@ pub const FRAME_HEADER_BYTES_MAX: usize = 14;
 /// The most that a control frame can carry (§5.5).
 pub const CONTROL_BYTES_MAX: usize = 125;
 
+/// The largest payload whose length fits the second byte of a header (§5.2).
+pub const SHORT_BYTES_MAX: usize = 125;
+
 /// A frame header that is well-formed by itself. Whether it may stand where it stands is for
 /// [`Sequence::admit`] to say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +138,11 @@ pub struct Sequence {
 }
 
 impl Sequence {
+    /// Whether no fragmented message has begun.
+    pub fn is_between_messages(&self) -> bool {
+        self.open.is_none()
+    }
+
     /// The one place that decides whether a header is allowed here: mask, RSV1, the rules of
     /// fragmentation (§5.4) and the size of the message, before a byte of it is stored.
     ///
