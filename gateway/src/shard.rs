@@ -33,7 +33,7 @@ use crate::ring::{Completion, Ring, Wait};
 use crate::rooms::{self, RoomLimits, Rooms};
 use crate::time::Time;
 use crate::timers::Wheel;
-use accept::Accepting;
+use accept::{AcceptLimits, Accepting};
 use mailbox::{Letter, Mailroom};
 
 /// Completions taken in one turn. More are left to the next, so that outboxes are flushed, timers
@@ -53,6 +53,7 @@ pub struct Shard<R: Ring> {
     timers: Wheel,
     stores: Stores,
     accepting: Vec<Accepting>,
+    accept_limits: AcceptLimits,
     /// Slots that have something to send; each is here once (`Flags::dirty`).
     dirty: VecDeque<u32>,
     /// Connections whose receive ended because no buffer was free.
@@ -112,7 +113,8 @@ impl<R: Ring> Shard<R> {
             table: Table::new(slots),
             timers: Wheel::new(now, slots),
             stores: Stores::default(),
-            accepting: Accepting::for_all(&config, slots),
+            accepting: vec![Accepting::default(); config.listeners.len()],
+            accept_limits: AcceptLimits::new(&config, slots),
             dirty: VecDeque::new(),
             starved: VecDeque::new(),
             doomed: Vec::new(),

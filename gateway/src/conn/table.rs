@@ -14,17 +14,23 @@ pub struct Table {
     conns: Vec<Conn>,
     slots: u32,
     open: u32,
+    clients: u32,
 }
 
 impl Table {
     /// A table with room for `slots` connections.
     pub fn new(slots: u32) -> Table {
-        Table { conns: Vec::with_capacity(slots as usize), slots, open: 0 }
+        Table { conns: Vec::with_capacity(slots as usize), slots, open: 0, clients: 0 }
     }
 
     /// Slots in use.
     pub fn open(&self) -> u32 {
         self.open
+    }
+
+    /// Those of them that are clients.
+    pub fn clients(&self) -> u32 {
+        self.clients
     }
 
     /// Starts a new turn in `slot`.
@@ -47,11 +53,13 @@ impl Table {
         conn.peer = peer;
         conn.received_at = now;
         self.open += 1;
+        self.clients += u32::from(side == Side::Client);
         ConnId { slot, generation }
     }
 
     /// Ends the turn.
     pub fn vacate(&mut self, id: ConnId) {
+        self.clients -= u32::from(self[id].side == Side::Client);
         self[id] = Conn::free(id.generation);
         self.open -= 1;
     }
@@ -139,7 +147,8 @@ mod tests {
             let slot = next(64) as u32;
             match model.get(&slot).copied() {
                 None => {
-                    let id = table.occupy(slot, Side::Client, peer, Time(1));
+                    let side = if slot.is_multiple_of(3) { Side::Upstream } else { Side::Client };
+                    let id = table.occupy(slot, side, peer, Time(1));
                     assert!(!over.contains(&id), "{id:?} came back");
                     model.insert(slot, id);
                 }
@@ -151,6 +160,8 @@ mod tests {
                 }
             }
             assert_eq!(table.open() as usize, model.len());
+            let clients = model.keys().filter(|slot| !slot.is_multiple_of(3)).count();
+            assert_eq!(table.clients() as usize, clients);
             for id in &over {
                 assert!(table.get_mut(*id).is_none());
             }

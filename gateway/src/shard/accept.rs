@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use super::Shard;
 use crate::config::Config;
+use crate::conn::table::Table;
 use crate::conn::{Head, Side, State};
 use crate::metrics::Cause;
 use crate::ring::{Failure, Ring};
@@ -12,25 +13,37 @@ use crate::ring::{Failure, Ring};
 const SLOTS_RESERVED: u32 = 64;
 
 /// The accept of one listener.
+#[derive(Clone, Copy, Default)]
 pub(super) struct Accepting {
     armed: bool,
     cancelling: bool,
-    /// Clients and upstreams beyond which this shard accepts no more.
+}
+
+/// Where a shard stops accepting.
+#[derive(Clone, Copy)]
+pub(super) struct AcceptLimits {
+    /// This shard's share of `connections_max`.
+    clients_max: u32,
+    /// Slots in use, those of upstreams included.
     open_max: u32,
 }
 
-impl Accepting {
-    pub(super) fn for_all(config: &Config, slots: u32) -> Vec<Accepting> {
+impl AcceptLimits {
+    pub(super) fn new(config: &Config, slots: u32) -> AcceptLimits {
         let share = config.limits.connections_max.div_ceil(u32::from(config.server.shards));
-        let open_max = share.min(slots.saturating_sub(SLOTS_RESERVED.min(slots / 4))).max(1);
-        let accepting = |_| Accepting { armed: false, cancelling: false, open_max };
-        config.listeners.iter().map(accepting).collect()
+        let open_max = slots.saturating_sub(SLOTS_RESERVED.min(slots / 4));
+        AcceptLimits { clients_max: share.max(1), open_max: open_max.max(1) }
     }
 
-    /// Accepting starts again once this many slots are in use, a little below where it stops, so
-    /// that it does not flip with every client. `open_low() < open_max`
-    fn open_low(&self) -> u32 {
-        self.open_max - 1 - self.open_max / 64
+    fn are_met(&self, table: &Table) -> bool {
+        table.clients() >= self.clients_max || table.open() >= self.open_max
+    }
+
+    /// Accepting starts again a little below where it stops, so that it does not flip with every
+    /// client.
+    fn leave_room(&self, table: &Table) -> bool {
+        let below = |max: u32| max - 1 - max / 64;
+        table.clients() <= below(self.clients_max) && table.open() <= below(self.open_max)
     }
 }
 
@@ -81,10 +94,11 @@ impl<R: Ring> Shard<R> {
         if self.stop_deadline.is_some() {
             return;
         }
-        let open = self.table.open();
+        if !self.accept_limits.leave_room(&self.table) {
+            return;
+        }
         for listener in 0..self.accepting.len() {
-            let accepting = &self.accepting[listener];
-            if !accepting.armed && open <= accepting.open_low() {
+            if !self.accepting[listener].armed {
                 self.arm_accept(listener);
             }
         }
@@ -105,7 +119,7 @@ impl<R: Ring> Shard<R> {
     }
 
     fn stop_accepting_when_full(&mut self) {
-        if self.table.open() >= self.accepting.first().map_or(u32::MAX, |a| a.open_max) {
+        if self.accept_limits.are_met(&self.table) {
             self.stop_accepting();
         }
     }
