@@ -151,8 +151,6 @@ pub struct Head {
     pub scanner: HeadScanner,
     /// What has arrived; empty while the head may still be read in place.
     pub bytes: Vec<u8>,
-    /// Which listener it came through.
-    pub listener: u8,
 }
 
 /// A client that waits for its upstream.

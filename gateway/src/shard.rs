@@ -169,8 +169,8 @@ impl<R: Ring> Shard<R> {
 
     fn dispatch(&mut self, completion: Completion) {
         match completion {
-            Completion::Accepted { listener, slot, peer } => self.on_accepted(listener, slot, peer),
-            Completion::AcceptRefused { listener, .. } => self.on_accept_refused(listener),
+            Completion::Accepted { slot, peer, .. } => self.on_accepted(slot, peer),
+            Completion::AcceptRefused { .. } => self.on_accept_refused(),
             Completion::AcceptEnded { listener, failure } => {
                 self.on_accept_ended(listener, failure);
             }

@@ -54,11 +54,11 @@ impl<R: Ring> Shard<R> {
     }
 
     /// A client's socket is in the table. Its request head is due by the handshake deadline.
-    pub(super) fn on_accepted(&mut self, listener: usize, slot: u32, peer: SocketAddr) {
+    pub(super) fn on_accepted(&mut self, slot: u32, peer: SocketAddr) {
         let id = self.table.occupy(slot, Side::Client, peer, self.now);
         self.metrics.accepted += 1;
         let conn = &mut self.table[id];
-        conn.state = State::Head(Head { listener: listener as u8, ..Head::default() });
+        conn.state = State::Head(Head::default());
         conn.deadline = self.now + self.config.limits.handshake_timeout;
         self.timers.set(slot, conn.deadline);
         if self.stop_deadline.is_some() {
@@ -68,7 +68,7 @@ impl<R: Ring> Shard<R> {
         self.stop_accepting_when_full();
     }
 
-    pub(super) fn on_accept_refused(&mut self, _listener: usize) {
+    pub(super) fn on_accept_refused(&mut self) {
         self.metrics.accepted += 1;
         self.metrics.count_close(Cause::MemoryPressure);
         self.stop_accepting_when_full();

@@ -25,7 +25,7 @@ use std::net::SocketAddr;
 use super::Shard;
 use super::send::PAUSE_AT_BYTES;
 use crate::config::{BackendKind, Upstream};
-use crate::conn::{Conn, ConnId, Connecting, Handshaking, Phase, Refusing, Relay, Side, State};
+use crate::conn::{ConnId, Connecting, Handshaking, Phase, Refusing, Relay, Side, State};
 use crate::handshake::{self, Forwarded, Offer, Upgrade, UpstreamAnswer};
 use crate::http::{self, BodyReader, HeadScanner, Request};
 use crate::metrics::Cause;
@@ -404,7 +404,7 @@ impl<R: Ring> Shard<R> {
                 }
             }
         } else if self.stop_deadline.is_some() && self.table[id].phase == Phase::Open {
-            self.stop_relay(if self.table[id].side == Side::Client { id } else { other });
+            self.stop_relay(id);
         }
         if let Some(conn) = self.table.get_mut(other)
             && conn.outbox.bytes() > PAUSE_AT_BYTES
@@ -548,13 +548,7 @@ impl<R: Ring> Shard<R> {
             Side::Client => (id, other),
             Side::Upstream => (other, id),
         };
-        let between_frames = |conn: Option<&mut Conn>| match conn.map(|conn| &conn.state) {
-            Some(State::Relay(relay)) => relay.scanner.at_frame_boundary(),
-            _ => true,
-        };
-        if between_frames(self.table.get_mut(upstream))
-            && between_frames(self.table.get_mut(client))
-        {
+        if self.may_inject(upstream) && self.may_inject(client) {
             let why = "the gateway is stopping";
             self.fail_client(client, upstream, Cause::Drain, 1001, why);
             self.fail_upstream(upstream, client, 1001);
@@ -600,8 +594,8 @@ impl<R: Ring> Shard<R> {
     }
 
     /// Whether what `source` has sent so far ends with a whole frame.
-    fn may_inject(&mut self, source: ConnId) -> bool {
-        match self.table.get_mut(source).map(|conn| &conn.state) {
+    fn may_inject(&self, source: ConnId) -> bool {
+        match self.table.get(source).map(|conn| &conn.state) {
             Some(State::Relay(relay)) => relay.scanner.at_frame_boundary(),
             _ => true,
         }
