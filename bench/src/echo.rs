@@ -9,44 +9,77 @@
 //! of the slices can be compared on a machine that is not quiet.
 
 use std::collections::VecDeque;
-use std::ffi::CString;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
 use crate::engine::{Ending, Engine, Scenario, Settings};
 use crate::histogram;
 use crate::kernel;
+use crate::options::{self, Common};
+use crate::outcome::{Outcome, Watch};
 use crate::proc::{CpuTime, per, round};
 use crate::target::Target;
 use crate::websocket::{self, BINARY, Frame, PONG, TEXT};
 
-/// What to do.
+/// Sends messages and waits for each to come back (closed loop).
+#[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
-    pub(crate) servers: Vec<Server>,
-    /// Connections to each server.
-    pub(crate) connections: u32,
-    /// Payload of a message.
-    pub(crate) message_bytes: usize,
-    /// Messages under way on each connection.
-    pub(crate) depth: u32,
-    pub(crate) binary: bool,
-    /// Before anything is measured, on each server.
-    pub(crate) warm_up: Duration,
+    /// Of a server that sends every message back, such as ws://127.0.0.1:8080/echo.
+    #[arg(long)]
+    pub(crate) url: String,
+    /// How long to measure.
+    #[arg(long = "seconds", default_value = "5", value_parser = options::seconds, value_name = "SECONDS")]
+    pub(crate) measured: Duration,
+    #[command(flatten)]
+    pub(crate) traffic: Traffic,
+}
+
+/// The same on several servers by turns, for figures that can be compared.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct CompareOptions {
+    /// NAME=URL or NAME=URL@PID,PID; give it once for each server. Ratios are to the first.
+    #[arg(long = "target", required = true)]
+    pub(crate) targets: Vec<String>,
     /// Slices for each server.
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) slices: u32,
-    pub(crate) slice: Duration,
-    pub(crate) congestion: Option<CString>,
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    pub(crate) slice_ms: u32,
+    #[command(flatten)]
+    pub(crate) traffic: Traffic,
+}
+
+/// What is sent.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Traffic {
+    /// Connections to each server.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) connections: u32,
+    /// Bytes of a message.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=16_777_216))]
+    pub(crate) size: u32,
+    /// Messages under way on each connection.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) depth: u32,
+    /// Binary messages instead of text.
+    #[arg(long)]
+    pub(crate) binary: bool,
+    /// Unmeasured time before, on each server.
+    #[arg(long = "warm-up-seconds", default_value = "0.5", value_parser = options::seconds, value_name = "SECONDS")]
+    pub(crate) warm_up: Duration,
+    #[command(flatten)]
+    pub(crate) common: Common,
 }
 
 /// One that is measured.
-pub(crate) struct Server {
-    pub(crate) name: String,
-    pub(crate) target: Target,
-    pub(crate) pid: Option<u32>,
+struct Server {
+    name: String,
+    target: Target,
+    pids: Vec<u32>,
 }
 
 const OPENING_MAX: u32 = 256;
@@ -56,41 +89,82 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(5);
 const TURN: Duration = Duration::from_millis(50);
 
-/// Runs it. Ends early, with what there is, when `stop` becomes true.
-pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
-    let stopped = || stop.load(Ordering::Relaxed);
+/// Runs it on one server. Ends early, with what there is, when the watch says so.
+pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
+    let target = options.traffic.common.target(&options.url)?;
+    let server =
+        Server { name: "server".into(), target, pids: options.traffic.common.pids.clone() };
+    run_slices(&[server], 1, options.measured, &options.traffic, watch)
+}
+
+/// Runs it on several servers by turns.
+pub(crate) fn compare(options: &CompareOptions, watch: &Watch<'_>) -> io::Result<Outcome> {
+    if !options.traffic.common.pids.is_empty() {
+        return Err(io::Error::other("--pid: whose? Write it behind its target, as NAME=URL@PID"));
+    }
+    let servers = options.targets.iter().map(|text| read_server(text, &options.traffic.common));
+    let servers = servers.collect::<io::Result<Vec<_>>>()?;
+    let slice = Duration::from_millis(u64::from(options.slice_ms));
+    run_slices(&servers, options.slices, slice, &options.traffic, watch)
+}
+
+/// Reads NAME=URL or NAME=URL@PID,PID.
+fn read_server(text: &str, common: &Common) -> io::Result<Server> {
+    let refuse = |what: String| Err(io::Error::other(format!("{text}: {what}")));
+    let Some((name, url)) = text.split_once('=') else {
+        return refuse("should be NAME=URL or NAME=URL@PID".into());
+    };
+    let (url, pids) = url.rsplit_once('@').unwrap_or((url, ""));
+    let mut numbers = Vec::new();
+    for pid in pids.split(',').filter(|pid| !pid.is_empty()) {
+        match pid.parse() {
+            Ok(pid) => numbers.push(pid),
+            Err(_) => return refuse(format!("{pid} is not a process id")),
+        }
+    }
+    Ok(Server { name: name.to_owned(), target: common.target(url)?, pids: numbers })
+}
+
+fn run_slices(
+    servers: &[Server],
+    slices_each: u32,
+    slice: Duration,
+    traffic: &Traffic,
+    watch: &Watch<'_>,
+) -> io::Result<Outcome> {
+    let stopped = || watch.stopped();
+    traffic.common.pin()?;
     let mut engine = Engine::new(Settings {
-        targets: options.servers.iter().map(|server| server.target.clone()).collect(),
-        clients_per_target: options.connections,
+        targets: servers.iter().map(|server| server.target.clone()).collect(),
+        clients_per_target: traffic.connections,
         opening_max: OPENING_MAX,
         opens_per_second_max: None,
         open_timeout: Duration::from_secs(10),
         keep_buffers: true,
         buffer_bytes: 64 * 1024,
         slots_per_ring_max: u32::MAX,
-        congestion: options.congestion.clone(),
+        congestion: traffic.common.congestion.clone(),
     })?;
-    let mut echo = Echo::new(options, engine.len());
+    let mut echo = Echo::new(traffic, servers.len(), engine.len());
     engine.open_all(&mut echo, OPENING_TIMEOUT, &stopped)?;
 
-    let mut slices: Vec<Vec<Slice>> = options.servers.iter().map(|_| Vec::new()).collect();
-    let rounds = if options.warm_up.is_zero() { 0..options.slices } else { 0..options.slices + 1 };
-    let warm_up_rounds = rounds.end - options.slices;
-    for round in rounds {
+    let mut slices: Vec<Vec<Slice>> = servers.iter().map(|_| Vec::new()).collect();
+    let warm_up_rounds = u32::from(!traffic.warm_up.is_zero());
+    for round in 0..slices_each + warm_up_rounds {
         let warm_up = round < warm_up_rounds;
         // In another order each round: what follows a busy server, or precedes one, is not always
         // the same one.
-        for index in shuffled(options.servers.len(), u64::from(round)) {
+        for index in shuffled(servers.len(), u64::from(round)) {
             if stopped() {
                 break;
             }
-            let server = &options.servers[index];
-            let length = if warm_up { options.warm_up } else { options.slice };
-            let slice = run_slice(&mut engine, &mut echo, index, server, length, &stopped)?;
+            let server = &servers[index];
+            let length = if warm_up { traffic.warm_up } else { slice };
+            let taken = run_slice(&mut engine, &mut echo, index, server, length, &stopped)?;
             if warm_up {
                 echo.latencies[index].reset();
             } else {
-                slices[index].push(slice);
+                slices[index].push(taken);
             }
         }
     }
@@ -100,8 +174,8 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
     engine.close_all(&mut echo, CLOSING_TIMEOUT)?;
 
     let first_us = median(slices[0].iter().filter_map(Slice::server_us_per_message).collect());
-    let servers = options.servers.iter().zip(&slices).enumerate();
-    let servers: Vec<Value> = servers
+    let reports = servers.iter().zip(&slices).enumerate();
+    let reports: Vec<Value> = reports
         .map(|(index, (server, slices))| {
             let mut report = Map::new();
             report.insert("name".into(), json!(server.name));
@@ -113,21 +187,23 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
         })
         .collect();
     let faults = echo.faults;
-    Ok(json!({
+    let figures = json!({
         "scenario": "echo, closed loop: a connection sends the next message when the last is back",
         "complete": !stopped(),
-        "connections_per_server": options.connections,
-        "message_bytes": options.message_bytes,
-        "depth": options.depth,
-        "slices": options.slices,
-        "slice_seconds": round(options.slice.as_secs_f64()),
+        "connections_per_server": traffic.connections,
+        "message_bytes": traffic.size,
+        "depth": traffic.depth,
+        "slices": slices_each,
+        "slice_seconds": round(slice.as_secs_f64()),
         "congestion_control":
-            options.congestion.as_ref().map_or("the system's".into(), |c| c.to_string_lossy()),
+            traffic.common.congestion.as_ref().map_or("the system's".into(), |c| c.to_string_lossy()),
         "faults_count": faults,
         "ended_early_count": early.total(),
         "ended_early_by_reason": early.report(),
-        "servers": servers,
-    }))
+        "servers": reports,
+    });
+    let Value::Object(figures) = figures else { unreachable!("it was written as an object") };
+    Ok(Outcome::of_figures(figures))
 }
 
 /// The indices below `count` in an order that `seed` decides.
@@ -165,7 +241,7 @@ fn run_slice(
     length: Duration,
     stopped: &impl Fn() -> bool,
 ) -> io::Result<Slice> {
-    let read_cpu = || server.pid.and_then(CpuTime::read);
+    let read_cpu = || CpuTime::read_all(&server.pids);
     let (messages, client) = (echo.messages, kernel::own_cpu_time());
     let before = read_cpu();
     let started = Instant::now();
@@ -255,19 +331,20 @@ struct Talker {
 }
 
 impl Echo {
-    fn new(options: &Options, clients: u32) -> Echo {
+    fn new(traffic: &Traffic, server_count: usize, clients: u32) -> Echo {
+        let message_bytes = traffic.size as usize;
         Echo {
-            server_count: options.servers.len(),
+            server_count,
             clients: (0..clients).map(|_| Talker::default()).collect(),
-            filler: (0..options.message_bytes).map(|i| b'a' + (i % 26) as u8).collect(),
-            message: Vec::with_capacity(options.message_bytes),
-            opcode: if options.binary { BINARY } else { TEXT },
-            depth: options.depth,
+            filler: (0..message_bytes).map(|i| b'a' + (i % 26) as u8).collect(),
+            message: Vec::with_capacity(message_bytes),
+            opcode: if traffic.binary { BINARY } else { TEXT },
+            depth: traffic.depth,
             talking: None,
             in_flight: 0,
             messages: 0,
             faults: 0,
-            latencies: options.servers.iter().map(|_| histogram::new()).collect(),
+            latencies: (0..server_count).map(|_| histogram::new()).collect(),
         }
     }
 

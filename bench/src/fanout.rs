@@ -9,17 +9,15 @@
 //! turn: membership m is connection `m % connections`. With no fewer connections than a room has
 //! members, no connection is in a room twice.
 
-pub(crate) mod plain;
-pub(crate) mod rooms;
+mod plain;
+mod rooms;
 
 use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
-use std::ffi::CString;
 use std::io;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use clap::{Args, ValueEnum};
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
@@ -27,9 +25,12 @@ use crate::engine::{Ending, Engine, Reasons, Scenario, Settings};
 use crate::histogram;
 use crate::kernel;
 use crate::open_loop::{self, BATCH, Course, Schedule};
+use crate::options::{self, Common};
+use crate::outcome::{Outcome, Watch};
 use crate::proc::round;
-use crate::target::Target;
 use crate::websocket::{self, Frame, PONG, TEXT};
+use plain::Plain;
+use rooms::Rooms;
 
 /// How a server's rooms are spoken to, in text messages. A publisher is a member of its room and
 /// gets its own messages too.
@@ -58,25 +59,51 @@ pub(crate) enum Event<'a> {
     Other,
 }
 
-/// What to do.
+/// Publishes into rooms at a fixed rate and sees that every member gets every message, once and in
+/// order; exits with 1 when not.
+#[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
-    pub(crate) target: Target,
+    /// Of a server with rooms, such as ws://127.0.0.1:8080/.
+    #[arg(long)]
+    pub(crate) url: String,
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) rooms: u32,
-    /// Of each room.
+    /// Members of each room.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) members: u32,
-    pub(crate) connections: u32,
-    /// Messages published per second, in all rooms together.
+    /// What the members are spread over; one for each when not given.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) connections: Option<u32>,
+    /// Messages published per second in all rooms together, such as "20/s".
+    #[arg(long, value_parser = options::rate)]
     pub(crate) rate: u32,
-    pub(crate) warm_up: Duration,
+    /// How long to measure.
+    #[arg(long = "seconds", default_value = "10", value_parser = options::seconds, value_name = "SECONDS")]
     pub(crate) measured: Duration,
-    /// Letters in a message; at least `MESSAGE_BYTES_MIN`.
-    pub(crate) message_bytes: usize,
-    pub(crate) pid: Option<u32>,
-    /// The core that we are kept on.
-    pub(crate) core: Option<usize>,
-    pub(crate) congestion: Option<CString>,
-    pub(crate) percentiles_file: Option<PathBuf>,
-    pub(crate) log_file: Option<PathBuf>,
+    /// The same, unmeasured, before.
+    #[arg(long = "warm-up-seconds", default_value = "1", value_parser = options::seconds, value_name = "SECONDS")]
+    pub(crate) warm_up: Duration,
+    /// Bytes of what is published; the frame around it is the dialect's.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(i64::from(MESSAGE_BYTES_MIN)..=1_048_576))]
+    pub(crate) size: u32,
+    /// What the names of rooms begin with, before their number: letters, digits and `-`. In every run
+    /// another when not given, as what others publish in a room would be in the way.
+    #[arg(long)]
+    pub(crate) room_prefix: Option<String>,
+    /// The protocol that the server speaks.
+    #[arg(long, value_enum, default_value_t = DialectName::Rooms)]
+    pub(crate) dialect: DialectName,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// The dialects by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DialectName {
+    /// Penstock's own (docs/ROOMS.md).
+    Rooms,
+    /// One room with everybody in it, of `serve send-loop`.
+    Plain,
 }
 
 /// The stamp takes so much of a message.
@@ -96,26 +123,40 @@ const OUTSTANDING_BYTES_MAX: usize = 256 << 20;
 /// Deliveries that were skipped and may still come. Beyond, a late one counts as a duplicate.
 const SKIPPED_MAX: usize = 1 << 20;
 
-/// Runs it. Ends early, with what there is, when `stop` becomes true.
-pub(crate) fn run<D: Dialect>(
-    dialect: D,
-    options: &Options,
-    stop: &AtomicBool,
-) -> io::Result<Value> {
-    let stopped = || stop.load(Ordering::Relaxed);
+/// Runs it. Ends early, with what there is, when the watch says so.
+pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
+    match options.dialect {
+        DialectName::Plain if options.rooms > 1 => {
+            Err(io::Error::other("the plain dialect has one room (--rooms 1)"))
+        }
+        DialectName::Plain => run_in(Plain, options, watch),
+        DialectName::Rooms => {
+            let fresh = || {
+                let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                format!("bench-{}-{}-", std::process::id(), started.as_millis())
+            };
+            let prefix = options.room_prefix.clone().unwrap_or_else(fresh);
+            run_in(Rooms::new(&prefix), options, watch)
+        }
+    }
+}
+
+fn run_in<D: Dialect>(dialect: D, options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
+    let stopped = || watch.stopped();
+    options.common.pin()?;
+    let target = options.common.target(&options.url)?;
     check(options)?;
-    histogram::create_files(options.percentiles_file.iter().chain(&options.log_file))?;
     kernel::wake_on_time();
     let mut engine = Engine::new(Settings {
-        targets: vec![options.target.clone()],
-        clients_per_target: options.connections,
+        targets: vec![target.clone()],
+        clients_per_target: options.connections(),
         opening_max: OPENING_MAX,
         opens_per_second_max: None,
         open_timeout: Duration::from_secs(10),
         keep_buffers: false,
         buffer_bytes: 64 * 1024,
         slots_per_ring_max: u32::MAX,
-        congestion: options.congestion.clone(),
+        congestion: options.common.congestion.clone(),
     })?;
     let mut fanout = Fanout::new(dialect, options);
     engine.open_all(&mut fanout, OPENING_TIMEOUT, &stopped)?;
@@ -123,10 +164,9 @@ pub(crate) fn run<D: Dialect>(
 
     let started_at = SystemTime::now();
     fanout.schedule = Schedule::new(options.rate, options.warm_up, options.measured);
-    let mut course = Course::new(options.core, options.pid);
+    let mut course = Course::new(options.common.cpu, &options.common.pids);
     let mut fell_behind = false;
-    let outstanding_max =
-        OUTSTANDING_MAX.min(OUTSTANDING_BYTES_MAX / options.message_bytes.max(1)).max(1);
+    let outstanding_max = OUTSTANDING_MAX.min(OUTSTANDING_BYTES_MAX / options.size as usize).max(1);
     while course.goes_on(
         &mut fanout.schedule,
         stopped() || fell_behind,
@@ -143,17 +183,6 @@ pub(crate) fn run<D: Dialect>(
     let early = engine.counts.early.clone();
     engine.close_all(&mut fanout, CLOSING_TIMEOUT)?;
 
-    if let Some(path) = &options.percentiles_file {
-        histogram::write_percentiles(path, &fanout.last)?;
-    }
-    if let Some(path) = &options.log_file {
-        let Fanout { each, first, median, last, lag, .. } = &fanout;
-        let histograms =
-            [("", each), ("first", first), ("median", median), ("last", last), ("lag", lag)];
-        let length = fanout.schedule.measured();
-        histogram::write_log(path, &histograms, started_at + options.warm_up, length)?;
-    }
-
     let complete = course.complete;
     let usage = course.usage();
     let per_second = |count: u64| round(count as f64 / usage.seconds.max(1e-9));
@@ -164,13 +193,13 @@ pub(crate) fn run<D: Dialect>(
         report.insert(key.to_owned(), value);
     };
     put("scenario", json!("fan-out, open loop: times count from when a publish was due"));
-    put("address", json!(options.target.address.to_string()));
+    put("address", json!(target.address.to_string()));
     put("complete", json!(complete));
     put("fell_behind", json!(fell_behind));
     put("rooms", json!(options.rooms));
     put("members_per_room", json!(options.members));
-    put("connections", json!(options.connections));
-    put("message_bytes", json!(options.message_bytes));
+    put("connections", json!(options.connections()));
+    put("message_bytes", json!(options.size));
     put("measured_seconds", round(usage.seconds));
     put("offered_publishes_per_second", json!(options.rate));
     put("publishes_per_second", per_second(counts.published_in_time));
@@ -193,11 +222,23 @@ pub(crate) fn run<D: Dialect>(
     put("tool", usage.tool_report(&fanout.lag, "delivery", counts.delivered_in_time));
     let saturation = usage.saturation(&fanout.lag, fanout.last.value_at_quantile(0.99));
     open_loop::put_saturation(&mut report, saturation.as_deref());
-    Ok(Value::Object(report))
+    let measured = fanout.schedule.measured();
+    let Fanout { each, first, median, last, lag, .. } = fanout;
+    let histograms =
+        vec![("last", last), ("each", each), ("first", first), ("median", median), ("lag", lag)];
+    let started_at = started_at + options.warm_up;
+    Ok(Outcome { figures: report, histograms, started_at, measured })
+}
+
+impl Options {
+    fn connections(&self) -> u32 {
+        self.connections.unwrap_or_else(|| self.rooms.saturating_mul(self.members))
+    }
 }
 
 fn check(options: &Options) -> io::Result<()> {
-    let Options { rooms, members, connections, .. } = *options;
+    let Options { rooms, members, .. } = *options;
+    let connections = options.connections();
     let refuse = |text: String| Err(io::Error::other(text));
     if u64::from(rooms) * u64::from(members) > u64::from(MEMBERSHIPS_MAX) {
         return refuse(format!(
@@ -307,14 +348,14 @@ impl<D: Dialect> Fanout<D> {
             schedule: Schedule::new(options.rate, options.warm_up, options.measured),
             rooms: options.rooms,
             members: options.members,
-            connections: options.connections,
+            connections: options.connections(),
             joined: 0,
             next_sequence: vec![0; (options.rooms * options.members) as usize],
             skipped: HashSet::new(),
             base: 0,
             outstanding: VecDeque::new(),
-            filler: (0..options.message_bytes).map(|i| b'a' + (i % 26) as u8).collect(),
-            data: Vec::with_capacity(options.message_bytes),
+            filler: (0..options.size).map(|i| b'a' + (i % 26) as u8).collect(),
+            data: Vec::with_capacity(options.size as usize),
             message: Vec::new(),
             counts: Counts::default(),
             refused: Reasons::default(),
@@ -533,25 +574,13 @@ fn read_stamp(data: &[u8]) -> Option<Stamp> {
 
 #[cfg(test)]
 mod tests {
-    use super::rooms::Rooms;
     use super::*;
 
     fn fanout(rooms: u32, members: u32, connections: u32) -> Fanout<Rooms> {
-        let options = Options {
-            target: Target::parse("ws://127.0.0.1:1/", false).unwrap(),
-            rooms,
-            members,
-            connections,
-            rate: 1000,
-            warm_up: Duration::ZERO,
-            measured: Duration::from_secs(1),
-            message_bytes: 40,
-            pid: None,
-            core: None,
-            congestion: None,
-            percentiles_file: None,
-            log_file: None,
-        };
+        let options: Options = crate::options::tests::parse(&format!(
+            "--url ws://127.0.0.1:1/ --rooms {rooms} --members {members} \
+             --connections {connections} --rate 1000 --warm-up-seconds 0 --seconds 1 --size 40"
+        ));
         check(&options).unwrap();
         Fanout::new(Rooms::new("r"), &options)
     }

@@ -4,64 +4,81 @@
 //! kernel's, and whether any was lost on the way.
 
 use std::collections::HashMap;
-use std::ffi::CString;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use serde_json::{Map, Value, json};
 
 use crate::engine::{Ending, Engine, Scenario, Settings};
+use crate::options::{self, Common};
+use crate::outcome::{Outcome, Watch};
 use crate::proc::{self, CpuTime, KernelMemory, ProcessMemory, per, round};
-use crate::target::Target;
 use crate::websocket::{self, Frame, PING, PONG};
 
-/// What to do.
+/// Opens many connections, holds them, asks a sample whether they live, closes them in order.
+#[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
-    pub(crate) target: Target,
+    #[arg(long)]
+    pub(crate) url: String,
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=2_000_000))]
     pub(crate) connections: u32,
     /// How long to hold once all are open.
+    #[arg(long = "seconds", default_value = "10", value_parser = options::seconds, value_name = "SECONDS")]
     pub(crate) hold: Duration,
-    pub(crate) opens_per_second_max: Option<u32>,
+    /// Opens per second, such as "5000/s"; as fast as the server answers when not given.
+    #[arg(long, value_parser = options::rate)]
+    pub(crate) rate: Option<u32>,
+    /// Opens under way at once.
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) opening_max: u32,
+    /// For one connect and handshake.
+    #[arg(long = "open-timeout-seconds", default_value = "10", value_parser = options::seconds, value_name = "SECONDS")]
     pub(crate) open_timeout: Duration,
-    /// For opening everything.
+    /// For opening all.
+    #[arg(long = "opening-seconds-max", default_value = "120", value_parser = options::seconds, value_name = "SECONDS")]
     pub(crate) opening_timeout: Duration,
-    /// For closing everything.
+    /// For closing all.
+    #[arg(long = "closing-seconds-max", default_value = "60", value_parser = options::seconds, value_name = "SECONDS")]
     pub(crate) closing_timeout: Duration,
-    /// How many of the connections are asked whether they still answer.
+    /// Connections, picked at random, that are pinged before closing.
+    #[arg(long, default_value_t = 1000)]
     pub(crate) sample: u32,
+    /// Use more rings than RLIMIT_NOFILE asks for: no ring holds more than this.
+    #[arg(long, default_value_t = u32::MAX, value_parser = clap::value_parser!(u32).range(64..))]
     pub(crate) slots_per_ring_max: u32,
-    /// The server's process.
-    pub(crate) pid: Option<u32>,
-    pub(crate) congestion: Option<CString>,
+    #[command(flatten)]
+    pub(crate) common: Common,
 }
 
 /// How long the sample may take to answer.
 const SAMPLE_TIMEOUT: Duration = Duration::from_secs(10);
 const TURN: Duration = Duration::from_millis(50);
 
-/// Runs it. Ends early, with what there is, when `stop` becomes true.
-pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
-    let stopped = || stop.load(Ordering::Relaxed);
+/// Runs it. Ends early, with what there is, when the watch says so.
+pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
+    let stopped = || watch.stopped();
+    options.common.pin()?;
+    let target = options.common.target(&options.url)?;
+    let pids = &options.common.pids;
     let own = std::process::id();
-    let read_cpu = || options.pid.and_then(CpuTime::read);
+    let read_cpu = || CpuTime::read_all(pids);
     // Before the engine: its tables are part of what a client costs us.
     let own_before = ProcessMemory::read(own);
     let mut engine = Engine::new(Settings {
-        targets: vec![options.target.clone()],
+        targets: vec![target.clone()],
         clients_per_target: options.connections,
         opening_max: options.opening_max,
-        opens_per_second_max: options.opens_per_second_max,
+        opens_per_second_max: options.rate,
         open_timeout: options.open_timeout,
         keep_buffers: false,
         // Small: what idle clients receive is Pings, and each ring has its own.
         buffer_bytes: 8 * 1024,
         slots_per_ring_max: options.slots_per_ring_max,
-        congestion: options.congestion.clone(),
+        congestion: options.common.congestion.clone(),
     })?;
     let mut hold = Hold::default();
-    let server_before = options.pid.map(ProcessMemory::read);
+    let server_before = ProcessMemory::read_all(pids);
     let kernel_before = KernelMemory::read();
     let sockets_before = proc::socket_counts();
     let cpu_before = read_cpu();
@@ -70,7 +87,7 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
     while !engine.opening_is_over() && !stopped() && started.elapsed() < options.opening_timeout {
         engine.open_more(Instant::now());
         // At a fixed rate, the next open may be due before anything happens.
-        let wait = if options.opens_per_second_max.is_some() { 2 } else { 50 };
+        let wait = if options.rate.is_some() { 2 } else { 50 };
         engine.turn(&mut hold, Duration::from_millis(wait))?;
     }
     let opening = started.elapsed();
@@ -82,7 +99,7 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
     }
     let held = holding.elapsed();
     let open_count = engine.counts.open;
-    let server_after = options.pid.map(ProcessMemory::read);
+    let server_after = ProcessMemory::read_all(pids);
     let own_after = ProcessMemory::read(own);
     let kernel_after = KernelMemory::read();
     let sockets_after = proc::socket_counts();
@@ -104,8 +121,8 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
         report.insert(key.to_owned(), value);
     };
     put("scenario", json!("hold"));
-    put("url_path", json!(options.target.path));
-    put("address", json!(options.target.address.to_string()));
+    put("url_path", json!(target.path));
+    put("address", json!(target.address.to_string()));
     put("complete", json!(!stopped()));
     put("asked_count", json!(options.connections));
     put("opened_count", json!(counts.opened));
@@ -163,7 +180,7 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
     );
     put("kernel_memory", kernel_after.report_growth(&kernel_before, open_count));
     put("tcp_sockets", json!({ "before": sockets_before, "held": sockets_after }));
-    Ok(Value::Object(report))
+    Ok(Outcome::of_figures(report))
 }
 
 /// Sends a Ping with a number on connections picked at random, and waits for the same number back.

@@ -10,12 +10,10 @@
 //! rate, and they take turns evenly. It is that connection's message number `k / connections`.
 
 use std::collections::VecDeque;
-use std::ffi::CString;
 use std::io;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use clap::Args;
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
@@ -24,31 +22,44 @@ use crate::engine::{Ending, Engine, Scenario, Settings};
 use crate::histogram;
 use crate::kernel;
 use crate::open_loop::{self, BATCH, Course, Schedule};
+use crate::options::{self, Common};
+use crate::outcome::{Outcome, Watch};
 use crate::proc::round;
-use crate::target::Target;
 use crate::websocket::{self, BINARY, Frame, PONG, TEXT};
 
-/// What to do.
+/// Sends messages at a fixed rate and measures from when each was due (open loop).
+#[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
-    pub(crate) target: Target,
+    /// Of a server that sends every message back, such as ws://127.0.0.1:8080/echo.
+    #[arg(long)]
+    pub(crate) url: String,
+    /// The messages are spread over them evenly.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) connections: u32,
-    /// Messages per second, of all connections together.
+    /// Messages per second of all connections together, such as "20000/s".
+    #[arg(long, value_parser = options::rate)]
     pub(crate) rate: u32,
-    pub(crate) warm_up: Duration,
+    /// How long to measure.
+    #[arg(long = "seconds", default_value = "10", value_parser = options::seconds, value_name = "SECONDS")]
     pub(crate) measured: Duration,
-    /// Payload of a message; at least `MESSAGE_BYTES_MIN`.
-    pub(crate) message_bytes: usize,
+    /// The same, unmeasured, before.
+    #[arg(long = "warm-up-seconds", default_value = "1", value_parser = options::seconds, value_name = "SECONDS")]
+    pub(crate) warm_up: Duration,
+    /// Bytes of a message.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(i64::from(MESSAGE_BYTES_MIN)..=16_777_216))]
+    pub(crate) size: u32,
+    /// Binary messages instead of text.
+    #[arg(long)]
     pub(crate) binary: bool,
-    /// Messages under way on one connection; beyond, those that come due are held back.
+    /// Messages under way on one connection; what comes due beyond is held back until one returns,
+    /// and its latency counts on. 1 is a client that waits for each answer.
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) in_flight_max: u32,
-    pub(crate) pid: Option<u32>,
-    /// The core that we are kept on.
-    pub(crate) core: Option<usize>,
-    pub(crate) congestion: Option<CString>,
-    pub(crate) percentiles_file: Option<PathBuf>,
-    pub(crate) log_file: Option<PathBuf>,
     /// Wastes this time in each turn, to see a tool that does not keep up.
+    #[arg(long = "slow-down-seconds", hide = true, default_value = "0", value_parser = options::seconds)]
     pub(crate) slow_down: Duration,
+    #[command(flatten)]
+    pub(crate) common: Common,
 }
 
 /// The number of a message takes so much of it.
@@ -60,9 +71,11 @@ const CLOSING_TIMEOUT: Duration = Duration::from_secs(5);
 /// What may wait to be sent when the server takes nothing, of all connections together.
 const OUTGOING_BYTES_MAX: u64 = 1 << 30;
 
-/// Runs it. Ends early, with what there is, when `stop` becomes true.
-pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
-    let stopped = || stop.load(Ordering::Relaxed);
+/// Runs it. Ends early, with what there is, when the watch says so.
+pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
+    let stopped = || watch.stopped();
+    options.common.pin()?;
+    let target = options.common.target(&options.url)?;
     let seconds = (options.warm_up + options.measured).as_secs() + 1;
     let per_connection = u64::from(options.rate) * seconds / u64::from(options.connections.max(1));
     if per_connection >= u64::from(u32::MAX) {
@@ -70,10 +83,9 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
             format!("{per_connection} messages on each connection are more than are counted");
         return Err(io::Error::other(format!("{text}: take more connections, or less time")));
     }
-    histogram::create_files(options.percentiles_file.iter().chain(&options.log_file))?;
     kernel::wake_on_time();
     let mut engine = Engine::new(Settings {
-        targets: vec![options.target.clone()],
+        targets: vec![target.clone()],
         clients_per_target: options.connections,
         opening_max: OPENING_MAX,
         opens_per_second_max: None,
@@ -81,14 +93,14 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
         keep_buffers: true,
         buffer_bytes: 64 * 1024,
         slots_per_ring_max: u32::MAX,
-        congestion: options.congestion.clone(),
+        congestion: options.common.congestion.clone(),
     })?;
     let mut load = Load::new(options);
     engine.open_all(&mut load, OPENING_TIMEOUT, &stopped)?;
 
     let started_at = SystemTime::now();
     load.schedule = Schedule::new(options.rate, options.warm_up, options.measured);
-    let mut course = Course::new(options.core, options.pid);
+    let mut course = Course::new(options.common.cpu, &options.common.pids);
     while course.goes_on(&mut load.schedule, stopped(), load.pending == 0) {
         send_due(&mut engine, &mut load);
         let wait = course.wait(&load.schedule);
@@ -106,16 +118,6 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
     let early = engine.counts.early.clone();
     engine.close_all(&mut load, CLOSING_TIMEOUT)?;
 
-    if let Some(path) = &options.percentiles_file {
-        histogram::write_percentiles(path, &load.latency)?;
-    }
-    if let Some(path) = &options.log_file {
-        let histograms =
-            [("", &load.latency), ("from-actual-send", &load.uncorrected), ("lag", &load.lag)];
-        let length = load.schedule.measured();
-        histogram::write_log(path, &histograms, started_at + options.warm_up, length)?;
-    }
-
     let complete = course.complete;
     let usage = course.usage();
     let per_second = |count: u64| round(count as f64 / usage.seconds.max(1e-9));
@@ -124,10 +126,10 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
         report.insert(key.to_owned(), value);
     };
     put("scenario", json!("load, open loop: latency counts from when a message was due"));
-    put("address", json!(options.target.address.to_string()));
+    put("address", json!(target.address.to_string()));
     put("complete", json!(complete));
     put("connections", json!(options.connections));
-    put("message_bytes", json!(options.message_bytes));
+    put("message_bytes", json!(options.size));
     put("in_flight_max_per_connection", json!(load.in_flight_max));
     put("measured_seconds", round(usage.seconds));
     put("offered_per_second", json!(options.rate));
@@ -147,7 +149,11 @@ pub(crate) fn run(options: &Options, stop: &AtomicBool) -> io::Result<Value> {
     put("tool", usage.tool_report(&load.lag, "message", load.counts.back_in_time));
     let saturation = usage.saturation(&load.lag, load.latency.value_at_quantile(0.99));
     open_loop::put_saturation(&mut report, saturation.as_deref());
-    Ok(Value::Object(report))
+    let measured = load.schedule.measured();
+    let Load { latency, uncorrected, lag, .. } = load;
+    let histograms = vec![("latency", latency), ("from-actual-send", uncorrected), ("lag", lag)];
+    let started_at = started_at + options.warm_up;
+    Ok(Outcome { figures: report, histograms, started_at, measured })
 }
 
 /// Puts on the way what has come due.
@@ -217,15 +223,15 @@ impl Load {
     fn new(options: &Options) -> Load {
         let connections = u64::from(options.connections);
         // 14 is the longest header of a client's frame (RFC 6455 §5.2).
-        let wire_bytes = options.message_bytes as u64 + 14;
+        let wire_bytes = u64::from(options.size) + 14;
         let affordable = (OUTGOING_BYTES_MAX / connections.max(1) / wire_bytes).max(1);
         Load {
             schedule: Schedule::new(options.rate, options.warm_up, options.measured),
             connections,
             in_flight_max: u64::from(options.in_flight_max).min(affordable) as usize,
             talkers: (0..connections).map(|_| Talker::default()).collect(),
-            filler: (0..options.message_bytes).map(|i| b'a' + (i % 26) as u8).collect(),
-            message: Vec::with_capacity(options.message_bytes),
+            filler: (0..options.size).map(|i| b'a' + (i % 26) as u8).collect(),
+            message: Vec::with_capacity(options.size as usize),
             opcode: if options.binary { BINARY } else { TEXT },
             pending: 0,
             counts: Counts::default(),

@@ -113,7 +113,7 @@ impl Schedule {
 /// How far a run has come: warm-up, measured time, and waiting for what is under way.
 pub(crate) struct Course {
     core: Option<usize>,
-    pid: Option<u32>,
+    pids: Vec<u32>,
     began: Option<Meter>,
     ended: Option<Meter>,
     /// Whether nothing has ended it early.
@@ -126,9 +126,9 @@ const DRAIN_NS_MAX: u64 = 5_000_000_000;
 const TURN: Duration = Duration::from_millis(50);
 
 impl Course {
-    /// `core` is the one we are kept on, `pid` the server.
-    pub(crate) fn new(core: Option<usize>, pid: Option<u32>) -> Course {
-        Course { core, pid, began: None, ended: None, complete: true }
+    /// `core` is the one we are kept on, `pids` the server.
+    pub(crate) fn new(core: Option<usize>, pids: &[u32]) -> Course {
+        Course { core, pids: pids.to_vec(), began: None, ended: None, complete: true }
     }
 
     /// Takes note of the time, and of whether to `stop`; says whether the run goes on. It does until
@@ -140,10 +140,10 @@ impl Course {
             schedule.stop(now_ns);
         }
         if self.began.is_none() && now_ns >= schedule.warm_up_ns() {
-            self.began = Some(Meter::read(self.core, self.pid));
+            self.began = Some(Meter::read(self.core, &self.pids));
         }
         if self.ended.is_none() && now_ns >= schedule.end_ns() {
-            self.ended = Some(Meter::read(self.core, self.pid));
+            self.ended = Some(Meter::read(self.core, &self.pids));
         }
         let is_over = schedule.is_over() && all_back && self.ended.is_some();
         !is_over && now_ns < schedule.end_ns() + DRAIN_NS_MAX
@@ -162,7 +162,7 @@ impl Course {
 
     /// What was used in the measured time: nothing, when it was stopped before.
     pub(crate) fn usage(self) -> Usage {
-        let ended = self.ended.unwrap_or_else(|| Meter::read(self.core, self.pid));
+        let ended = self.ended.unwrap_or_else(|| Meter::read(self.core, &self.pids));
         self.began.as_ref().unwrap_or(&ended).usage_until(&ended)
     }
 }
@@ -176,12 +176,12 @@ struct Meter {
 }
 
 impl Meter {
-    fn read(core: Option<usize>, pid: Option<u32>) -> Meter {
+    fn read(core: Option<usize>, pids: &[u32]) -> Meter {
         Meter {
             at: Instant::now(),
             thread: kernel::own_thread_cpu_time(),
             core: core.and_then(CoreTime::read),
-            server: pid.and_then(CpuTime::read),
+            server: CpuTime::read_all(pids),
         }
     }
 

@@ -19,6 +19,7 @@ pub(crate) struct ProcessMemory {
 }
 
 impl ProcessMemory {
+    /// Of one process.
     pub(crate) fn read(pid: u32) -> ProcessMemory {
         let status = kilobyte_fields(&format!("/proc/{pid}/status"));
         let rollup = kilobyte_fields(&format!("/proc/{pid}/smaps_rollup"));
@@ -30,6 +31,18 @@ impl ProcessMemory {
                 .then(|| private.iter().filter_map(|key| rollup.get(*key)).sum()),
             pss_bytes: rollup.get("Pss").copied(),
         }
+    }
+
+    /// Of several together; `None` when there are none.
+    pub(crate) fn read_all(pids: &[u32]) -> Option<ProcessMemory> {
+        let all: Vec<ProcessMemory> = pids.iter().map(|pid| ProcessMemory::read(*pid)).collect();
+        // One that cannot be read makes a sum that means nothing.
+        let sum = |of: fn(&ProcessMemory) -> Option<u64>| all.iter().map(of).sum();
+        (!all.is_empty()).then(|| ProcessMemory {
+            rss_bytes: sum(|memory| memory.rss_bytes),
+            private_bytes: sum(|memory| memory.private_bytes),
+            pss_bytes: sum(|memory| memory.pss_bytes),
+        })
     }
 
     /// This one after `before`, with growth in bytes per connection.
@@ -148,6 +161,21 @@ pub(crate) struct CpuTime {
 }
 
 impl CpuTime {
+    /// Of several processes together; `None` when there are none, or one of them is not there.
+    pub(crate) fn read_all(pids: &[u32]) -> Option<CpuTime> {
+        let mut all = pids.iter().map(|pid| CpuTime::read(*pid));
+        let first = all.next()??;
+        all.try_fold(first, |sum, next| {
+            let next = next?;
+            Some(CpuTime {
+                total_ns: sum.total_ns + next.total_ns,
+                user_ticks: sum.user_ticks + next.user_ticks,
+                system_ticks: sum.system_ticks + next.system_ticks,
+            })
+        })
+    }
+
+    /// Of one process.
     pub(crate) fn read(pid: u32) -> Option<CpuTime> {
         let total_ns = kernel::process_cpu_time(pid)?.as_nanos() as u64;
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

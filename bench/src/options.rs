@@ -1,0 +1,107 @@
+//! Arguments that commands share, and how numbers are read from a command line.
+
+use std::ffi::CString;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::kernel;
+use crate::target::Target;
+
+/// What every command that makes connections takes.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Common {
+    /// Take targets that are not on this machine.
+    #[arg(long)]
+    pub(crate) allow_remote: bool,
+    /// Run on this CPU only.
+    #[arg(long)]
+    pub(crate) cpu: Option<usize>,
+    /// The congestion control of our own sockets, such as "cubic"; the system's when not given.
+    #[arg(long)]
+    pub(crate) congestion: Option<CString>,
+    /// The server's processes, for their memory and processor time, such as "120,121".
+    #[arg(long = "pid", value_delimiter = ',', value_name = "PID")]
+    pub(crate) pids: Vec<u32>,
+}
+
+impl Common {
+    /// Keeps the calling thread on the CPU that was asked for.
+    pub(crate) fn pin(&self) -> io::Result<()> {
+        self.cpu.map_or(Ok(()), kernel::pin_to_cpu)
+    }
+
+    /// Reads a URL, with the caution that was asked for.
+    pub(crate) fn target(&self, url: &str) -> io::Result<Target> {
+        Target::parse(url, self.allow_remote).map_err(io::Error::other)
+    }
+}
+
+/// Files that a result is written to.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Files {
+    /// Write the percentile distribution to this file, as HdrHistogram's plotter reads it.
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(crate) hgrm: Option<PathBuf>,
+    /// Write the histograms to this file, as an HdrHistogram log (V2, compressed).
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(crate) hlog: Option<PathBuf>,
+}
+
+/// Reads a time in seconds, up to a day.
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds")?;
+    if (0.0..=86_400.0).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err("0 to 86400".into())
+    }
+}
+
+/// Reads "5000/s" or "5000".
+pub(crate) fn rate(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix("/s").unwrap_or(text);
+    match number.parse() {
+        Ok(0) | Err(_) => Err("a number per second, such as 5000/s".into()),
+        Ok(rate) => Ok(rate),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line<T: Args> {
+        #[command(flatten)]
+        options: T,
+    }
+
+    /// The options of a command as they would be read from this line, words divided by spaces.
+    #[track_caller]
+    pub(crate) fn parse<T: Args>(line: &str) -> T {
+        let words = std::iter::once("penstock-bench").chain(line.split_whitespace());
+        match Line::try_parse_from(words) {
+            Ok(Line { options }) => options,
+            Err(error) => panic!("{line}: {error}"),
+        }
+    }
+
+    #[test]
+    fn numbers() {
+        assert_eq!((rate("5000/s"), rate("7")), (Ok(5000), Ok(7)));
+        assert!(rate("0").is_err() && rate("-1").is_err() && rate("5/m").is_err());
+        assert_eq!(seconds("0.25"), Ok(Duration::from_millis(250)));
+        assert!(seconds("-1").is_err() && seconds("86401").is_err() && seconds("NaN").is_err());
+    }
+
+    #[test]
+    fn processes_are_a_list() {
+        assert_eq!(parse::<Common>("--pid 1,22").pids, [1, 22]);
+        assert!(parse::<Common>("").pids.is_empty());
+    }
+}
