@@ -110,6 +110,8 @@ pub struct Upstream {
     pub preserve_host: bool,
     /// The path it is asked for instead of the client's. The query is the client's either way.
     pub path: Option<String>,
+    /// Whether it is asked for what is no WebSocket too.
+    pub http: bool,
 }
 
 /// What the command line sets over the file's head.

@@ -118,6 +118,8 @@ pub struct Flags {
     pub ping_pending: bool,
     /// A Pong may still be in the outbox.
     pub pong_waits: bool,
+    /// A request on this connection has been answered: to end it now is no failure.
+    pub served: bool,
     /// Its receive ended because no buffer was free; it is on the shard's list of the starved.
     pub starved: bool,
 }
@@ -140,6 +142,10 @@ pub enum State {
     Handshaking(Box<Handshaking>),
     /// An upstream that answered with something else than a WebSocket, which goes to the client.
     Refusing(Box<Refusing>),
+    /// A client whose HTTP request is with an upstream.
+    Forwarding(Box<Forwarding>),
+    /// An upstream that answers an HTTP request.
+    Answering(Box<Answering>),
     /// One side of a relay.
     Relay(Relay),
 }
@@ -185,6 +191,49 @@ pub struct Refusing {
     pub client: ConnId,
     /// Where the answer's body ends.
     pub body: BodyReader,
+}
+
+/// A client whose HTTP request is with an upstream. One request at a time: what comes behind it waits
+/// until it is answered.
+pub struct Forwarding {
+    /// The backend it was routed to.
+    pub backend: u16,
+    /// Head and body as they will go to the upstream; empty once it is connected.
+    pub request: Vec<u8>,
+    /// Where the request's body ends.
+    pub body: BodyReader,
+    /// Bytes that the body may still have.
+    pub body_bytes_left: u64,
+    /// The request is whole.
+    pub request_done: bool,
+    /// The method is HEAD: whatever the response's head says, no body follows.
+    pub is_head: bool,
+    /// The client speaks HTTP/1.0: no interim responses, no chunks.
+    pub is_http_10: bool,
+    /// Another request may follow on this connection.
+    pub keep_alive: bool,
+    /// The head of the final response has been passed on.
+    pub answered: bool,
+    /// The upstream, once its socket is open.
+    pub upstream: Option<ConnId>,
+    /// It is connected: the request goes straight on to it.
+    pub connected: bool,
+    /// What came behind the request.
+    pub next: Vec<u8>,
+}
+
+/// An upstream that answers an HTTP request.
+pub struct Answering {
+    /// Whose.
+    pub client: ConnId,
+    /// How far the response's head has been looked at.
+    pub scanner: HeadScanner,
+    /// The head so far.
+    pub bytes: Vec<u8>,
+    /// Interim responses that were passed on or skipped.
+    pub interim_count: u8,
+    /// Where the body ends, once the head is passed on.
+    pub body: Option<BodyReader>,
 }
 
 /// One side of a relay: what this peer sends goes to the other.

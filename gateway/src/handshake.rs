@@ -220,19 +220,56 @@ pub fn encode_upstream_request(
     encode_header(out, "Upgrade", b"websocket");
     encode_header(out, "Connection", b"Upgrade");
     encode_header(out, "Sec-WebSocket-Key", fresh_key.as_bytes());
+    encode_forwarded(out, request, forwarded);
+    let ours = ["host", "sec-websocket-key", "content-length", "transfer-encoding", "expect"];
+    encode_end_to_end(out, &request.headers, &ours);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends an ordinary request to an upstream: the client's, with the headers of one hop made anew.
+/// Its body follows as the client frames it, so the framing headers stay. The connection is not
+/// used again.
+pub fn encode_forwarded_request(
+    out: &mut Vec<u8>,
+    request: &Request<'_>,
+    host: Option<&str>,
+    path: Option<&str>,
+    forwarded: &Forwarded<'_>,
+) {
+    out.extend_from_slice(request.method.as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(path.unwrap_or(request.path).as_bytes());
+    if let Some(query) = request.query {
+        out.push(b'?');
+        out.extend_from_slice(query.as_bytes());
+    }
+    // As old as the client's: the answer must be one that it understands (RFC 9112 §2.3).
+    out.extend_from_slice(format!(" HTTP/1.{}\r\n", request.minor_version).as_bytes());
+    encode_header(out, "Host", host.unwrap_or(request.host).as_bytes());
+    encode_header(out, "Connection", b"close");
+    encode_forwarded(out, request, forwarded);
+    encode_end_to_end(out, &request.headers, &["host"]);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends who the client is. Its own claims about that are dropped elsewhere.
+fn encode_forwarded(out: &mut Vec<u8>, request: &Request<'_>, forwarded: &Forwarded<'_>) {
     let client = forwarded.client.to_canonical().to_string();
     encode_header(out, "X-Forwarded-For", client.as_bytes());
     encode_header(out, "X-Real-IP", client.as_bytes());
     encode_header(out, "X-Forwarded-Proto", forwarded.proto.as_bytes());
     encode_header(out, "X-Forwarded-Host", request.host.as_bytes());
-    let ours = ["host", "sec-websocket-key", "content-length", "transfer-encoding", "expect"];
-    for header in request.headers.iter() {
+}
+
+/// Appends a client's headers for the other end: all but `ours`, claims about the client's address,
+/// and those of one hop.
+fn encode_end_to_end(out: &mut Vec<u8>, headers: &Headers<'_>, ours: &[&str]) {
+    for header in headers.iter() {
         let is_ours = ours.iter().any(|name| name.eq_ignore_ascii_case(header.name));
-        if !is_ours && !is_address_claim(header.name) && !is_hop(&request.headers, header.name) {
+        if !is_ours && !is_address_claim(header.name) && !is_hop(headers, header.name) {
             encode_header(out, header.name, header.value);
         }
     }
-    out.extend_from_slice(b"\r\n");
 }
 
 /// Many backends read `_` and `-` in a name as the same, so we do too.
@@ -384,6 +421,23 @@ pub fn encode_refusal(out: &mut Vec<u8>, response: &Response<'_>) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// Appends the head of an upstream's answer to an ordinary request, final or interim. The body of a
+/// final one follows as the upstream frames it.
+pub fn encode_forwarded_response(out: &mut Vec<u8>, response: &Response<'_>, keep_alive: bool) {
+    out.extend_from_slice(format!("HTTP/1.1 {} ", response.status).as_bytes());
+    out.extend_from_slice(response.reason.as_bytes());
+    out.extend_from_slice(b"\r\n");
+    for header in response.headers.iter() {
+        if !is_hop(&response.headers, header.name) {
+            encode_header(out, header.name, header.value);
+        }
+    }
+    if !keep_alive {
+        encode_header(out, "Connection", b"close");
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
 /// The phrase behind a status; empty, which is legal, for one we never send ourselves.
 pub fn reason_phrase(status: u16) -> &'static str {
     match status {
@@ -396,6 +450,7 @@ pub fn reason_phrase(status: u16) -> &'static str {
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
+        413 => "Content Too Large",
         414 => "URI Too Long",
         426 => "Upgrade Required",
         429 => "Too Many Requests",

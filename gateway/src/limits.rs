@@ -50,6 +50,12 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// From the request to an upstream's `101`: connect and handshake together.
     pub connect_timeout: Duration,
+    /// From an ordinary HTTP request to an upstream until its answer, and between two parts of either.
+    pub response_timeout: Duration,
+    /// From an answer to the client's next request on the same connection.
+    pub keepalive_timeout: Duration,
+    /// The body of an ordinary HTTP request; larger ones are refused.
+    pub request_body_bytes_max: usize,
     /// One message of a client, all its fragments together. At most [`MESSAGE_BYTES_MAX`].
     pub message_bytes_max: usize,
     /// Bytes queued for one peer. At least `message_bytes_max` and [`OUTBOX_SPARE_BYTES`].
@@ -84,6 +90,9 @@ const DEFAULTS: Limits = Limits {
     target_bytes_max: 8192,
     handshake_timeout: Duration::from_millis(5000),
     connect_timeout: Duration::from_millis(5000),
+    response_timeout: Duration::from_millis(60_000),
+    keepalive_timeout: Duration::from_millis(60_000),
+    request_body_bytes_max: 1 << 20,
     message_bytes_max: 1 << 20,
     outbox_bytes_max: outbox_bytes_default(1 << 20),
     outbox_age_max: Duration::from_millis(30_000),

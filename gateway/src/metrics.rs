@@ -14,7 +14,7 @@ pub enum Cause {
     ClientTimeoutHandshake,
     /// The request was refused before an upgrade: an HTTP status was the answer.
     HandshakeRejected,
-    /// An ordinary HTTP request was answered (the demo page).
+    /// Ordinary HTTP requests were answered, and the connection ended after the last.
     HttpDone,
     /// The client broke a rule of RFC 6455.
     ProtocolError,
@@ -99,6 +99,8 @@ pub struct Metrics {
     pub frames_sent: u64,
     /// Messages relayed, both ways.
     pub messages_relayed: u64,
+    /// Ordinary HTTP requests that upstreams have answered.
+    pub requests_forwarded: u64,
     /// Receives that found no buffer.
     pub starved: u64,
     closed: [u64; Cause::ALL.len()],
@@ -124,6 +126,7 @@ impl Metrics {
         self.messages_received += other.messages_received;
         self.frames_sent += other.frames_sent;
         self.messages_relayed += other.messages_relayed;
+        self.requests_forwarded += other.requests_forwarded;
         self.starved += other.starved;
         for (mine, theirs) in self.closed.iter_mut().zip(other.closed) {
             *mine += theirs;

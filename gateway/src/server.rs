@@ -275,13 +275,14 @@ pub fn item_sizes() -> ItemSizes {
 fn summary(metrics: &Metrics) -> String {
     use std::fmt::Write as _;
     let mut text = format!(
-        "accepted {}, upgraded {}, messages received {}, relayed {}, frames sent {}, bytes received {}, \
-         starved of buffers {}\nclosed:",
+        "accepted {}, upgraded {}, messages received {}, relayed {}, frames sent {}, \
+         requests forwarded {}, bytes received {}, starved of buffers {}\nclosed:",
         metrics.accepted,
         metrics.upgraded,
         metrics.messages_received,
         metrics.messages_relayed,
         metrics.frames_sent,
+        metrics.requests_forwarded,
         metrics.received_bytes,
         metrics.starved,
     );

@@ -2,7 +2,8 @@
 //!
 //! This file is the table of contents. A frame's life is a step a file: `accept.rs` (a client
 //! appears), `request.rs` (its request head, the upgrade), `recv.rs` (bytes arrive; messages of
-//! echo and rooms), `relay.rs` (an upstream, and the frames between it and a client), `send.rs`
+//! echo and rooms), `relay.rs` (an upstream, and the frames between it and a client), `forward.rs`
+//! (ordinary HTTP to an upstream and back), `send.rs`
 //! (outboxes are flushed), `close.rs` (closing is a join), `timer.rs` (deadlines), `mailbox.rs`
 //! (other shards).
 //!
@@ -11,6 +12,7 @@
 
 mod accept;
 mod close;
+mod forward;
 pub mod mailbox;
 mod recv;
 mod relay;

@@ -12,6 +12,8 @@ mod bad;
 mod client;
 #[path = "sim/echo.rs"]
 mod echo;
+#[path = "sim/forward.rs"]
+mod forward;
 #[path = "sim/relay.rs"]
 mod relay;
 #[path = "sim/rooms.rs"]

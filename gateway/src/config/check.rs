@@ -163,6 +163,12 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         section.milliseconds("handshake_timeout_ms", timeout.clone(), default.handshake_timeout);
     let connect_timeout =
         section.milliseconds("connect_timeout_ms", timeout.clone(), default.connect_timeout);
+    let response_timeout =
+        section.milliseconds("response_timeout_ms", 1..=AGE_MS_MAX, default.response_timeout);
+    let keepalive_timeout =
+        section.milliseconds("keepalive_timeout_ms", 1..=AGE_MS_MAX, default.keepalive_timeout);
+    let request_body_bytes_max =
+        section.size("request_body_bytes_max", 0..=(1 << 40), default.request_body_bytes_max);
     // Control frames carry up to 125 bytes and are never too big.
     let message_bytes_max = section.size(
         "message_bytes_max",
@@ -231,6 +237,9 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         target_bytes_max,
         handshake_timeout,
         connect_timeout,
+        response_timeout,
+        keepalive_timeout,
+        request_body_bytes_max,
         message_bytes_max,
         outbox_bytes_max,
         outbox_age_max,
@@ -444,6 +453,7 @@ fn read_upstream(
     let url = section.required("url", "ws://127.0.0.1:3000");
     let preserve_host = section.word("host", &["preserve", "upstream"]) == "preserve";
     let path = section.string("path");
+    let http = section.boolean("http", true);
     section.finish();
 
     if let Some(path) = &path {
@@ -476,6 +486,7 @@ fn read_upstream(
             host: if port == 80 { host.to_owned() } else { format!("{host}:{port}") },
             preserve_host,
             path: path.map(|path| path.value),
+            http,
         }),
         Err(error) => fault(&format!(
             "`{host}` does not resolve ({error}); correct the name, add it to DNS or /etc/hosts, \

@@ -296,6 +296,7 @@ fn upstreams() {
             address: address.parse().expect("an address"),
             host: host.to_owned(),
             preserve_host,
+            http: true,
             path: path.map(str::to_owned),
         })
     };

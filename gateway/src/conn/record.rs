@@ -35,7 +35,7 @@ pub struct Record {
     pub partial_bytes: usize,
     /// Bytes that wait to be sent.
     pub outbox_bytes: usize,
-    /// The slot of the other side of a relay.
+    /// The slot of the other side: of a relay, or of a request and its answer.
     pub other: Option<u32>,
     /// Why it is being closed.
     pub cause: Option<&'static str>,
@@ -58,6 +58,13 @@ impl Record {
                 ("handshaking", handshaking.bytes.len(), Some(handshaking.client))
             }
             State::Refusing(refusing) => ("refusing", 0, Some(refusing.client)),
+            State::Forwarding(forwarding) => {
+                let bytes = forwarding.request.len() + forwarding.next.len();
+                ("forwarding", bytes, forwarding.upstream)
+            }
+            State::Answering(answering) => {
+                ("answering", answering.bytes.len(), Some(answering.client))
+            }
             State::Relay(relay) => ("relay", 0, Some(relay.other)),
         };
         Record {

@@ -1,9 +1,9 @@
-//! The body of a response, of which only the end matters here: its bytes pass as they are
-//! (RFC 9112 §6, §7.1).
+//! The body of a request or a response, of which only the end matters here: its bytes pass as they
+//! are (RFC 9112 §6, §7.1).
 
-use super::{HttpError, Response, content_length};
+use super::{HttpError, Request, Response, content_length};
 
-/// Finds the end of a response's body (RFC 9112 §6.3).
+/// Finds the end of a body (RFC 9112 §6.3).
 #[derive(Clone, Copy, Debug)]
 pub enum BodyReader {
     /// So many bytes; none when there is no body.
@@ -40,6 +40,16 @@ impl Chunk {
 }
 
 impl BodyReader {
+    /// How the body of `request` is framed: its head was parsed, so it is in one way at most.
+    pub fn of_request(request: &Request<'_>) -> BodyReader {
+        let headers = &request.headers;
+        if headers.get("transfer-encoding").is_some() {
+            return BodyReader::Chunked(Chunk::START);
+        }
+        let length = headers.get("content-length").and_then(content_length);
+        BodyReader::Length(length.unwrap_or(0))
+    }
+
     /// How the body of `response` to a request of this method is framed.
     pub fn new(response: &Response<'_>, method: &str) -> BodyReader {
         let headers = &response.headers;

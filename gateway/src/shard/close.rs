@@ -113,6 +113,11 @@ impl<R: Ring> Shard<R> {
             (_, State::Relay(_)) => self.relay_read_done(id),
             (_, State::Handshaking(_)) => self.upstream_lost(id),
             (_, State::Refusing(_)) => self.body_read_done(id),
+            (_, State::Answering(_)) => self.answer_lost(id, true),
+            // Between two requests, which is where a client of HTTP leaves.
+            (_, State::Head(head)) if conn.flags.served && head.bytes.is_empty() => {
+                self.start_close(id, Cause::HttpDone);
+            }
             // Without a Close frame, or in the middle of a request: nobody is there to talk to.
             _ => self.start_close(id, Cause::ClientGone),
         }
@@ -126,6 +131,7 @@ impl<R: Ring> Shard<R> {
             (_, State::Relay(_)) => self.relay_lost(id),
             (_, State::Handshaking(_)) => self.upstream_lost(id),
             (_, State::Refusing(_)) => self.body_read_done(id),
+            (_, State::Answering(_)) => self.answer_lost(id, false),
             _ => self.start_close(id, Cause::ClientGone),
         }
     }
@@ -196,7 +202,8 @@ impl<R: Ring> Shard<R> {
                 self.with_rooms(backend, |rooms, post| rooms.closed(id, now, post));
             }
             State::Connecting(_) => self.abandon_connecting(id),
-            State::Handshaking(_) | State::Refusing(_) => {}
+            State::Forwarding(_) => self.abandon_forwarding(id),
+            State::Handshaking(_) | State::Refusing(_) | State::Answering(_) => {}
             State::Head(_) | State::Echo(_) | State::Relay(_) | State::None => {}
         }
     }
@@ -256,8 +263,9 @@ impl<R: Ring> Shard<R> {
             }
             State::Connecting(_) => self.refuse(id, 503, Cause::Drain, "the gateway is stopping"),
             State::Head(_) | State::None => self.start_close(id, Cause::Drain),
+            State::Forwarding(_) => self.stop_forwarding(id),
             // Upstreams that have not accepted go with their clients.
-            State::Handshaking(_) | State::Refusing(_) => {}
+            State::Handshaking(_) | State::Refusing(_) | State::Answering(_) => {}
         }
     }
 

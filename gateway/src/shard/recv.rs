@@ -122,6 +122,20 @@ impl<R: Ring> Shard<R> {
                     self.resume(upstream);
                 }
             }
+            // A request's answer waits for its client, its body for the upstream.
+            State::Forwarding(forwarding) => {
+                let upstream = forwarding.upstream;
+                if let Some(upstream) = upstream.filter(|id| self.table.get_mut(*id).is_some()) {
+                    self.resume(upstream);
+                }
+            }
+            State::Answering(answering) => {
+                let client = answering.client;
+                let Some(conn) = self.table.get(client) else { return };
+                if matches!(&conn.state, State::Forwarding(f) if f.next.is_empty()) {
+                    self.resume(client);
+                }
+            }
             _ => self.resume(id),
         }
     }
@@ -141,6 +155,8 @@ impl<R: Ring> Shard<R> {
             State::Connecting(_) => self.hold_early(id, &buffer),
             State::Handshaking(_) => self.read_answer(id, buffer),
             State::Refusing(_) => self.pass_body(id, &buffer),
+            State::Forwarding(_) => self.forward_body(id, &buffer),
+            State::Answering(_) => self.forward_answer(id, &buffer),
             State::None => {}
         }
     }

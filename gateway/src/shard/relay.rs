@@ -90,23 +90,35 @@ impl<R: Ring> Shard<R> {
             State::Connecting(connecting) if conn.phase == Phase::Open => {
                 Some(self.upstream_address(connecting.backend))
             }
+            State::Forwarding(forwarding) if conn.phase == Phase::Open => {
+                Some(self.upstream_address(forwarding.backend))
+            }
             _ => None,
         };
         match (result, address) {
             (Ok(slot), Some(address)) => {
                 let id = self.table.occupy(slot, Side::Upstream, address, self.now);
                 let route = self.table[client].route;
+                let state = match &mut self.table[client].state {
+                    State::Forwarding(forwarding) => {
+                        forwarding.upstream = Some(id);
+                        Self::answering(client)
+                    }
+                    state => {
+                        if let State::Connecting(connecting) = state {
+                            connecting.upstream = Some(id);
+                        }
+                        State::Handshaking(Box::new(Handshaking {
+                            client,
+                            scanner: HeadScanner::default(),
+                            bytes: Vec::new(),
+                            interim_count: 0,
+                        }))
+                    }
+                };
                 let conn = &mut self.table[id];
-                conn.state = State::Handshaking(Box::new(Handshaking {
-                    client,
-                    scanner: HeadScanner::default(),
-                    bytes: Vec::new(),
-                    interim_count: 0,
-                }));
+                conn.state = state;
                 conn.route = route;
-                if let State::Connecting(connecting) = &mut self.table[client].state {
-                    connecting.upstream = Some(id);
-                }
                 self.table[id].flags.connect_in_flight = true;
                 self.ring.submit_connect(id, &address);
             }
@@ -137,6 +149,9 @@ impl<R: Ring> Shard<R> {
         conn.flags.connect_in_flight = false;
         if conn.phase != Phase::Open {
             return self.close_join(id);
+        }
+        if let State::Answering(_) = &conn.state {
+            return self.forward_connected(id, result);
         }
         let State::Handshaking(handshaking) = &conn.state else { return };
         let client = handshaking.client;

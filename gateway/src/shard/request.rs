@@ -24,6 +24,12 @@ impl<R: Ring> Shard<R> {
                 Ok(None) => {
                     head.bytes = self.stores.spares.take(bytes.len());
                     head.bytes.extend_from_slice(bytes);
+                    // A first head has had its deadline since the accept.
+                    if self.table[id].flags.served {
+                        let deadline = self.now + self.config.limits.handshake_timeout;
+                        self.table[id].deadline = deadline;
+                        self.timers.set(id.slot, deadline);
+                    }
                 }
                 Err(error) => self.refuse_head(id, error),
             }
@@ -63,7 +69,7 @@ impl<R: Ring> Shard<R> {
         };
         let upgrade = match handshake::upgrade_of(&request) {
             Ok(Some(upgrade)) => upgrade,
-            Ok(None) => return self.on_plain_request(id, &request),
+            Ok(None) => return self.on_plain_request(id, &request, rest),
             Err(error) => return self.refuse_head(id, error),
         };
         let config = std::sync::Arc::clone(&self.config);
@@ -115,10 +121,14 @@ impl<R: Ring> Shard<R> {
         self.start_heartbeat(id);
     }
 
-    /// A request without an upgrade: the demo page where it is switched on.
-    fn on_plain_request(&mut self, id: ConnId, request: &Request<'_>) {
-        let route = self.config.routes.find(request.host, request.path, std::iter::empty());
-        let kind = route.map(|route| &self.config.backend(route).kind);
+    /// A request without an upgrade: an upstream's, or for the demo page where it is switched on.
+    fn on_plain_request(&mut self, id: ConnId, request: &Request<'_>, rest: &[u8]) {
+        let config = std::sync::Arc::clone(&self.config);
+        let route = config.routes.find(request.host, request.path, std::iter::empty());
+        if let Some(route) = route {
+            self.table[id].route = route.index.0;
+        }
+        let kind = route.map(|route| &config.backend(route).kind);
         match kind {
             None => self.refuse_unrouted(id),
             // What browsers ask for beside every page.
@@ -130,6 +140,15 @@ impl<R: Ring> Shard<R> {
                 "HEAD" => self.answer_with_page(id, rooms::DEMO_PAGE.as_bytes(), false),
                 _ => self.refuse_head(id, HttpError::MethodNotAllowed),
             },
+            Some(BackendKind::Websocket(upstream)) if upstream.http => {
+                match super::forward::check_method(request.method) {
+                    Ok(()) => {
+                        let backend = route.map_or(0, |route| route.backend);
+                        self.start_forward(id, backend, upstream, request, rest);
+                    }
+                    Err(error) => self.refuse_head(id, error),
+                }
+            }
             Some(_) => self.refuse_head(id, HttpError::UpgradeRequired),
         }
     }

@@ -69,7 +69,9 @@ impl<R: Ring> Shard<R> {
             (Phase::Closing | Phase::Free, _) => {}
             (Phase::Open, State::Head(head)) => {
                 // Who has said nothing gets no answer to it.
-                if head.bytes.is_empty() {
+                if head.bytes.is_empty() && conn.flags.served {
+                    self.start_close(id, Cause::HttpDone);
+                } else if head.bytes.is_empty() {
                     self.start_close(id, Cause::ClientTimeoutHandshake);
                 } else {
                     let cause = Cause::ClientTimeoutHandshake;
@@ -87,6 +89,8 @@ impl<R: Ring> Shard<R> {
                 self.refuse(id, 504, Cause::BackendTimeout, why);
             }
             (Phase::Open, State::Relay(_)) => self.relay_deadline(id),
+            (Phase::Open, State::Forwarding(_)) => self.forwarding_deadline(id),
+            (Phase::Open, State::Answering(_)) => self.answering_deadline(id),
             (Phase::Open, State::Refusing(_)) => {
                 let due = conn.received_at + limits.connect_timeout;
                 if conn.flags.paused {

@@ -19,6 +19,7 @@ mod support;
 mod autobahn;
 mod backpressure;
 mod check;
+mod forward;
 mod http;
 mod page;
 mod programs;

@@ -1,0 +1,404 @@
+//! Ordinary HTTP to an upstream and back: what chat servers speak beside WebSocket, such as
+//! long-polling, negotiation and static files.
+//!
+//! ```text
+//!   client                    shard                          upstream
+//!     | request, body           |                               |
+//!     | ----------------------> | start_forward: socket         |
+//!     |                         | forward_connected: request -> |
+//!     | body ...                | forward_body          body -> |
+//!     |                         |  <--- head: forward_answer    |
+//!     |  <------- head and body |  <--- body                    |
+//!     | next request            | answer_done                   |
+//! ```
+//!
+//! Both bodies pass as they are framed; we only find where they end, so that nothing behind a
+//! request can be taken for part of it, nor a part for another request. A client has one request
+//! under way, each on an upstream connection of its own, which is not used again: no client can
+//! leave anything on it for another.
+
+use super::Shard;
+use super::send::PAUSE_AT_BYTES;
+use crate::config::Upstream;
+use crate::conn::{Answering, ConnId, Forwarding, Head, Phase, State};
+use crate::handshake::{self, Forwarded};
+use crate::http::{self, BodyReader, HeadScanner, HttpError, Request};
+use crate::metrics::Cause;
+use crate::ring::{Failure, Ring};
+use crate::time::Time;
+
+/// Interim responses (1xx) that an upstream may send before its answer.
+const INTERIM_MAX: u8 = 16;
+
+impl<R: Ring> Shard<R> {
+    /// Asks for an upstream connection for a client's ordinary request; `rest` is what came behind
+    /// the head.
+    pub(super) fn start_forward(
+        &mut self,
+        id: ConnId,
+        backend: u16,
+        upstream: &Upstream,
+        request: &Request<'_>,
+        rest: &[u8],
+    ) {
+        let limits = &self.config.limits;
+        let body = BodyReader::of_request(request);
+        let body_bytes_left = limits.request_body_bytes_max as u64;
+        if matches!(body, BodyReader::Length(length) if length > body_bytes_left) {
+            return self.refuse(id, 413, Cause::TooBig, BODY_TOO_LARGE);
+        }
+        let mut bytes = self.stores.spares.take(1024);
+        let forwarded = Forwarded { client: self.table[id].peer.ip(), proto: "http" };
+        let host = (!upstream.preserve_host).then_some(upstream.host.as_str());
+        let path = upstream.path.as_deref();
+        handshake::encode_forwarded_request(&mut bytes, request, host, path, &forwarded);
+        let is_http_10 = request.minor_version == 0;
+        let conn = &mut self.table[id];
+        conn.state = State::Forwarding(Box::new(Forwarding {
+            backend,
+            request: bytes,
+            body,
+            body_bytes_left,
+            request_done: false,
+            is_head: request.method == "HEAD",
+            is_http_10,
+            keep_alive: !is_http_10 && !request.headers.has_token("connection", "close"),
+            answered: false,
+            upstream: None,
+            connected: false,
+            next: Vec::new(),
+        }));
+        conn.deadline = self.now + limits.connect_timeout;
+        self.timers.set(id.slot, conn.deadline);
+        conn.flags.socket_in_flight = true;
+        self.ring.submit_socket(id, &upstream.address);
+        self.forward_body(id, rest);
+    }
+
+    /// Bytes of a client whose request is on its way: its body, or what comes behind it.
+    pub(super) fn forward_body(&mut self, id: ConnId, bytes: &[u8]) {
+        let Shard { table, stores, now, dirty, config, .. } = self;
+        let State::Forwarding(forwarding) = &mut table[id].state else { return };
+        let taken = match (forwarding.request_done, forwarding.body.scan(bytes)) {
+            (true, _) => 0,
+            (false, Ok((taken, done))) => {
+                forwarding.request_done = done;
+                taken
+            }
+            (false, Err(_)) => return self.fail_request(id, 400, Cause::ProtocolError, BAD_BODY),
+        };
+        let Some(left) = forwarding.body_bytes_left.checked_sub(taken as u64) else {
+            return self.fail_request(id, 413, Cause::TooBig, BODY_TOO_LARGE);
+        };
+        forwarding.body_bytes_left = left;
+        let (body, behind) = bytes.split_at(taken);
+        // Nothing behind a request is read on before its answer.
+        forwarding.next.extend_from_slice(behind);
+        let mut full = !forwarding.next.is_empty();
+        match forwarding.upstream.filter(|_| forwarding.connected) {
+            None => {
+                forwarding.request.extend_from_slice(body);
+                full |= forwarding.request.len() > config.limits.early_bytes_max;
+            }
+            Some(upstream) => {
+                let open = table.get_mut(upstream).filter(|conn| conn.phase == Phase::Open);
+                if let Some(conn) = open.filter(|_| !body.is_empty()) {
+                    conn.outbox.write(stores, *now, |out| out.extend_from_slice(body));
+                    super::mark_dirty(conn, upstream.slot, dirty);
+                    full |= conn.outbox.bytes() > PAUSE_AT_BYTES;
+                }
+            }
+        }
+        if full {
+            self.pause(id);
+        }
+    }
+
+    /// The upstream of a request is connected, or is not going to be.
+    pub(super) fn forward_connected(&mut self, id: ConnId, result: Result<(), Failure>) {
+        let State::Answering(answering) = &self.table[id].state else { return };
+        let client = answering.client;
+        if let Err(failure) = result {
+            self.start_close(id, Cause::BackendGone);
+            let why = format!("the upstream could not be reached: {failure}");
+            return self.fail_request(client, 502, Cause::BackendGone, &why);
+        }
+        let Shard { table, stores, now, config, timers, .. } = self;
+        let State::Forwarding(forwarding) = &mut table[client].state else {
+            return self.start_close(id, Cause::ClientGone);
+        };
+        let request = std::mem::take(&mut forwarding.request);
+        forwarding.connected = true;
+        let behind = !forwarding.next.is_empty();
+        // From here on it is this connection that has to move on.
+        table[client].deadline = Time::NEVER;
+        let conn = &mut table[id];
+        conn.deadline = *now + config.limits.response_timeout;
+        timers.set(id.slot, conn.deadline);
+        conn.outbox.write(stores, *now, |out| out.extend_from_slice(&request));
+        stores.spares.give(request);
+        self.mark_dirty(id);
+        self.arm_recv(id);
+        if !behind {
+            self.resume(client);
+        }
+    }
+
+    /// Bytes of an upstream's answer.
+    pub(super) fn forward_answer(&mut self, id: ConnId, mut bytes: &[u8]) {
+        loop {
+            let State::Answering(answering) = &mut self.table[id].state else { return };
+            let client = answering.client;
+            let Some(body) = &mut answering.body else {
+                match self.forward_answer_head(id, client, bytes) {
+                    Some(behind) => bytes = behind,
+                    None => return,
+                }
+                continue;
+            };
+            let scanned = body.scan(bytes);
+            let Shard { table, stores, now, dirty, .. } = self;
+            let Some(conn) = table.get_mut(client).filter(|conn| conn.phase == Phase::Open) else {
+                return self.start_close(id, Cause::ClientGone);
+            };
+            let Ok((forward, done)) = scanned else {
+                self.start_close(id, Cause::BackendGone);
+                return self.fail_request(client, 502, Cause::BackendGone, "");
+            };
+            conn.outbox.write(stores, *now, |out| out.extend_from_slice(&bytes[..forward]));
+            super::mark_dirty(conn, client.slot, dirty);
+            let full = conn.outbox.bytes() > PAUSE_AT_BYTES;
+            if done {
+                self.answer_done(id, client);
+            } else if full {
+                self.pause(id);
+            }
+            return;
+        }
+    }
+
+    /// Reads a head, final or interim. Returns what came behind it, or `None` when more has to
+    /// arrive first or the answer is over.
+    fn forward_answer_head<'a>(
+        &mut self,
+        id: ConnId,
+        client: ConnId,
+        bytes: &'a [u8],
+    ) -> Option<&'a [u8]> {
+        let limits = self.head_limits();
+        let State::Answering(answering) = &mut self.table[id].state else { return None };
+        let mut head = std::mem::take(&mut answering.bytes);
+        let gathered = head.len();
+        head.extend_from_slice(bytes);
+        let scanned = match answering.scanner.scan(&head, &limits) {
+            Ok(Some(len)) => http::parse_response(&head[..len], &limits).map(|head| (len, head)),
+            Ok(None) => {
+                answering.bytes = head;
+                return None;
+            }
+            Err(error) => Err(error),
+        };
+        let (len, response) = match scanned {
+            Ok((_, response)) if response.status == 101 => {
+                let _ = response;
+                self.bad_answer(id, client, "the upstream switched protocols unasked");
+                return None;
+            }
+            Ok(found) => found,
+            Err(error) => {
+                self.bad_answer(id, client, &format!("the upstream's answer: {error}"));
+                return None;
+            }
+        };
+        let Shard { table, stores, now, stop_deadline, .. } = self;
+        let State::Forwarding(forwarding) = &mut table[client].state else {
+            self.start_close(id, Cause::ClientGone);
+            return None;
+        };
+        let is_interim = response.status < 200;
+        if !is_interim {
+            let method = if forwarding.is_head { "HEAD" } else { "GET" };
+            let body = BodyReader::new(&response, method);
+            // Only where both ends can tell where this one stops may another request follow; and
+            // what is left of a request that was answered early cannot be told from the next.
+            forwarding.keep_alive &= !matches!(body, BodyReader::UntilEnd)
+                && forwarding.request_done
+                && stop_deadline.is_none();
+            forwarding.answered = true;
+            if let State::Answering(answering) = &mut table[id].state {
+                answering.body = Some(body);
+            }
+        }
+        let State::Forwarding(forwarding) = &table[client].state else { return None };
+        let keep_alive = is_interim || forwarding.keep_alive;
+        // HTTP/1.0 knows no interim responses (RFC 9110 §15.2).
+        if !(is_interim && forwarding.is_http_10) {
+            table[client].outbox.write(stores, *now, |out| {
+                handshake::encode_forwarded_response(out, &response, keep_alive);
+            });
+            self.mark_dirty(client);
+        }
+        if is_interim {
+            let State::Answering(answering) = &mut self.table[id].state else { return None };
+            answering.scanner = HeadScanner::default();
+            answering.interim_count += 1;
+            if answering.interim_count > INTERIM_MAX {
+                self.bad_answer(id, client, "the upstream sent too many interim responses");
+                return None;
+            }
+        }
+        Some(&bytes[len - gathered..])
+    }
+
+    /// The whole answer has been passed on.
+    fn answer_done(&mut self, id: ConnId, client: ConnId) {
+        // It was asked to close, so its end follows.
+        self.start_finish(id, Cause::BackendClose);
+        self.metrics.requests_forwarded += 1;
+        let keepalive_timeout = self.config.limits.keepalive_timeout;
+        let conn = &mut self.table[client];
+        let State::Forwarding(forwarding) = &mut conn.state else { return };
+        // Who asks without reading the answers is not given more of them.
+        let keeps_up = conn.outbox.bytes() <= PAUSE_AT_BYTES;
+        if !(forwarding.keep_alive && keeps_up) {
+            forwarding.upstream = None;
+            return self.start_finish(client, Cause::HttpDone);
+        }
+        let mut next = std::mem::take(&mut forwarding.next);
+        conn.state = State::Head(Head::default());
+        conn.flags.served = true;
+        conn.deadline = self.now + keepalive_timeout;
+        self.timers.set(client.slot, conn.deadline);
+        self.resume(client);
+        if !next.is_empty() {
+            self.read_head(client, &mut next);
+        }
+    }
+
+    /// An upstream went before its answer was whole; `in_order` by the end of its stream.
+    pub(super) fn answer_lost(&mut self, id: ConnId, in_order: bool) {
+        let State::Answering(answering) = &self.table[id].state else { return };
+        let client = answering.client;
+        match &answering.body {
+            None => {
+                self.bad_answer(
+                    id,
+                    client,
+                    "the upstream closed the connection before it answered",
+                );
+            }
+            Some(BodyReader::UntilEnd) if in_order => self.answer_done(id, client),
+            Some(_) => {
+                self.start_close(id, Cause::BackendGone);
+                self.fail_request(client, 502, Cause::BackendGone, "");
+            }
+        }
+    }
+
+    fn bad_answer(&mut self, id: ConnId, client: ConnId, why: &str) {
+        self.start_close(id, Cause::BackendGone);
+        self.fail_request(client, 502, Cause::BackendGone, why);
+    }
+
+    /// Refuses a request that is with an upstream. Once its answer has begun, it can only end too
+    /// early: its framing tells the client so, unless the end of the stream was to be its end.
+    pub(super) fn fail_request(&mut self, client: ConnId, status: u16, cause: Cause, why: &str) {
+        let Some(conn) = self.table.get_mut(client).filter(|conn| conn.phase == Phase::Open) else {
+            return;
+        };
+        match &conn.state {
+            State::Forwarding(forwarding) if forwarding.answered => {
+                self.start_finish(client, cause);
+            }
+            _ => self.refuse(client, status, cause, why),
+        }
+    }
+
+    /// A client's request is in the way of time: it is not connected, or its body does not come.
+    pub(super) fn forwarding_deadline(&mut self, id: ConnId) {
+        let State::Forwarding(forwarding) = &self.table[id].state else { return };
+        if !forwarding.connected {
+            let why = "the upstream did not connect within connect_timeout_ms";
+            self.refuse(id, 504, Cause::BackendTimeout, why);
+        }
+    }
+
+    /// An upstream has been silent for a while: whether for too long.
+    pub(super) fn answering_deadline(&mut self, id: ConnId) {
+        let timeout = self.config.limits.response_timeout;
+        let conn = &self.table[id];
+        let State::Answering(answering) = &conn.state else { return };
+        let client = answering.client;
+        let (heard, paused) = (conn.received_at, conn.flags.paused);
+        // While a request still comes in, the answer need not.
+        let (heard, waits_for_client) = match self.table.get(client) {
+            Some(conn) => match &conn.state {
+                State::Forwarding(forwarding) => {
+                    (heard.max(conn.received_at), !forwarding.request_done)
+                }
+                _ => (heard, false),
+            },
+            None => (heard, false),
+        };
+        let due = heard + timeout;
+        if paused {
+            // It is the client that is slow; its outbox has a deadline of its own.
+            self.table[id].deadline = self.now + timeout;
+        } else if due > self.now {
+            self.table[id].deadline = due;
+        } else if waits_for_client {
+            self.start_close(id, Cause::ClientTimeoutHandshake);
+            let why = "the request's body took longer than response_timeout_ms";
+            self.fail_request(client, 408, Cause::ClientTimeoutHandshake, why);
+        } else {
+            self.start_close(id, Cause::BackendTimeout);
+            let why = "the upstream did not answer within response_timeout_ms";
+            self.fail_request(client, 504, Cause::BackendTimeout, why);
+        }
+    }
+
+    /// The client of an upstream that has not answered, or not to the end, is going.
+    pub(super) fn abandon_forwarding(&mut self, client: ConnId) {
+        let State::Forwarding(forwarding) = &mut self.table[client].state else { return };
+        if let Some(upstream) = forwarding.upstream.take()
+            && let Some(conn) = self.table.get_mut(upstream)
+            && matches!(conn.state, State::Answering(_))
+            && conn.phase == Phase::Open
+        {
+            self.start_close(upstream, Cause::ClientGone);
+        }
+    }
+
+    /// We are stopping: a request that is not answered yet is refused, an answer that has begun is
+    /// the last one on its connection.
+    pub(super) fn stop_forwarding(&mut self, id: ConnId) {
+        let State::Forwarding(forwarding) = &mut self.table[id].state else { return };
+        forwarding.keep_alive = false;
+        if !forwarding.answered {
+            self.refuse(id, 503, Cause::Drain, "the gateway is stopping");
+        }
+    }
+
+    /// What an upstream is connected for, once its socket is open.
+    pub(super) fn answering(client: ConnId) -> State {
+        State::Answering(Box::new(Answering {
+            client,
+            scanner: HeadScanner::default(),
+            bytes: Vec::new(),
+            interim_count: 0,
+            body: None,
+        }))
+    }
+}
+
+const BODY_TOO_LARGE: &str = "the request's body is larger than request_body_bytes_max";
+const BAD_BODY: &str = "the request's body is not framed as its head says";
+
+/// Whether a method may be forwarded. TRACE would show a client what we add for the upstream, and
+/// CONNECT is for proxies of another kind (RFC 9110 §9.3.6, §9.3.8).
+pub(super) fn check_method(method: &str) -> Result<(), HttpError> {
+    match method {
+        "TRACE" | "CONNECT" => Err(HttpError::MethodNotAllowed),
+        _ => Ok(()),
+    }
+}
