@@ -4,6 +4,7 @@
 
 pub(crate) mod ring_echo;
 pub(crate) mod ring_relay;
+mod rings;
 pub(crate) mod send_loop;
 
 use std::ffi::CString;

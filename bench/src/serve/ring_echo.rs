@@ -9,15 +9,14 @@
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicBool;
 
 use serde_json::{Value, json};
 
-use super::{Options, TURN, Until};
-use crate::kernel::lanes::Lanes;
+use super::Options;
+use super::rings::{self, Connections};
 use crate::kernel::pool::Chunk;
-use crate::kernel::ring::{Completion, Payload, Ring};
+use crate::kernel::ring::{Payload, Ring};
 use crate::websocket::{CLOSE, PING, PONG, RESPONSE_BYTES_MAX, accept, apply_mask, encode_upgrade};
 
 /// The largest frame that is put together when it comes in pieces; above, the connection is ended.
@@ -31,55 +30,19 @@ pub(crate) fn run(
     stop: &AtomicBool,
     on_listening: impl FnOnce(SocketAddr),
 ) -> io::Result<Value> {
-    let setup = options.setup(Vec::new());
-    let mut lanes = Lanes::new(options.rings as usize, &setup)?;
-    let (listeners, address) = options.listen()?;
-    let mut shards: Vec<Shard> = listeners
-        .iter()
-        .map(|listener| Shard {
-            listener: listener.as_raw_fd(),
-            accept_armed: false,
-            connections: (0..setup.slots).map(|_| Connection::default()).collect(),
-            starved: Vec::new(),
-            accepted: 0,
-            refused: 0,
-        })
-        .collect();
-    on_listening(address);
-    let mut until = Until::new(stop, options.time);
-    let mut idle = true;
-    while !until.over(idle) {
-        for (shard, ring) in shards.iter_mut().zip(&mut lanes.rings) {
-            shard.arm(ring, idle);
-        }
-        lanes.submit_and_wait(TURN)?;
-        idle = true;
-        for (shard, ring) in shards.iter_mut().zip(&mut lanes.rings) {
-            while let Some(completion) = ring.next_completion() {
-                idle = false;
-                shard.dispatch(ring, completion);
-            }
-        }
-    }
+    let echo = |slots| Echo((0..slots).map(|_| Connection::default()).collect());
+    let shards = rings::run(options, Vec::new(), stop, on_listening, echo)?;
     let accepted: Vec<u64> = shards.iter().map(|shard| shard.accepted).collect();
     Ok(json!({
         "server": "ring-echo",
         "accepted_count": accepted.iter().sum::<u64>(),
-        "accept_errors_count": shards.iter().map(|shard| shard.refused).sum::<u64>(),
+        "accept_errors_count": shards.iter().map(|shard| shard.accept_errors).sum::<u64>(),
         "accepted_by_ring": accepted,
     }))
 }
 
-/// One ring's connections, by slot.
-struct Shard {
-    listener: i32,
-    accept_armed: bool,
-    connections: Vec<Connection>,
-    /// Slots whose receive found no buffer.
-    starved: Vec<u32>,
-    accepted: u64,
-    refused: u64,
-}
+/// By slot.
+struct Echo(Vec<Connection>);
 
 #[derive(Default)]
 struct Connection {
@@ -96,66 +59,10 @@ struct Connection {
     pending: Vec<u8>,
 }
 
-impl Shard {
-    /// Arms what has ended. An accept that failed for want of slots is tried again when one was
-    /// closed (`on_closed`) or nothing else happens.
-    fn arm(&mut self, ring: &mut Ring, idle: bool) {
-        if !self.accept_armed && idle {
-            self.arm_accept(ring);
-        }
-        // All chunks of the last turn are sent or released by now, or will be shortly.
-        for slot in self.starved.drain(..) {
-            ring.arm_recv(slot);
-        }
-    }
-
-    fn arm_accept(&mut self, ring: &mut Ring) {
-        self.accept_armed = true;
-        ring.arm_accept(self.listener);
-    }
-
-    fn dispatch(&mut self, ring: &mut Ring, completion: Completion) {
-        match completion {
-            Completion::Received { slot, result, more } => {
-                self.on_received(ring, slot, result, more);
-            }
-            Completion::Sent { slot, result, payload } => {
-                self.on_sent(ring, slot, &result, payload);
-            }
-            Completion::Accepted { result, more } => self.on_accepted(ring, &result, more),
-            Completion::Closed => {
-                if !self.accept_armed {
-                    self.arm_accept(ring);
-                }
-            }
-            Completion::ShutDown { slot } => {
-                let connection = &mut self.connections[slot as usize];
-                connection.shutdowns -= 1;
-                connection.close_join(ring, slot);
-            }
-            Completion::Cancelled => {}
-            Completion::SocketOpened { .. } | Completion::Connected { .. } => {
-                unreachable!("an echo connects to nobody")
-            }
-        }
-    }
-
-    fn on_accepted(&mut self, ring: &mut Ring, result: &io::Result<u32>, more: bool) {
-        match *result {
-            Ok(slot) => {
-                self.accepted += 1;
-                self.connections[slot as usize] =
-                    Connection { recv_armed: true, ..Connection::default() };
-                ring.arm_recv(slot);
-                if !more {
-                    self.arm_accept(ring);
-                }
-            }
-            Err(_) => {
-                self.refused += 1;
-                self.accept_armed = more;
-            }
-        }
+impl Connections for Echo {
+    fn on_accepted(&mut self, ring: &mut Ring, slot: u32) {
+        self.0[slot as usize] = Connection { recv_armed: true, ..Connection::default() };
+        ring.arm_recv(slot);
     }
 
     fn on_received(
@@ -165,7 +72,7 @@ impl Shard {
         result: io::Result<Option<Chunk>>,
         more: bool,
     ) {
-        let connection = &mut self.connections[slot as usize];
+        let connection = &mut self.0[slot as usize];
         connection.recv_armed = more;
         match result {
             Ok(Some(chunk)) => {
@@ -175,11 +82,6 @@ impl Shard {
                     ring.arm_recv(slot);
                 }
             }
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                // As good as armed: the slot must not be closed while it is on the list.
-                connection.recv_armed = true;
-                self.starved.push(slot);
-            }
             Ok(None) | Err(_) => {
                 connection.done = true;
                 connection.pending = Vec::new();
@@ -188,11 +90,13 @@ impl Shard {
         }
     }
 
-    fn on_sent(&mut self, ring: &mut Ring, slot: u32, result: &io::Result<()>, payload: Payload) {
-        if let Payload::Chunk(chunk) = payload {
-            ring.release(chunk);
-        }
-        let connection = &mut self.connections[slot as usize];
+    fn on_buffers_back(&mut self, ring: &mut Ring, slot: u32) {
+        // A connection that is being ended hears of its end there.
+        ring.arm_recv(slot);
+    }
+
+    fn on_sent(&mut self, ring: &mut Ring, slot: u32, result: &io::Result<()>) {
+        let connection = &mut self.0[slot as usize];
         connection.sending = false;
         if result.is_err() {
             // The receive hears of it too, and ends.
@@ -208,6 +112,12 @@ impl Shard {
         } else {
             connection.close_join(ring, slot);
         }
+    }
+
+    fn on_shut_down(&mut self, ring: &mut Ring, slot: u32) {
+        let connection = &mut self.0[slot as usize];
+        connection.shutdowns -= 1;
+        connection.close_join(ring, slot);
     }
 }
 

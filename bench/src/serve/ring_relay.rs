@@ -8,15 +8,14 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicBool;
 
 use serde_json::{Value, json};
 
-use super::{Options, TURN, Until};
-use crate::kernel::lanes::Lanes;
+use super::Options;
+use super::rings::{self, Connections};
 use crate::kernel::pool::Chunk;
-use crate::kernel::ring::{Completion, Payload, Ring};
+use crate::kernel::ring::{Payload, Ring};
 
 /// Chunks that may wait for one side before the other side is not read any more.
 const QUEUE_MAX: usize = 4;
@@ -28,58 +27,25 @@ pub(crate) fn run(
     stop: &AtomicBool,
     on_listening: impl FnOnce(SocketAddr),
 ) -> io::Result<Value> {
-    let setup = options.setup(vec![upstream]);
-    let mut lanes = Lanes::new(options.rings as usize, &setup)?;
-    let (listeners, address) = options.listen()?;
-    let mut shards: Vec<Shard> = listeners
-        .iter()
-        .map(|listener| Shard {
-            listener: listener.as_raw_fd(),
-            accept_armed: false,
-            sides: (0..setup.slots).map(|_| Side::default()).collect(),
-            starved: Vec::new(),
-            buffers_came_back: false,
-            relayed: 0,
-            refused: 0,
-            upstream_failed: 0,
-        })
-        .collect();
-    on_listening(address);
-    let mut until = Until::new(stop, options.time);
-    let mut idle = true;
-    while !until.over(idle) {
-        for (shard, ring) in shards.iter_mut().zip(&mut lanes.rings) {
-            shard.arm(ring, idle);
-        }
-        lanes.submit_and_wait(TURN)?;
-        idle = true;
-        for (shard, ring) in shards.iter_mut().zip(&mut lanes.rings) {
-            while let Some(completion) = ring.next_completion() {
-                idle = false;
-                shard.dispatch(ring, completion);
-            }
-        }
-    }
-    let sum = |count: fn(&Shard) -> u64| shards.iter().map(count).sum::<u64>();
+    let relay = |slots| Relay {
+        sides: (0..slots).map(|_| Side::default()).collect(),
+        relayed: 0,
+        upstream_failed: 0,
+    };
+    let shards = rings::run(options, vec![upstream], stop, on_listening, relay)?;
+    let relays = || shards.iter().map(|shard| &shard.connections);
     Ok(json!({
         "server": "ring-relay",
-        "relayed_count": sum(|shard| shard.relayed),
-        "accept_errors_count": sum(|shard| shard.refused),
-        "upstream_failed_count": sum(|shard| shard.upstream_failed),
+        "relayed_count": relays().map(|relay| relay.relayed).sum::<u64>(),
+        "accept_errors_count": shards.iter().map(|shard| shard.accept_errors).sum::<u64>(),
+        "upstream_failed_count": relays().map(|relay| relay.upstream_failed).sum::<u64>(),
     }))
 }
 
-/// One ring's sockets, by slot.
-struct Shard {
-    listener: i32,
-    accept_armed: bool,
+struct Relay {
+    /// By slot.
     sides: Vec<Side>,
-    /// Slots whose receive found no buffer.
-    starved: Vec<u32>,
-    /// Since the starved were last armed.
-    buffers_came_back: bool,
     relayed: u64,
-    refused: u64,
     upstream_failed: u64,
 }
 
@@ -104,73 +70,22 @@ struct Side {
     queue: VecDeque<Chunk>,
 }
 
-impl Shard {
-    /// Arms what has ended. Arming for want of buffers when none came back would fail at once, and
-    /// again, without end.
-    fn arm(&mut self, ring: &mut Ring, idle: bool) {
-        if !self.accept_armed && idle {
-            self.arm_accept(ring);
-        }
-        if idle || std::mem::take(&mut self.buffers_came_back) {
-            for slot in self.starved.drain(..) {
-                let side = &mut self.sides[slot as usize];
-                side.recv_armed = true;
-                ring.arm_recv(slot);
-            }
-        }
+impl Connections for Relay {
+    fn on_accepted(&mut self, ring: &mut Ring, slot: u32) {
+        // Nothing is read from it before the upstream is there to take it.
+        ring.open_socket(slot, 0);
     }
 
-    fn arm_accept(&mut self, ring: &mut Ring) {
-        self.accept_armed = true;
-        ring.arm_accept(self.listener);
-    }
-
-    fn dispatch(&mut self, ring: &mut Ring, completion: Completion) {
-        match completion {
-            Completion::Received { slot, result, more } => {
-                self.on_received(ring, slot, result, more);
-            }
-            Completion::Sent { slot, result, payload } => {
-                self.on_sent(ring, slot, &result, payload);
-            }
-            Completion::Accepted { result, more } => self.on_accepted(ring, &result, more),
-            Completion::SocketOpened { owner, result } => match result {
-                Ok(slot) => {
-                    self.sides[owner as usize] = Side { peer: slot, ..Side::default() };
-                    self.sides[slot as usize] = Side { peer: owner, ..Side::default() };
-                    ring.connect(slot, 0);
-                }
-                Err(_) => {
-                    self.upstream_failed += 1;
-                    ring.close(owner);
-                }
-            },
-            Completion::Connected { slot, result } => self.on_connected(ring, slot, result.is_ok()),
-            Completion::Closed => {
-                if !self.accept_armed {
-                    self.arm_accept(ring);
-                }
-            }
-            Completion::ShutDown { slot } => {
-                self.sides[slot as usize].shutdowns -= 1;
-                self.pair_join(ring, slot);
-            }
-            Completion::Cancelled => {}
-        }
-    }
-
-    fn on_accepted(&mut self, ring: &mut Ring, result: &io::Result<u32>, more: bool) {
-        match *result {
+    fn on_socket_opened(&mut self, ring: &mut Ring, owner: u32, result: io::Result<u32>) {
+        match result {
             Ok(slot) => {
-                // Nothing is read from it before the upstream is there to take it.
-                ring.open_socket(slot, 0);
-                if !more {
-                    self.arm_accept(ring);
-                }
+                self.sides[owner as usize] = Side { peer: slot, ..Side::default() };
+                self.sides[slot as usize] = Side { peer: owner, ..Side::default() };
+                ring.connect(slot, 0);
             }
             Err(_) => {
-                self.refused += 1;
-                self.accept_armed = more;
+                self.upstream_failed += 1;
+                ring.close(owner);
             }
         }
     }
@@ -205,7 +120,6 @@ impl Shard {
         match result {
             Ok(Some(chunk)) if side.dead => {
                 ring.release(chunk);
-                self.buffers_came_back = true;
                 self.pair_join(ring, slot);
             }
             Ok(Some(chunk)) => {
@@ -233,9 +147,6 @@ impl Shard {
                     self.tell_ended(ring, peer_slot);
                 }
             }
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) && !side.dead => {
-                self.starved.push(slot);
-            }
             // The pause has begun; it may be over already.
             Err(error) if error.raw_os_error() == Some(libc::ECANCELED) && !side.dead => {
                 self.arm_recv_unless_paused(ring, slot);
@@ -244,11 +155,13 @@ impl Shard {
         }
     }
 
-    fn on_sent(&mut self, ring: &mut Ring, slot: u32, result: &io::Result<()>, payload: Payload) {
-        if let Payload::Chunk(chunk) = payload {
-            ring.release(chunk);
-            self.buffers_came_back = true;
-        }
+    fn on_buffers_back(&mut self, ring: &mut Ring, slot: u32) {
+        self.sides[slot as usize].recv_armed = false;
+        self.arm_recv_unless_paused(ring, slot);
+        self.pair_join(ring, slot);
+    }
+
+    fn on_sent(&mut self, ring: &mut Ring, slot: u32, result: &io::Result<()>) {
         let side = &mut self.sides[slot as usize];
         side.sending = false;
         if result.is_err() {
@@ -274,6 +187,13 @@ impl Shard {
         }
     }
 
+    fn on_shut_down(&mut self, ring: &mut Ring, slot: u32) {
+        self.sides[slot as usize].shutdowns -= 1;
+        self.pair_join(ring, slot);
+    }
+}
+
+impl Relay {
     fn arm_recv_unless_paused(&mut self, ring: &mut Ring, slot: u32) {
         let side = &mut self.sides[slot as usize];
         if !(side.recv_armed || side.paused || side.ended || side.dead) {
@@ -305,9 +225,7 @@ impl Shard {
             }
             for chunk in side.queue.drain(..) {
                 ring.release(chunk);
-                self.buffers_came_back = true;
             }
-            self.starved.retain(|starved| *starved != slot);
         }
         self.pair_join(ring, slot);
     }
