@@ -102,7 +102,7 @@ pub(crate) struct Options {
 pub(crate) enum DialectName {
     /// Penstock's own (docs/ROOMS.md).
     Rooms,
-    /// One room with everybody in it, of `serve send-loop`.
+    /// One room with everybody in it, of `serve --runtime send-loop`.
     Plain,
 }
 

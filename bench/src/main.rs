@@ -23,15 +23,13 @@ mod tests;
 mod websocket;
 
 use std::io::{self, IsTerminal};
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
-use options::{Common, Files};
+use options::Files;
 use outcome::{Outcome, Watch};
 
 #[global_allocator]
@@ -57,40 +55,7 @@ enum Command {
     CompareEcho(echo::CompareOptions),
     Load(load::Options),
     Fanout(fanout::Options),
-    /// A bare server to measure others against.
-    #[command(subcommand)]
-    Serve(Serve),
-}
-
-#[derive(Subcommand)]
-enum Serve {
-    /// Echoes WebSocket messages, checking next to nothing.
-    RingEcho(ServeOptions),
-    /// Relays bytes to an upstream.
-    RingRelay {
-        /// Where to.
-        #[arg(long)]
-        upstream: SocketAddr,
-        #[command(flatten)]
-        options: ServeOptions,
-    },
-    /// Sends each message of a client to every client, with a plain send() to each.
-    SendLoop(ServeOptions),
-}
-
-#[derive(Args)]
-struct ServeOptions {
-    /// Where to listen; port 0 for any. The port is best outside of ip_local_port_range.
-    #[arg(long, default_value = "127.0.0.1:9001")]
-    address: SocketAddr,
-    /// Rings of the one thread; each holds as many sockets as RLIMIT_NOFILE allows.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=128))]
-    rings: u32,
-    /// Ends by itself after this time.
-    #[arg(long = "seconds", default_value = "3600", value_parser = options::seconds, value_name = "SECONDS")]
-    time: Duration,
-    #[command(flatten)]
-    common: Common,
+    Serve(serve::Options),
 }
 
 fn main() -> ExitCode {
@@ -126,7 +91,7 @@ fn run(command: Command, files: &Files, stop: &AtomicBool) -> io::Result<bool> {
         Command::CompareEcho(options) => echo::compare(&options, &watch)?,
         Command::Load(options) => load::run(&options, &watch)?,
         Command::Fanout(options) => fanout::run(&options, &watch)?,
-        Command::Serve(options) => return serve(options, stop).map(|()| true),
+        Command::Serve(options) => serve::run(&options, &watch)?,
     };
     outcome.write_files(files)?;
     let Outcome { figures, .. } = outcome;
@@ -135,38 +100,6 @@ fn run(command: Command, files: &Files, stop: &AtomicBool) -> io::Result<bool> {
     println!("{report}");
     // A scenario that finds the server at fault says that it is not `ok`.
     Ok(report["ok"] != false)
-}
-
-fn serve(serve: Serve, stop: &AtomicBool) -> io::Result<()> {
-    let (options, upstream, is_send_loop) = match serve {
-        Serve::RingEcho(options) => (options, None, false),
-        Serve::RingRelay { upstream, options } => (options, Some(upstream), false),
-        Serve::SendLoop(options) => (options, None, true),
-    };
-    options.common.pin()?;
-    let remote = [Some(options.address), upstream]
-        .into_iter()
-        .flatten()
-        .find(|address| !address.ip().is_loopback());
-    if let (Some(address), false) = (remote, options.common.allow_remote) {
-        let text = format!("{address} is not on loopback (--allow-remote to insist)");
-        return Err(io::Error::other(text));
-    }
-    let options = serve::Options {
-        address: options.address,
-        rings: options.rings,
-        time: options.time,
-        congestion: options.common.congestion,
-    };
-    let on_listening = |address| {
-        eprintln!("listening on {address}, process {}", std::process::id());
-    };
-    match upstream {
-        None if is_send_loop => serve::send_loop::run(&options, stop, on_listening),
-        None => serve::ring_echo::run(&options, stop, on_listening),
-        Some(upstream) => serve::ring_relay::run(&options, upstream, stop, on_listening),
-    }
-    .map(drop)
 }
 
 #[cfg(test)]

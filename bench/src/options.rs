@@ -84,11 +84,14 @@ pub(crate) mod tests {
     /// The options of a command as they would be read from this line, words divided by spaces.
     #[track_caller]
     pub(crate) fn parse<T: Args>(line: &str) -> T {
+        try_parse(line).unwrap_or_else(|error| panic!("{line}: {error}"))
+    }
+
+    /// The same, or what a user would be told.
+    pub(crate) fn try_parse<T: Args>(line: &str) -> Result<T, String> {
         let words = std::iter::once("penstock-bench").chain(line.split_whitespace());
-        match Line::try_parse_from(words) {
-            Ok(Line { options }) => options,
-            Err(error) => panic!("{line}: {error}"),
-        }
+        let line = Line::try_parse_from(words).map_err(|error| error.to_string())?;
+        Ok(line.options)
     }
 
     #[test]

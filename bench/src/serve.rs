@@ -1,38 +1,117 @@
-//! The bare references: the least that a single-threaded server can do, with io_uring or with plain
-//! `send()`. They are the floor that the gateway is measured against, not servers to be used: they
-//! check next to nothing.
+//! Servers to measure others against, all of one thread. Those on a bare io_uring or plain `send()`
+//! are the least that such a server can do: the floor that the gateway is measured against. None is
+//! a server to be used: they check next to nothing.
 
-pub(crate) mod ring_echo;
-pub(crate) mod ring_relay;
+mod ring_echo;
+mod ring_relay;
 mod rings;
-pub(crate) mod send_loop;
+mod send_loop;
+#[cfg(test)]
+mod tests;
 
-use std::ffi::CString;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use clap::{Args, ValueEnum};
+use serde_json::{Map, Value};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::kernel::descriptors_max;
 use crate::kernel::ring::Setup;
+use crate::options::{Common, seconds};
+use crate::outcome::{Outcome, Watch};
 
-/// What all need to know.
+/// A bare server to measure others against.
+#[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
-    /// Port 0 for one of the kernel's choice.
-    pub(crate) address: SocketAddr,
-    /// Rings of the one thread; each holds at most RLIMIT_NOFILE sockets.
-    pub(crate) rings: u32,
-    /// Until it ends by itself.
-    pub(crate) time: Duration,
-    pub(crate) congestion: Option<CString>,
+    /// What the server does, and on what.
+    #[arg(long, value_enum)]
+    runtime: Runtime,
+    /// Where to listen; port 0 for any. The port is best outside of ip_local_port_range.
+    #[arg(long, default_value = "127.0.0.1:9001")]
+    address: SocketAddr,
+    /// Where ring-relay relays to.
+    #[arg(long, required_if_eq("runtime", "ring-relay"), value_name = "ADDRESS")]
+    upstream: Option<SocketAddr>,
+    /// Rings of the one thread, of ring-echo and ring-relay; each holds as many sockets as
+    /// RLIMIT_NOFILE allows.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=128))]
+    rings: u32,
+    /// Ends by itself after this time.
+    #[arg(long = "seconds", default_value = "3600", value_parser = seconds, value_name = "SECONDS")]
+    time: Duration,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// What there is to choose from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Runtime {
+    /// Echoes WebSocket messages, on io_uring.
+    RingEcho,
+    /// Relays bytes to an upstream, on io_uring.
+    RingRelay,
+    /// Sends each message of a client to every client, with a plain send() to each.
+    SendLoop,
+}
+
+/// Serves until it is told to stop or out of time.
+pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
+    options.common.pin()?;
+    let figures = serve(options, watch, |address| {
+        eprintln!("listening on {address}, process {}", std::process::id());
+    })?;
+    Ok(Outcome::of_figures(figures))
+}
+
+/// The same, on whatever CPU the thread is; `on_listening` is told the address.
+pub(crate) fn serve(
+    options: &Options,
+    watch: &Watch<'_>,
+    on_listening: impl FnOnce(SocketAddr),
+) -> io::Result<Map<String, Value>> {
+    options.check()?;
+    let mut turns = Turns::new(options, watch);
+    let found = match (options.runtime, options.upstream) {
+        (Runtime::RingEcho, _) => ring_echo::run(options, &mut turns, on_listening)?,
+        (Runtime::RingRelay, Some(upstream)) => {
+            ring_relay::run(options, upstream, &mut turns, on_listening)?
+        }
+        (Runtime::RingRelay, None) => return Err(io::Error::other("ring-relay has no --upstream")),
+        (Runtime::SendLoop, _) => send_loop::run(options, &mut turns, on_listening)?,
+    };
+    let Value::Object(found) = found else { unreachable!("each writes it as an object") };
+    let runtime = options.runtime.to_possible_value().expect("none is hidden");
+    let mut figures = Map::new();
+    figures.insert("server".into(), runtime.get_name().into());
+    figures.extend(found);
+    Ok(figures)
 }
 
 /// How long a wait may keep us from looking at the stop flag.
 const TURN: Duration = Duration::from_millis(100);
 
 impl Options {
+    /// Refuses what goes with no or another runtime.
+    fn check(&self) -> io::Result<()> {
+        let error = |text: String| Err(io::Error::other(text));
+        let is_on_rings = matches!(self.runtime, Runtime::RingEcho | Runtime::RingRelay);
+        if self.rings > 1 && !is_on_rings {
+            return error("only ring-echo and ring-relay have --rings".into());
+        }
+        if self.upstream.is_some() && self.runtime != Runtime::RingRelay {
+            return error("only ring-relay has an --upstream".into());
+        }
+        let mut addresses = [Some(self.address), self.upstream].into_iter().flatten();
+        match addresses.find(|address| !address.ip().is_loopback()) {
+            Some(address) if !self.common.allow_remote => {
+                error(format!("{address} is not on loopback (--allow-remote to insist)"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn setup(&self, targets: Vec<SocketAddr>) -> Setup {
         Setup {
             slots: descriptors_max().saturating_sub(32).max(1),
@@ -40,7 +119,7 @@ impl Options {
             buffer_bytes: 64 * 1024,
             targets,
             sources: Vec::new(),
-            congestion: self.congestion.clone(),
+            congestion: self.common.congestion.clone(),
         }
     }
 
@@ -56,7 +135,7 @@ impl Options {
             socket.set_reuse_port(self.rings > 1)?;
             // Accepted sockets inherit both.
             socket.set_tcp_nodelay(true)?;
-            if let Some(name) = &self.congestion {
+            if let Some(name) = &self.common.congestion {
                 socket.set_tcp_congestion(name.as_bytes())?;
             }
             socket.bind(&address.into()).map_err(|error| {
@@ -69,27 +148,34 @@ impl Options {
         }
         Ok((listeners, address))
     }
+
+    /// The one listener of a server that has no rings.
+    fn listen_alone(&self) -> io::Result<(Socket, SocketAddr)> {
+        let (mut listeners, address) = self.listen()?;
+        Ok((listeners.pop().expect("one for each ring, of which there is one"), address))
+    }
 }
 
-/// When a server ends: told to, or after its time.
-struct Until<'a> {
-    stop: &'a AtomicBool,
+/// The turns of a server's loop: whether there is another one.
+struct Turns<'a> {
+    watch: &'a Watch<'a>,
     deadline: Instant,
-    turns: u32,
+    count: u32,
 }
 
-impl<'a> Until<'a> {
-    fn new(stop: &'a AtomicBool, time: Duration) -> Until<'a> {
-        // An instant beyond the clock's range is a century away from mattering.
-        let now = Instant::now();
-        let deadline = now.checked_add(time).unwrap_or(now + Duration::from_secs(86_400 * 365));
-        Until { stop, deadline, turns: 0 }
+impl<'a> Turns<'a> {
+    fn new(options: &Options, watch: &'a Watch<'a>) -> Turns<'a> {
+        Turns { watch, deadline: Instant::now() + options.time, count: 0 }
     }
 
-    /// Looks at the clock every 1024th turn only; `idle` turns are slow enough to look each time.
-    fn over(&mut self, idle: bool) -> bool {
-        self.turns = self.turns.wrapping_add(1);
-        let look = idle || self.turns.is_multiple_of(1024);
-        self.stop.load(Ordering::Relaxed) || (look && Instant::now() >= self.deadline)
+    /// False when told to stop or out of time. Looks at the clock every 1024th turn only; after
+    /// `idle` turns, which are slow, each time.
+    fn next(&mut self, idle: bool) -> bool {
+        self.count = self.count.wrapping_add(1);
+        if self.watch.stopped() {
+            return false;
+        }
+        let look = idle || self.count.is_multiple_of(1024);
+        !look || Instant::now() < self.deadline
     }
 }

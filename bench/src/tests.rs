@@ -17,30 +17,25 @@ use serde_json::Value;
 
 use crate::options::tests::parse;
 use crate::outcome::{Outcome, Watch};
-use crate::serve::{self, ring_echo, ring_relay};
+use crate::serve;
 use crate::websocket;
 
 /// Long enough that only a hang ends by it.
 const FOREVER: Duration = Duration::from_secs(60);
 static NEVER: AtomicBool = AtomicBool::new(false);
 
-/// Runs `body` beside a reference server, with the server's address.
-fn with_server<T>(
-    rings: u32,
-    run: impl FnOnce(&serve::Options, &AtomicBool, Box<dyn FnOnce(SocketAddr)>) + Send,
-    body: impl FnOnce(SocketAddr) -> T,
-) -> T {
-    let stop = AtomicBool::new(false);
-    let options = serve::Options {
-        address: "127.0.0.1:0".parse().unwrap(),
-        rings,
-        time: FOREVER,
-        congestion: None,
-    };
+/// Runs `body` beside the server that these options name, with its address; gives back what it
+/// found too.
+#[track_caller]
+pub(crate) fn with_server<T>(line: &str, body: impl FnOnce(SocketAddr) -> T) -> (T, Value) {
+    let options = parse(&format!("{line} --address 127.0.0.1:0 --seconds {}", FOREVER.as_secs()));
+    let stop = &AtomicBool::new(false);
     let (sender, receiver) = mpsc::channel();
     thread::scope(|scope| {
-        scope.spawn(|| {
-            run(&options, &stop, Box::new(move |address| sender.send(address).unwrap()));
+        // The sender goes with a server that fails, so that nobody waits for its address.
+        let server = scope.spawn(move || {
+            let on_listening = |address| sender.send(address).unwrap();
+            serve::serve(&options, &Watch::new(stop), on_listening).unwrap()
         });
         // Stopped on a panic of the body too, or the scope would wait for the server.
         struct Stop<'a>(&'a AtomicBool);
@@ -49,23 +44,20 @@ fn with_server<T>(
                 self.0.store(true, Ordering::Relaxed);
             }
         }
-        let _stop = Stop(&stop);
-        body(receiver.recv().expect("the server listens"))
+        let result = {
+            let _stop = Stop(stop);
+            body(receiver.recv().expect("the server listens"))
+        };
+        (result, Value::Object(server.join().expect("the server ends in order")))
     })
 }
 
 fn with_echo<T>(rings: u32, body: impl FnOnce(SocketAddr) -> T) -> T {
-    let run = |options: &serve::Options, stop: &AtomicBool, ready: Box<dyn FnOnce(SocketAddr)>| {
-        ring_echo::run(options, stop, ready).unwrap();
-    };
-    with_server(rings, run, body)
+    with_server(&format!("--runtime ring-echo --rings {rings}"), body).0
 }
 
 fn with_relay<T>(upstream: SocketAddr, body: impl FnOnce(SocketAddr) -> T) -> T {
-    let run = |options: &serve::Options, stop: &AtomicBool, ready: Box<dyn FnOnce(SocketAddr)>| {
-        ring_relay::run(options, upstream, stop, ready).unwrap();
-    };
-    with_server(1, run, body)
+    with_server(&format!("--runtime ring-relay --upstream {upstream}"), body).0
 }
 
 /// Runs a command with the options on this line.

@@ -1,5 +1,5 @@
 //! One room with everybody in it: what a client sends goes to all as it is. The dialect of
-//! `serve send-loop`.
+//! `serve --runtime send-loop`.
 
 use std::borrow::Cow;
 

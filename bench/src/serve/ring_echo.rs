@@ -9,12 +9,11 @@
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::ops::Range;
-use std::sync::atomic::AtomicBool;
 
 use serde_json::{Value, json};
 
-use super::Options;
 use super::rings::{self, Connections};
+use super::{Options, Turns};
 use crate::kernel::pool::Chunk;
 use crate::kernel::ring::{Payload, Ring};
 use crate::websocket::{CLOSE, PING, PONG, RESPONSE_BYTES_MAX, accept, apply_mask, encode_upgrade};
@@ -25,16 +24,15 @@ const FRAME_BYTES_MAX: usize = 64 << 20;
 const PENDING_BYTES_MAX: usize = 128 << 20;
 
 /// Serves until told to stop or out of time.
-pub(crate) fn run(
+pub(super) fn run(
     options: &Options,
-    stop: &AtomicBool,
+    turns: &mut Turns<'_>,
     on_listening: impl FnOnce(SocketAddr),
 ) -> io::Result<Value> {
     let echo = |slots| Echo((0..slots).map(|_| Connection::default()).collect());
-    let shards = rings::run(options, Vec::new(), stop, on_listening, echo)?;
+    let shards = rings::run(options, Vec::new(), turns, on_listening, echo)?;
     let accepted: Vec<u64> = shards.iter().map(|shard| shard.accepted).collect();
     Ok(json!({
-        "server": "ring-echo",
         "accepted_count": accepted.iter().sum::<u64>(),
         "accept_errors_count": shards.iter().map(|shard| shard.accept_errors).sum::<u64>(),
         "accepted_by_ring": accepted,

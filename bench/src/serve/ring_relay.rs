@@ -8,12 +8,11 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
-use std::sync::atomic::AtomicBool;
 
 use serde_json::{Value, json};
 
-use super::Options;
 use super::rings::{self, Connections};
+use super::{Options, Turns};
 use crate::kernel::pool::Chunk;
 use crate::kernel::ring::{Payload, Ring};
 
@@ -21,10 +20,10 @@ use crate::kernel::ring::{Payload, Ring};
 const QUEUE_MAX: usize = 4;
 
 /// Serves until told to stop or out of time.
-pub(crate) fn run(
+pub(super) fn run(
     options: &Options,
     upstream: SocketAddr,
-    stop: &AtomicBool,
+    turns: &mut Turns<'_>,
     on_listening: impl FnOnce(SocketAddr),
 ) -> io::Result<Value> {
     let relay = |slots| Relay {
@@ -32,10 +31,9 @@ pub(crate) fn run(
         relayed: 0,
         upstream_failed: 0,
     };
-    let shards = rings::run(options, vec![upstream], stop, on_listening, relay)?;
+    let shards = rings::run(options, vec![upstream], turns, on_listening, relay)?;
     let relays = || shards.iter().map(|shard| &shard.connections);
     Ok(json!({
-        "server": "ring-relay",
         "relayed_count": relays().map(|relay| relay.relayed).sum::<u64>(),
         "accept_errors_count": shards.iter().map(|shard| shard.accept_errors).sum::<u64>(),
         "upstream_failed_count": relays().map(|relay| relay.upstream_failed).sum::<u64>(),

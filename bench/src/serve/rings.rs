@@ -5,11 +5,10 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::AtomicBool;
 
 use socket2::Socket;
 
-use super::{Options, TURN, Until};
+use super::{Options, TURN, Turns};
 use crate::kernel::lanes::Lanes;
 use crate::kernel::pool::Chunk;
 use crate::kernel::ring::{Completion, Payload, Ring};
@@ -68,7 +67,7 @@ pub(super) struct Shard<C> {
 pub(super) fn run<C: Connections>(
     options: &Options,
     targets: Vec<SocketAddr>,
-    stop: &AtomicBool,
+    turns: &mut Turns<'_>,
     on_listening: impl FnOnce(SocketAddr),
     connections: impl Fn(u32) -> C,
 ) -> io::Result<Vec<Shard<C>>> {
@@ -88,9 +87,8 @@ pub(super) fn run<C: Connections>(
         })
         .collect();
     on_listening(address);
-    let mut until = Until::new(stop, options.time);
     let mut idle = true;
-    while !until.over(idle) {
+    while turns.next(idle) {
         for (shard, ring) in shards.iter_mut().zip(&mut lanes.rings) {
             shard.arm(ring, idle);
         }

@@ -5,37 +5,32 @@
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicBool;
 
 use rustix::event::{Timespec, epoll};
 use serde_json::{Value, json};
 use socket2::Socket;
 
 use super::ring_echo::{echo_in_place, find_key};
-use super::{Options, TURN, Until};
+use super::{Options, TURN, Turns};
 use crate::websocket::{CLOSE, PONG, RESPONSE_BYTES_MAX, accept, decode_frame, encode_upgrade};
 
 /// Serves until told to stop or out of time.
-pub(crate) fn run(
+pub(super) fn run(
     options: &Options,
-    stop: &AtomicBool,
+    turns: &mut Turns<'_>,
     on_listening: impl FnOnce(SocketAddr),
 ) -> io::Result<Value> {
-    let (listeners, address) = options.listen()?;
-    let [listener] = &listeners[..] else {
-        return Err(io::Error::other("the send loop has no rings: leave --rings out"));
-    };
+    let (listener, address) = options.listen_alone()?;
     listener.set_nonblocking(true)?;
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let listening = epoll::EventData::new_u64(LISTENER);
-    epoll::add(&epoll, listener, listening, epoll::EventFlags::IN)?;
+    epoll::add(&epoll, &listener, listening, epoll::EventFlags::IN)?;
     on_listening(address);
     let mut server = Server::default();
     let mut events = [const { MaybeUninit::uninit() }; 1024];
     let timeout = Timespec { tv_sec: 0, tv_nsec: TURN.subsec_nanos().into() };
-    let mut until = Until::new(stop, options.time);
     let mut idle = true;
-    while !until.over(idle) {
+    while turns.next(idle) {
         let ready = match epoll::wait(&epoll, &mut events, Some(&timeout)) {
             Ok((ready, _)) => &*ready,
             Err(rustix::io::Errno::INTR) => &[],
@@ -44,13 +39,12 @@ pub(crate) fn run(
         idle = ready.is_empty();
         for event in ready {
             match event.data.u64() {
-                LISTENER => server.accept(listener, &epoll)?,
+                LISTENER => server.accept(&listener, &epoll)?,
                 slot => server.on_readable(slot as usize),
             }
         }
     }
     Ok(json!({
-        "server": "send-loop",
         "accepted_count": server.accepted,
         "received_count": server.received,
         "sent_count": server.sent,

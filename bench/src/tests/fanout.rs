@@ -3,7 +3,6 @@
 use super::*;
 use crate::fanout::run as fanout;
 use crate::hold::run as hold;
-use crate::serve::send_loop;
 
 fn line(address: SocketAddr, rooms: u32, members: u32) -> String {
     format!(
@@ -111,12 +110,7 @@ fn fanout_tells_why_members_could_not_join() {
 
 #[test]
 fn fanout_through_the_send_loop() {
-    let run = |options: &serve::Options, stop: &AtomicBool, ready: Box<dyn FnOnce(SocketAddr)>| {
-        let report = send_loop::run(options, stop, ready).unwrap();
-        assert_eq!(report["accepted_count"], 40 + 40 + 5, "{report:#}");
-        assert_eq!(report["dropped_as_too_slow_count"], 0, "{report:#}");
-    };
-    with_server(1, run, |address| {
+    let ((), server) = with_server("--runtime send-loop", |address| {
         for bytes in [32, 3000] {
             let line = line(address, 1, 40);
             let line = format!("{line} {SHORT} --dialect plain --size {bytes}");
@@ -130,4 +124,6 @@ fn fanout_through_the_send_loop() {
         assert_eq!(report["sample"]["asked_count"], report["sample"]["answered_count"]);
         assert_eq!(report["closing"]["closed_in_order_count"], 5, "{report:#}");
     });
+    assert_eq!(server["accepted_count"], 40 + 40 + 5, "{server:#}");
+    assert_eq!(server["dropped_as_too_slow_count"], 0, "{server:#}");
 }
