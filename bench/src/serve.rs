@@ -1,7 +1,12 @@
-//! Servers to measure others against, all of one thread. Those on a bare io_uring or plain `send()`
-//! are the least that such a server can do: the floor that the gateway is measured against. None is
-//! a server to be used: they check next to nothing.
+//! Servers to measure others against, all of one thread. `ring_echo.rs`, `ring_relay.rs` (both on
+//! `rings.rs`) and `send_loop.rs` do the least that such a server can do: the floor. `on_tokio.rs`,
+//! `on_monoio.rs` and `on_tokio_uring.rs` are what one writes with ready-made parts (the echo in
+//! `fast_echo.rs`): the natural alternatives. None is a server to be used.
 
+mod fast_echo;
+mod on_monoio;
+mod on_tokio;
+mod on_tokio_uring;
 mod ring_echo;
 mod ring_relay;
 mod rings;
@@ -54,6 +59,12 @@ enum Runtime {
     RingRelay,
     /// Sends each message of a client to every client, with a plain send() to each.
     SendLoop,
+    /// Echoes WebSocket messages, with fastwebsockets on tokio.
+    Tokio,
+    /// The same on monoio.
+    Monoio,
+    /// The same on tokio-uring.
+    TokioUring,
 }
 
 /// Serves until it is told to stop or out of time.
@@ -80,6 +91,9 @@ pub(crate) fn serve(
         }
         (Runtime::RingRelay, None) => return Err(io::Error::other("ring-relay has no --upstream")),
         (Runtime::SendLoop, _) => send_loop::run(options, &mut turns, on_listening)?,
+        (Runtime::Tokio, _) => on_tokio::run(options, &mut turns, on_listening)?,
+        (Runtime::Monoio, _) => on_monoio::run(options, &mut turns, on_listening)?,
+        (Runtime::TokioUring, _) => on_tokio_uring::run(options, &mut turns, on_listening)?,
     };
     let Value::Object(found) = found else { unreachable!("each writes it as an object") };
     let runtime = options.runtime.to_possible_value().expect("none is hidden");

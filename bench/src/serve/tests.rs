@@ -195,6 +195,21 @@ fn ring_echo_is_an_echo() {
 }
 
 #[test]
+fn tokio_is_an_echo() {
+    check("tokio");
+}
+
+#[test]
+fn monoio_is_an_echo() {
+    check("monoio");
+}
+
+#[test]
+fn tokio_uring_is_an_echo() {
+    check("tokio-uring");
+}
+
+#[test]
 fn ring_relay_passes_an_echo_on() {
     let ((), report) = with_server("--runtime ring-echo", |upstream| {
         let line = format!("--runtime ring-relay --upstream {upstream}");
