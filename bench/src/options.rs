@@ -50,9 +50,10 @@ pub(crate) struct Files {
     pub(crate) hlog: Option<PathBuf>,
 }
 
-/// Reads a time in seconds, up to a day.
+/// Reads a time in seconds, such as "0.5" or "5s", up to a day.
 pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds")?;
+    let number = text.strip_suffix('s').unwrap_or(text);
+    let seconds: f64 = number.parse().map_err(|_| "not a number of seconds")?;
     if (0.0..=86_400.0).contains(&seconds) {
         Ok(Duration::from_secs_f64(seconds))
     } else {
@@ -99,6 +100,7 @@ pub(crate) mod tests {
         assert_eq!((rate("5000/s"), rate("7")), (Ok(5000), Ok(7)));
         assert!(rate("0").is_err() && rate("-1").is_err() && rate("5/m").is_err());
         assert_eq!(seconds("0.25"), Ok(Duration::from_millis(250)));
+        assert_eq!(seconds("5s"), Ok(Duration::from_secs(5)));
         assert!(seconds("-1").is_err() && seconds("86401").is_err() && seconds("NaN").is_err());
     }
 

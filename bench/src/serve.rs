@@ -16,6 +16,7 @@ mod tests;
 
 use std::io;
 use std::net::SocketAddr;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
@@ -46,6 +47,12 @@ pub(crate) struct Options {
     /// Ends by itself after this time.
     #[arg(long = "seconds", default_value = "3600", value_parser = seconds, value_name = "SECONDS")]
     time: Duration,
+    /// Serves nobody every so many seconds, such as "5s": a load tool has to show it.
+    #[arg(long, requires = "stall_for", value_parser = seconds, value_name = "SECONDS")]
+    stall_every: Option<Duration>,
+    /// How long it then serves nobody; shorter than --stall-every.
+    #[arg(long, requires = "stall_every", value_parser = seconds, value_name = "SECONDS")]
+    stall_for: Option<Duration>,
     #[command(flatten)]
     common: Common,
 }
@@ -100,6 +107,9 @@ pub(crate) fn serve(
     let mut figures = Map::new();
     figures.insert("server".into(), runtime.get_name().into());
     figures.extend(found);
+    if turns.stall.is_some() {
+        figures.insert("stalls_count".into(), turns.stalls.into());
+    }
     Ok(figures)
 }
 
@@ -117,6 +127,11 @@ impl Options {
         if self.upstream.is_some() && self.runtime != Runtime::RingRelay {
             return error("only ring-relay has an --upstream".into());
         }
+        if let Some((every, pause)) = self.stall()
+            && pause >= every
+        {
+            return error("--stall-for should be shorter than --stall-every".into());
+        }
         let mut addresses = [Some(self.address), self.upstream].into_iter().flatten();
         match addresses.find(|address| !address.ip().is_loopback()) {
             Some(address) if !self.common.allow_remote => {
@@ -124,6 +139,11 @@ impl Options {
             }
             _ => Ok(()),
         }
+    }
+
+    /// How often to serve nobody, and how long.
+    fn stall(&self) -> Option<(Duration, Duration)> {
+        self.stall_every.zip(self.stall_for)
     }
 
     fn setup(&self, targets: Vec<SocketAddr>) -> Setup {
@@ -170,26 +190,56 @@ impl Options {
     }
 }
 
-/// The turns of a server's loop: whether there is another one.
+/// The turns of a server's loop: whether there is another one, and when it may begin.
 struct Turns<'a> {
     watch: &'a Watch<'a>,
     deadline: Instant,
     count: u32,
+    stall: Option<Stall>,
+    /// How many there were.
+    stalls: u64,
+}
+
+/// What to do to clients now and then.
+struct Stall {
+    every: Duration,
+    pause: Duration,
+    next: Instant,
 }
 
 impl<'a> Turns<'a> {
     fn new(options: &Options, watch: &'a Watch<'a>) -> Turns<'a> {
-        Turns { watch, deadline: Instant::now() + options.time, count: 0 }
+        let now = Instant::now();
+        let stall = options.stall().map(|(every, pause)| Stall { every, pause, next: now + every });
+        Turns { watch, deadline: now + options.time, count: 0, stall, stalls: 0 }
     }
 
     /// False when told to stop or out of time. Looks at the clock every 1024th turn only; after
-    /// `idle` turns, which are slow, each time.
+    /// `idle` turns, which are slow, each time, and with stalls too. Those pass in here: nothing
+    /// else runs on the thread, whatever the runtime.
     fn next(&mut self, idle: bool) -> bool {
         self.count = self.count.wrapping_add(1);
         if self.watch.stopped() {
             return false;
         }
-        let look = idle || self.count.is_multiple_of(1024);
-        !look || Instant::now() < self.deadline
+        let look = idle || self.count.is_multiple_of(1024) || self.stall.is_some();
+        if !look {
+            return true;
+        }
+        let mut now = Instant::now();
+        if let Some(stall) = &mut self.stall
+            && now >= stall.next
+        {
+            // A runtime of ready-made parts gets here every `TURN` only, so it may begin late;
+            // it is as long as it should be, and the next is not the later for it.
+            let end = (now + stall.pause).min(self.deadline);
+            stall.next = (stall.next + stall.every).max(end);
+            self.stalls += 1;
+            while now < end && !self.watch.stopped() {
+                thread::sleep(TURN.min(end - now));
+                now = Instant::now();
+            }
+        }
+        now < self.deadline
     }
 }

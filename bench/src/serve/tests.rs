@@ -3,10 +3,14 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use super::Options;
+use serde_json::Value;
+
+use super::{Options, Turns};
+use crate::load;
 use crate::options::tests::{parse, try_parse};
 use crate::outcome::Watch;
 use crate::tests::with_server;
@@ -221,11 +225,52 @@ fn ring_relay_passes_an_echo_on() {
     assert_eq!(report["accepted_count"], CLIENTS + 2, "{report:#}");
 }
 
+/// In a second there is always a whole stall of 0.2 s every 0.7 s, which is a fifth of all
+/// messages at a fixed rate: those that come due in it wait for its end.
+#[test]
+fn a_stall_shows_in_the_corrected_latency_whatever_the_runtime() {
+    for runtime in ["ring-echo", "tokio", "monoio", "tokio-uring"] {
+        let line = format!("--runtime {runtime} --stall-every 0.7s --stall-for 0.2s");
+        let (load, server) = with_server(&line, |address| {
+            let line = format!(
+                "--url ws://{address}/ --connections 5 --rate 500/s --seconds 1 --in-flight-max 1"
+            );
+            let options = parse(&format!("{line} --warm-up-seconds 0"));
+            let stop = AtomicBool::new(false);
+            Value::Object(load::run(&options, &Watch::new(&stop)).unwrap().figures)
+        });
+        assert_eq!(load["back_count"], 500, "{runtime}: {load:#}");
+        let p99_us = load["latency_us"]["p99"].as_f64().unwrap();
+        assert!(p99_us >= 150_000.0, "{runtime}: {load:#}");
+        assert!(server["stalls_count"].as_u64() >= Some(1), "{runtime}: {server:#}");
+    }
+}
+
+#[test]
+fn a_server_in_a_stall_can_be_stopped() {
+    let line = "--runtime ring-echo --stall-every 3601s --stall-for 3600s --seconds 86400";
+    let options = parse::<Options>(line);
+    let stop = AtomicBool::new(false);
+    let watch = Watch::new(&stop);
+    let mut turns = Turns::new(&options, &watch);
+    turns.stall.as_mut().unwrap().next = Instant::now();
+    thread::scope(|scope| {
+        // Whether before the stall or in it.
+        scope.spawn(|| stop.store(true, Ordering::Relaxed));
+        turns.next(false);
+    });
+    assert!(!turns.next(false));
+}
+
 #[test]
 fn options_that_do_not_go_together_are_refused() {
     for (line, why) in [
         ("--runtime send-loop --rings 2", "only ring-echo and ring-relay have --rings"),
         ("--runtime ring-echo --upstream 127.0.0.1:1", "only ring-relay has an --upstream"),
+        (
+            "--runtime ring-echo --stall-every 1s --stall-for 1s",
+            "--stall-for should be shorter than --stall-every",
+        ),
         ("--runtime ring-echo --address 192.0.2.1:1", "192.0.2.1:1 is not on loopback"),
         ("--runtime ring-relay --upstream 192.0.2.1:1", "192.0.2.1:1 is not on loopback"),
     ] {
@@ -237,6 +282,8 @@ fn options_that_do_not_go_together_are_refused() {
     for (line, why) in [
         ("--runtime ring-relay", "--upstream <ADDRESS>"),
         ("--runtime nonesuch", "possible values: ring-echo, ring-relay, send-loop"),
+        ("--runtime ring-echo --stall-every 1s", "--stall-for <SECONDS>"),
+        ("--runtime ring-echo --stall-for 1s", "--stall-every <SECONDS>"),
         ("", "--runtime <RUNTIME>"),
     ] {
         let error = try_parse::<Options>(line).unwrap_err();
