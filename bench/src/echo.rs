@@ -22,6 +22,7 @@ use crate::kernel;
 use crate::options::{self, Common};
 use crate::outcome::{Outcome, Watch};
 use crate::proc::{CpuTime, per, round};
+use crate::progress::{CLOSING, MEASURING, Sample};
 use crate::target::Target;
 use crate::websocket::{self, BINARY, Frame, PONG, TEXT};
 
@@ -133,7 +134,7 @@ fn run_slices(
     watch: &Watch<'_>,
 ) -> io::Result<Outcome> {
     let stopped = || watch.stopped();
-    traffic.common.pin()?;
+    watch.begin(&traffic.common)?;
     let mut engine = Engine::new(Settings {
         targets: servers.iter().map(|server| server.target.clone()).collect(),
         clients_per_target: traffic.connections,
@@ -146,7 +147,7 @@ fn run_slices(
         congestion: traffic.common.congestion.clone(),
     })?;
     let mut echo = Echo::new(traffic, servers.len(), engine.len());
-    engine.open_all(&mut echo, OPENING_TIMEOUT, &stopped)?;
+    engine.open_all(&mut echo, OPENING_TIMEOUT, watch)?;
 
     let mut slices: Vec<Vec<Slice>> = servers.iter().map(|_| Vec::new()).collect();
     let warm_up_rounds = u32::from(!traffic.warm_up.is_zero());
@@ -160,7 +161,8 @@ fn run_slices(
             }
             let server = &servers[index];
             let length = if warm_up { traffic.warm_up } else { slice };
-            let taken = run_slice(&mut engine, &mut echo, index, server, length, &stopped)?;
+            let phase = if warm_up { "warm-up" } else { MEASURING };
+            let taken = run_slice(&mut engine, &mut echo, index, (server, phase), length, watch)?;
             if warm_up {
                 echo.latencies[index].reset();
             } else {
@@ -203,7 +205,14 @@ fn run_slices(
         "servers": reports,
     });
     let Value::Object(figures) = figures else { unreachable!("it was written as an object") };
-    Ok(Outcome::of_figures(figures))
+    let mut outcome = Outcome::of_figures(figures);
+    // Of several servers, which one would be quoted?
+    if let [latency] = &echo.latencies[..] {
+        outcome.histograms.push(("latency", latency.clone()));
+        outcome.measured = slice;
+        outcome.started_at -= slice;
+    }
+    Ok(outcome)
 }
 
 /// The indices below `count` in an order that `seed` decides.
@@ -237,9 +246,9 @@ fn run_slice(
     engine: &mut Engine,
     echo: &mut Echo,
     index: usize,
-    server: &Server,
+    (server, phase): (&Server, &'static str),
     length: Duration,
-    stopped: &impl Fn() -> bool,
+    watch: &Watch<'_>,
 ) -> io::Result<Slice> {
     let read_cpu = || CpuTime::read_all(&server.pids);
     let (messages, client) = (echo.messages, kernel::own_cpu_time());
@@ -250,14 +259,17 @@ fn run_slice(
     for client in clients {
         engine.say(client, |out| echo.start(client, started, out));
     }
-    while started.elapsed() < length && !stopped() {
+    while started.elapsed() < length && !watch.stopped() {
         engine.turn(echo, TURN.min(length))?;
+        let left = length.saturating_sub(started.elapsed());
+        watch.tick(&Sample { left: Some(left), ..echo.sample(phase, index, engine) });
     }
     echo.talking = None;
     let drain = Instant::now();
     while echo.in_flight > 0 && drain.elapsed() < DRAIN_TIMEOUT {
         engine.turn(echo, TURN)?;
     }
+    watch.tick(&echo.sample(CLOSING, index, engine));
     let seconds = started.elapsed().as_secs_f64();
     let server = before.zip(read_cpu());
     Ok(Slice {
@@ -346,6 +358,13 @@ impl Echo {
             faults: 0,
             latencies: (0..server_count).map(|_| histogram::new()).collect(),
         }
+    }
+
+    /// Latencies of several servers are not told apart by second, so there are none.
+    fn sample(&self, phase: &'static str, server: usize, engine: &Engine) -> Sample<'_> {
+        let latency = (self.server_count == 1).then(|| &self.latencies[server]);
+        let (sent, received) = (self.messages + self.in_flight, self.messages);
+        Sample { sent, received, latency, ..Sample::of(phase, &engine.counts) }
     }
 
     /// Puts messages on the way until they are `depth`.

@@ -19,6 +19,8 @@ use crate::kernel::descriptors_max;
 use crate::kernel::lanes::Lanes;
 use crate::kernel::pool::Chunk;
 use crate::kernel::ring::{Completion, Payload, Setup};
+use crate::outcome::Watch;
+use crate::progress::Sample;
 use crate::target::Target;
 use crate::websocket::{self, CLOSE, CONTINUATION, Frame, PING, PONG};
 
@@ -257,14 +259,15 @@ impl Engine {
         &mut self,
         scenario: &mut impl Scenario,
         timeout: Duration,
-        stopped: &impl Fn() -> bool,
+        watch: &Watch<'_>,
     ) -> io::Result<()> {
         let started = Instant::now();
-        while !self.opening_is_over() && !stopped() && started.elapsed() < timeout {
+        while !self.opening_is_over() && !watch.stopped() && started.elapsed() < timeout {
             self.open_more(Instant::now());
             self.turn(scenario, Duration::from_millis(50))?;
+            watch.tick(&Sample::of("opening", &self.counts));
         }
-        if self.counts.opened < u64::from(self.len()) && !stopped() {
+        if self.counts.opened < u64::from(self.len()) && !watch.stopped() {
             let text = format!("opened {} of {} connections", self.counts.opened, self.len());
             return Err(io::Error::other(format!("{text}: {}", self.counts.failed.report())));
         }

@@ -28,6 +28,7 @@ use crate::open_loop::{self, BATCH, Course, Schedule};
 use crate::options::{self, Common};
 use crate::outcome::{Outcome, Watch};
 use crate::proc::round;
+use crate::progress::{CLOSING, Sample};
 use crate::websocket::{self, Frame, PONG, TEXT};
 use plain::Plain;
 use rooms::Rooms;
@@ -143,7 +144,7 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
 
 fn run_in<D: Dialect>(dialect: D, options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
     let stopped = || watch.stopped();
-    options.common.pin()?;
+    let pids = watch.begin(&options.common)?;
     let target = options.common.target(&options.url)?;
     check(options)?;
     kernel::wake_on_time();
@@ -159,12 +160,12 @@ fn run_in<D: Dialect>(dialect: D, options: &Options, watch: &Watch<'_>) -> io::R
         congestion: options.common.congestion.clone(),
     })?;
     let mut fanout = Fanout::new(dialect, options);
-    engine.open_all(&mut fanout, OPENING_TIMEOUT, &stopped)?;
+    engine.open_all(&mut fanout, OPENING_TIMEOUT, watch)?;
     join_all(&mut engine, &mut fanout, &stopped)?;
 
     let started_at = SystemTime::now();
     fanout.schedule = Schedule::new(options.rate, options.warm_up, options.measured);
-    let mut course = Course::new(options.common.cpu, &options.common.pids);
+    let mut course = Course::new(options.common.cpu, &pids);
     let mut fell_behind = false;
     let outstanding_max = OUTSTANDING_MAX.min(OUTSTANDING_BYTES_MAX / options.size as usize).max(1);
     while course.goes_on(
@@ -176,7 +177,9 @@ fn run_in<D: Dialect>(dialect: D, options: &Options, watch: &Watch<'_>) -> io::R
         fell_behind |= fanout.outstanding.len() >= outstanding_max;
         let wait = course.wait(&fanout.schedule);
         engine.turn(&mut fanout, wait)?;
+        watch.tick(&fanout.sample(course.phase(&fanout.schedule), &engine));
     }
+    watch.tick(&fanout.sample((CLOSING, None), &engine));
     fanout.count_missing();
 
     // Ends that come from here on are ours.
@@ -365,6 +368,12 @@ impl<D: Dialect> Fanout<D> {
             last: histogram::new(),
             lag: histogram::new(),
         }
+    }
+
+    fn sample(&self, phase: (&'static str, Option<Duration>), engine: &Engine) -> Sample<'_> {
+        let Counts { published_in_time: sent, delivered_in_time: received, .. } = self.counts;
+        let (phase, left, latency) = (phase.0, phase.1, Some(&self.each));
+        Sample { sent, received, latency, left, ..Sample::of(phase, &engine.counts) }
     }
 
     fn connection_of(&self, membership: u32) -> u32 {

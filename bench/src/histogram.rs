@@ -6,9 +6,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
-use hdrhistogram::serialization::V2DeflateSerializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
+use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
 use serde_json::{Value, json};
 
 use crate::proc::round;
@@ -43,6 +45,43 @@ pub(crate) fn report(histogram: &Histogram<u64>) -> Value {
         "p99.99": us(histogram.value_at_quantile(0.9999)),
         "max": us(histogram.max()),
     })
+}
+
+/// The figures of an interval, in microseconds.
+pub(crate) fn report_short(histogram: &Histogram<u64>) -> Value {
+    let us = |ns: u64| round(ns as f64 / 1e3);
+    if histogram.is_empty() {
+        return json!({ "count": 0 });
+    }
+    json!({
+        "count": histogram.len(),
+        "p50": us(histogram.value_at_quantile(0.50)),
+        "p99": us(histogram.value_at_quantile(0.99)),
+        "max": us(histogram.max()),
+    })
+}
+
+/// A histogram as text: HdrHistogram's V2 encoding, compressed, in base64.
+pub(crate) fn encode(histogram: &Histogram<u64>) -> String {
+    let mut bytes = Vec::new();
+    let written = V2DeflateSerializer::new().serialize(histogram, &mut bytes);
+    written.expect("counts of one run are far below 2^63, and memory takes what is written");
+    STANDARD.encode(bytes)
+}
+
+#[cfg_attr(not(test), allow(dead_code))]
+/// Reads what `encode` wrote, or another tool. One of other bounds is taken over into ours.
+pub(crate) fn decode(text: &str) -> Result<Histogram<u64>, String> {
+    let bytes = STANDARD.decode(text.trim()).map_err(|error| format!("not base64: {error}"))?;
+    let read: Histogram<u64> = Deserializer::new()
+        .deserialize(&mut &bytes[..])
+        .map_err(|error| format!("not an HdrHistogram: {error:?}"))?;
+    let mut histogram = new();
+    for step in read.iter_recorded() {
+        histogram
+            .saturating_record_n(step.value_iterated_to().clamp(1, NS_MAX), step.count_at_value());
+    }
+    Ok(histogram)
 }
 
 /// The percentile distribution as text, in microseconds: what HdrHistogram's plotting tools read.
@@ -117,7 +156,6 @@ fn cannot_write(path: &Path, error: &io::Error) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use hdrhistogram::serialization::Deserializer;
     use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 
     use super::*;
@@ -171,12 +209,7 @@ mod tests {
         let mut tags = Vec::new();
         for interval in intervals {
             tags.push(interval.tag().map(|tag| tag.as_str().to_owned()));
-            use base64::Engine as _;
-            let wire = base64::engine::general_purpose::STANDARD
-                .decode(interval.encoded_histogram())
-                .unwrap();
-            let read: Histogram<u64> = Deserializer::new().deserialize(&mut &wire[..]).unwrap();
-            assert_eq!(read, histogram);
+            assert_eq!(decode(interval.encoded_histogram()).unwrap(), histogram);
         }
         assert_eq!(tags, [None, Some("lag".to_owned())]);
     }

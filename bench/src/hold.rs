@@ -14,6 +14,7 @@ use crate::engine::{Ending, Engine, Scenario, Settings};
 use crate::options::{self, Common};
 use crate::outcome::{Outcome, Watch};
 use crate::proc::{self, CpuTime, KernelMemory, ProcessMemory, per, round};
+use crate::progress::{CLOSING, Sample};
 use crate::websocket::{self, Frame, PING, PONG};
 
 /// Opens many connections, holds them, asks a sample whether they live, closes them in order.
@@ -58,9 +59,8 @@ const TURN: Duration = Duration::from_millis(50);
 /// Runs it. Ends early, with what there is, when the watch says so.
 pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
     let stopped = || watch.stopped();
-    options.common.pin()?;
+    let pids = &watch.begin(&options.common)?;
     let target = options.common.target(&options.url)?;
-    let pids = &options.common.pids;
     let own = std::process::id();
     let read_cpu = || CpuTime::read_all(pids);
     // Before the engine: its tables are part of what a client costs us.
@@ -89,6 +89,7 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
         // At a fixed rate, the next open may be due before anything happens.
         let wait = if options.rate.is_some() { 2 } else { 50 };
         engine.turn(&mut hold, Duration::from_millis(wait))?;
+        watch.tick(&Sample::of("opening", &engine.counts));
     }
     let opening = started.elapsed();
     let cpu_opened = read_cpu();
@@ -96,7 +97,10 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
     let holding = Instant::now();
     while holding.elapsed() < options.hold && !stopped() {
         engine.turn(&mut hold, TURN.min(options.hold))?;
+        let left = Some(options.hold.saturating_sub(holding.elapsed()));
+        watch.tick(&Sample { left, ..Sample::of("holding", &engine.counts) });
     }
+    watch.tick(&Sample::of(CLOSING, &engine.counts));
     let held = holding.elapsed();
     let open_count = engine.counts.open;
     let server_after = ProcessMemory::read_all(pids);

@@ -25,6 +25,7 @@ use crate::open_loop::{self, BATCH, Course, Schedule};
 use crate::options::{self, Common};
 use crate::outcome::{Outcome, Watch};
 use crate::proc::round;
+use crate::progress::{CLOSING, Sample};
 use crate::websocket::{self, BINARY, Frame, PONG, TEXT};
 
 /// Sends messages at a fixed rate and measures from when each was due (open loop).
@@ -74,7 +75,7 @@ const OUTGOING_BYTES_MAX: u64 = 1 << 30;
 /// Runs it. Ends early, with what there is, when the watch says so.
 pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
     let stopped = || watch.stopped();
-    options.common.pin()?;
+    let pids = watch.begin(&options.common)?;
     let target = options.common.target(&options.url)?;
     let seconds = (options.warm_up + options.measured).as_secs() + 1;
     let per_connection = u64::from(options.rate) * seconds / u64::from(options.connections.max(1));
@@ -96,15 +97,16 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
         congestion: options.common.congestion.clone(),
     })?;
     let mut load = Load::new(options);
-    engine.open_all(&mut load, OPENING_TIMEOUT, &stopped)?;
+    engine.open_all(&mut load, OPENING_TIMEOUT, watch)?;
 
     let started_at = SystemTime::now();
     load.schedule = Schedule::new(options.rate, options.warm_up, options.measured);
-    let mut course = Course::new(options.common.cpu, &options.common.pids);
+    let mut course = Course::new(options.common.cpu, &pids);
     while course.goes_on(&mut load.schedule, stopped(), load.pending == 0) {
         send_due(&mut engine, &mut load);
         let wait = course.wait(&load.schedule);
         engine.turn(&mut load, wait)?;
+        watch.tick(&load.sample(course.phase(&load.schedule), &engine));
         if !options.slow_down.is_zero() {
             let wasted = Instant::now();
             while wasted.elapsed() < options.slow_down {
@@ -112,6 +114,7 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
             }
         }
     }
+    watch.tick(&load.sample((CLOSING, None), &engine));
     load.count_lost();
 
     // Ends that come from here on are ours.
@@ -239,6 +242,12 @@ impl Load {
             uncorrected: histogram::new(),
             lag: histogram::new(),
         }
+    }
+
+    fn sample(&self, phase: (&'static str, Option<Duration>), engine: &Engine) -> Sample<'_> {
+        let Counts { sent_in_time: sent, back_in_time: received, .. } = self.counts;
+        let (phase, left, latency) = (phase.0, phase.1, Some(&self.latency));
+        Sample { sent, received, latency, left, ..Sample::of(phase, &engine.counts) }
     }
 
     /// Counts a message that has come due, and says whose it is.

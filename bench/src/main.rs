@@ -6,6 +6,7 @@
 
 mod echo;
 mod engine;
+mod environment;
 mod fanout;
 mod histogram;
 mod hold;
@@ -15,7 +16,11 @@ mod open_loop;
 mod options;
 mod outcome;
 mod proc;
+mod progress;
 mod report;
+// Nothing but its tests reads a file yet.
+#[cfg_attr(not(test), allow(dead_code))]
+mod result_file;
 mod serve;
 mod target;
 #[cfg(test)]
@@ -27,10 +32,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use serde_json::Value;
 
 use options::Files;
 use outcome::{Outcome, Watch};
+use result_file::{Request, ResultFile};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -59,7 +66,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let request = Request::new(&Cli::command(), &matches, cli.files.label.as_deref());
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         // A second one ends the process as if nobody listened: a run that hangs can be ended.
@@ -70,7 +79,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    match run(cli.command, &cli.files, &stop) {
+    match run(cli.command, &request, &cli.files, &stop) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -81,11 +90,14 @@ fn main() -> ExitCode {
 }
 
 /// Runs a command and tells what it found; whether all is well with the server.
-fn run(command: Command, files: &Files, stop: &AtomicBool) -> io::Result<bool> {
+fn run(command: Command, request: &Request, files: &Files, stop: &AtomicBool) -> io::Result<bool> {
     // A file that cannot be written is told at the beginning, not after the run.
-    histogram::create_files(files.hgrm.iter().chain(&files.hlog))?;
-    let watch = Watch::new(stop);
-    let outcome = match command {
+    histogram::create_files(files.paths())?;
+    let watch = match files.quiet {
+        true => Watch::new(stop),
+        false => Watch::with_progress(stop),
+    };
+    let mut outcome = match command {
         Command::Hold(options) => hold::run(&options, &watch)?,
         Command::Echo(options) => echo::run(&options, &watch)?,
         Command::CompareEcho(options) => echo::compare(&options, &watch)?,
@@ -93,9 +105,18 @@ fn run(command: Command, files: &Files, stop: &AtomicBool) -> io::Result<bool> {
         Command::Fanout(options) => fanout::run(&options, &watch)?,
         Command::Serve(options) => serve::run(&options, &watch)?,
     };
+    let recording = watch.finish();
+    if let Some(Value::Object(server)) = outcome.figures.get_mut("server") {
+        for (key, value) in &recording.server_memory {
+            server.entry(key).or_insert_with(|| value.clone());
+        }
+    }
     outcome.write_files(files)?;
+    if let Some(path) = &files.json {
+        ResultFile::new(request, &outcome, &recording).write(path)?;
+    }
     let Outcome { figures, .. } = outcome;
-    let report = serde_json::Value::Object(figures);
+    let report = Value::Object(figures);
     eprint!("{}", report::text(&report, io::stderr().is_terminal()));
     println!("{report}");
     // A scenario that finds the server at fault says that it is not `ok`.
@@ -104,7 +125,7 @@ fn run(command: Command, files: &Files, stop: &AtomicBool) -> io::Result<bool> {
 
 #[cfg(test)]
 mod cli_tests {
-    use clap::CommandFactory;
+    use clap::CommandFactory as _;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::histogram;
 use crate::kernel;
 use crate::proc::{CoreTime, CpuTime, per, round};
+use crate::progress::MEASURING;
 
 /// Messages are numbered from 0; number k is due `k / rate` after the start, whatever became of
 /// those before it. Times are nanoseconds since the start.
@@ -158,6 +159,16 @@ impl Course {
             Some(_) => TURN,
         };
         until_due.min(until_end).min(TURN)
+    }
+
+    /// What the run is at, and how long that still takes.
+    pub(crate) fn phase(&self, schedule: &Schedule) -> (&'static str, Option<Duration>) {
+        let until = |end_ns: u64| Duration::from_nanos(end_ns.saturating_sub(schedule.now_ns()));
+        match (&self.began, &self.ended) {
+            (None, _) => ("warm-up", Some(until(schedule.warm_up_ns()))),
+            (_, None) => (MEASURING, Some(until(schedule.end_ns()))),
+            _ => ("waiting for what is under way", None),
+        }
     }
 
     /// What was used in the measured time: nothing, when it was stopped before.

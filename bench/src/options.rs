@@ -48,6 +48,22 @@ pub(crate) struct Files {
     /// Write the histograms to this file, as an HdrHistogram log (V2, compressed).
     #[arg(long, value_name = "FILE", global = true)]
     pub(crate) hlog: Option<PathBuf>,
+    /// Write the whole result to this file, with histograms, intervals and the machine, as JSON.
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(crate) json: Option<PathBuf>,
+    /// What the result is called when it is compared with others.
+    #[arg(long, value_name = "NAME", global = true)]
+    pub(crate) label: Option<String>,
+    /// Show no line on the terminal while a run goes on.
+    #[arg(long, global = true)]
+    pub(crate) quiet: bool,
+}
+
+impl Files {
+    /// Those that were asked for.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.hgrm, &self.hlog, &self.json].into_iter().flatten()
+    }
 }
 
 /// Reads a time in seconds, such as "0.5" or "5s", up to a day.

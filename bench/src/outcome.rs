@@ -1,5 +1,6 @@
 //! What a run found, and what a run is watched by.
 
+use std::cell::RefCell;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
@@ -8,7 +9,8 @@ use hdrhistogram::Histogram;
 use serde_json::{Map, Value};
 
 use crate::histogram;
-use crate::options::Files;
+use crate::options::{Common, Files};
+use crate::progress::{Recorder, Recording, Sample};
 
 /// What a run found.
 pub(crate) struct Outcome {
@@ -45,19 +47,46 @@ impl Outcome {
     }
 }
 
-/// Watches a run: whether it is to end early, with what there is.
+/// Watches a run: whether it is to end early, with what there is, and how it goes on.
 pub(crate) struct Watch<'a> {
     stop: &'a AtomicBool,
+    /// Scenarios are one thread each, and none of them holds on to it.
+    recorder: RefCell<Recorder>,
 }
 
 impl<'a> Watch<'a> {
-    /// A watch that ends the run once `stop` becomes true.
+    /// A watch that ends the run once `stop` becomes true, and shows nothing.
     pub(crate) fn new(stop: &'a AtomicBool) -> Watch<'a> {
-        Watch { stop }
+        Watch { stop, recorder: RefCell::new(Recorder::new(false)) }
+    }
+
+    /// The same, with a line on standard error, if that is a terminal.
+    pub(crate) fn with_progress(stop: &'a AtomicBool) -> Watch<'a> {
+        Watch { stop, recorder: RefCell::new(Recorder::new(true)) }
     }
 
     /// Whether the run is to end.
     pub(crate) fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Begins a run, before anything is opened: keeps the thread on its CPU, and says which
+    /// processes are the server, which are watched from here on.
+    pub(crate) fn begin(&self, common: &Common) -> io::Result<Vec<u32>> {
+        common.pin()?;
+        let pids = common.pids.clone();
+        self.recorder.borrow_mut().observe(&pids);
+        Ok(pids)
+    }
+
+    /// Takes note of how the run stands: at most once a turn, and once when a phase begins, with
+    /// `CLOSING` before connections are closed.
+    pub(crate) fn tick(&self, sample: &Sample<'_>) {
+        self.recorder.borrow_mut().tick(sample);
+    }
+
+    /// What was recorded.
+    pub(crate) fn finish(self) -> Recording {
+        self.recorder.into_inner().finish()
     }
 }

@@ -43,7 +43,11 @@ fn load_writes_its_histograms() {
         let file = |name: &str| {
             std::env::temp_dir().join(format!("penstock-bench-{}-{name}", std::process::id()))
         };
-        let files = Files { hgrm: Some(file("load.hgrm")), hlog: Some(file("load.hlog")) };
+        let files = Files {
+            hgrm: Some(file("load.hgrm")),
+            hlog: Some(file("load.hlog")),
+            ..Files::default()
+        };
         let line = format!("{} {SHORT}", line(address, 3, 500));
         let outcome = load(&parse(&line), &Watch::new(&NEVER)).unwrap();
         outcome.write_files(&files).unwrap();
@@ -57,7 +61,8 @@ fn load_writes_its_histograms() {
         let log = read(files.hlog);
         let tags = log.lines().filter(|line| line.starts_with("Tag=")).count();
         assert_eq!((tags, log.matches("HISTFAAA").count()), (2, 3), "{log}");
-        let files = Files { hlog: Some("/proc/no such directory/a.hlog".into()), hgrm: None };
+        let files =
+            Files { hlog: Some("/proc/no such directory/a.hlog".into()), ..Files::default() };
         let error = outcome.write_files(&files).unwrap_err().to_string();
         assert!(error.starts_with("cannot write /proc/no such"), "{error}");
     });
