@@ -271,7 +271,7 @@ impl Engine {
             let text = format!("opened {} of {} connections", self.counts.opened, self.len());
             return Err(io::Error::other(format!("{text}: {}", self.counts.failed.report())));
         }
-        Ok(())
+        watch.ready()
     }
 
     /// Begins as many opens as the bounds allow. Call it once a turn while opening.

@@ -69,7 +69,6 @@ pub(crate) fn encode(histogram: &Histogram<u64>) -> String {
     STANDARD.encode(bytes)
 }
 
-#[cfg_attr(not(test), allow(dead_code))]
 /// Reads what `encode` wrote, or another tool. One of other bounds is taken over into ours.
 pub(crate) fn decode(text: &str) -> Result<Histogram<u64>, String> {
     let bytes = STANDARD.decode(text.trim()).map_err(|error| format!("not base64: {error}"))?;
@@ -123,7 +122,7 @@ pub(crate) fn create_files<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> 
 
 /// Writes the percentile distribution.
 pub(crate) fn write_percentiles(path: &Path, histogram: &Histogram<u64>) -> io::Result<()> {
-    fs::write(path, percentiles(histogram)).map_err(|error| cannot_write(path, &error))
+    write(path, percentiles(histogram))
 }
 
 /// Writes an HdrHistogram log with one interval, the whole run; the histograms are told apart by
@@ -147,6 +146,11 @@ pub(crate) fn write_log(
         log.write_histogram(histogram, Duration::ZERO, length, tag)
             .map_err(|error| io::Error::other(format!("the histogram log: {error}")))?;
     }
+    write(path, bytes)
+}
+
+/// Writes a file; an error names it.
+pub(crate) fn write(path: &Path, bytes: impl AsRef<[u8]>) -> io::Result<()> {
     fs::write(path, bytes).map_err(|error| cannot_write(path, &error))
 }
 

@@ -93,6 +93,7 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
     }
     let opening = started.elapsed();
     let cpu_opened = read_cpu();
+    watch.ready()?;
 
     let holding = Instant::now();
     while holding.elapsed() < options.hold && !stopped() {

@@ -4,6 +4,8 @@
 //! what they can be made to do; `serve.rs` is the bare servers that others are measured against. The protocol is in
 //! `websocket.rs`, the rings in `kernel.rs`, and nothing is shared with the gateway.
 
+mod children;
+mod compare;
 mod echo;
 mod engine;
 mod environment;
@@ -12,20 +14,21 @@ mod histogram;
 mod hold;
 mod kernel;
 mod load;
+mod merge;
 mod open_loop;
 mod options;
 mod outcome;
 mod proc;
 mod progress;
+mod repeat;
 mod report;
-// Nothing but its tests reads a file yet.
-#[cfg_attr(not(test), allow(dead_code))]
 mod result_file;
 mod serve;
 mod target;
 #[cfg(test)]
 mod tests;
 mod websocket;
+mod workers;
 
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
@@ -35,8 +38,9 @@ use std::sync::atomic::AtomicBool;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use serde_json::Value;
 
+use compare::Comparison;
 use options::Files;
-use outcome::{Outcome, Watch};
+use outcome::Watch;
 use result_file::{Request, ResultFile};
 
 #[global_allocator]
@@ -53,6 +57,8 @@ struct Cli {
     command: Command,
     #[command(flatten)]
     files: Files,
+    #[command(flatten)]
+    workers: workers::Options,
 }
 
 #[derive(Subcommand)]
@@ -62,6 +68,9 @@ enum Command {
     CompareEcho(echo::CompareOptions),
     Load(load::Options),
     Fanout(fanout::Options),
+    Compare(compare::Options),
+    Repeat(repeat::Options),
+    Merge(merge::Options),
     Serve(serve::Options),
 }
 
@@ -79,7 +88,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    match run(cli.command, &request, &cli.files, &stop) {
+    match run(cli, &request, &stop) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -90,12 +99,56 @@ fn main() -> ExitCode {
 }
 
 /// Runs a command and tells what it found; whether all is well with the server.
-fn run(command: Command, request: &Request, files: &Files, stop: &AtomicBool) -> io::Result<bool> {
-    // A file that cannot be written is told at the beginning, not after the run.
-    histogram::create_files(files.paths())?;
-    let watch = match files.quiet {
-        true => Watch::new(stop),
-        false => Watch::with_progress(stop),
+fn run(cli: Cli, request: &Request, stop: &AtomicBool) -> io::Result<bool> {
+    let Cli { command, files, workers } = cli;
+    if workers.child {
+        children::end_with_parent()?;
+    }
+    let result = match command {
+        Command::Compare(options) => {
+            let comparison = compare::run(&options)?;
+            tell_comparison(&comparison, options.markdown, options.all, &files)?;
+            return Ok(true);
+        }
+        Command::Repeat(options) => {
+            let comparison = repeat::run(&options, stop)?;
+            tell_comparison(&comparison, options.markdown, options.all, &files)?;
+            return Ok(true);
+        }
+        Command::Merge(options) => merge::run(&options)?,
+        command => {
+            // A file that cannot be written is told at the beginning, not after the run.
+            histogram::create_files(files.paths())?;
+            match workers.workers {
+                Some(count) => workers::run(count, &workers, request, stop)?,
+                None => run_scenario(command, request, &files, &workers, stop)?,
+            }
+        }
+    };
+    result.write_files(&files)?;
+    if workers.worker {
+        println!("{}", result.to_line());
+        return Ok(true);
+    }
+    let report = Value::Object(result.figures().clone());
+    eprint!("{}", report::text(&report, io::stderr().is_terminal()));
+    println!("{report}");
+    // A scenario that finds the server at fault says that it is not `ok`.
+    Ok(report["ok"] != false)
+}
+
+/// Runs a scenario in this process.
+fn run_scenario(
+    command: Command,
+    request: &Request,
+    files: &Files,
+    workers: &workers::Options,
+    stop: &AtomicBool,
+) -> io::Result<ResultFile> {
+    let watch = match (workers.worker, files.quiet) {
+        (true, _) => Watch::of_worker(stop),
+        (false, true) => Watch::new(stop),
+        (false, false) => Watch::with_progress(stop),
     };
     let mut outcome = match command {
         Command::Hold(options) => hold::run(&options, &watch)?,
@@ -104,23 +157,31 @@ fn run(command: Command, request: &Request, files: &Files, stop: &AtomicBool) ->
         Command::Load(options) => load::run(&options, &watch)?,
         Command::Fanout(options) => fanout::run(&options, &watch)?,
         Command::Serve(options) => serve::run(&options, &watch)?,
+        Command::Compare(_) | Command::Repeat(_) | Command::Merge(_) => {
+            unreachable!("these are no scenarios, and were run before")
+        }
     };
     let recording = watch.finish();
-    if let Some(Value::Object(server)) = outcome.figures.get_mut("server") {
-        for (key, value) in &recording.server_memory {
-            server.entry(key).or_insert_with(|| value.clone());
-        }
-    }
-    outcome.write_files(files)?;
+    outcome.add_server_memory(&recording);
+    Ok(ResultFile::new(request, &outcome, &recording))
+}
+
+fn tell_comparison(
+    comparison: &Comparison,
+    markdown: bool,
+    all: bool,
+    files: &Files,
+) -> io::Result<()> {
+    let report = comparison.report();
     if let Some(path) = &files.json {
-        ResultFile::new(request, &outcome, &recording).write(path)?;
+        histogram::write(path, format!("{report:#}\n"))?;
     }
-    let Outcome { figures, .. } = outcome;
-    let report = Value::Object(figures);
-    eprint!("{}", report::text(&report, io::stderr().is_terminal()));
-    println!("{report}");
-    // A scenario that finds the server at fault says that it is not `ok`.
-    Ok(report["ok"] != false)
+    eprint!("{}", comparison.text(all, io::stderr().is_terminal()));
+    match markdown {
+        true => print!("{}", comparison.markdown(all)),
+        false => println!("{report}"),
+    }
+    Ok(())
 }
 
 #[cfg(test)]

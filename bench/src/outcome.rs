@@ -8,9 +8,9 @@ use std::time::{Duration, SystemTime};
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value};
 
-use crate::histogram;
-use crate::options::{Common, Files};
+use crate::options::Common;
 use crate::progress::{Recorder, Recording, Sample};
+use crate::workers;
 
 /// What a run found.
 pub(crate) struct Outcome {
@@ -31,19 +31,14 @@ impl Outcome {
         Outcome { figures, histograms: Vec::new(), started_at, measured: Duration::ZERO }
     }
 
-    /// Writes the files that were asked for, of a run that has histograms.
-    pub(crate) fn write_files(&self, files: &Files) -> io::Result<()> {
-        let Some((_, main)) = self.histograms.first() else { return Ok(()) };
-        if let Some(path) = &files.hgrm {
-            histogram::write_percentiles(path, main)?;
+    /// Adds what was recorded of the server's memory to what was found of its processor time. What
+    /// the scenario has measured itself stays.
+    pub(crate) fn add_server_memory(&mut self, recording: &Recording) {
+        if let Some(Value::Object(server)) = self.figures.get_mut("server") {
+            for (key, value) in &recording.server_memory {
+                server.entry(key).or_insert_with(|| value.clone());
+            }
         }
-        if let Some(path) = &files.hlog {
-            let tagged = self.histograms.iter().enumerate();
-            let tagged: Vec<_> =
-                tagged.map(|(i, (name, h))| (if i == 0 { "" } else { *name }, h)).collect();
-            histogram::write_log(path, &tagged, self.started_at, self.measured)?;
-        }
-        Ok(())
     }
 }
 
@@ -52,17 +47,33 @@ pub(crate) struct Watch<'a> {
     stop: &'a AtomicBool,
     /// Scenarios are one thread each, and none of them holds on to it.
     recorder: RefCell<Recorder>,
+    /// There are others that begin to measure at the same time.
+    is_worker: bool,
 }
 
 impl<'a> Watch<'a> {
     /// A watch that ends the run once `stop` becomes true, and shows nothing.
     pub(crate) fn new(stop: &'a AtomicBool) -> Watch<'a> {
-        Watch { stop, recorder: RefCell::new(Recorder::new(false)) }
+        Watch { stop, recorder: RefCell::new(Recorder::new(false)), is_worker: false }
     }
 
     /// The same, with a line on standard error, if that is a terminal.
     pub(crate) fn with_progress(stop: &'a AtomicBool) -> Watch<'a> {
-        Watch { stop, recorder: RefCell::new(Recorder::new(true)) }
+        Watch { recorder: RefCell::new(Recorder::new(true)), ..Watch::new(stop) }
+    }
+
+    /// The same as `new`, of one of several workers.
+    pub(crate) fn of_worker(stop: &'a AtomicBool) -> Watch<'a> {
+        Watch { is_worker: true, ..Watch::new(stop) }
+    }
+
+    /// Everything is open, and measuring can begin: a worker waits here for the others. Returns
+    /// when the run is to end as well.
+    pub(crate) fn ready(&self) -> io::Result<()> {
+        if self.is_worker && !self.stopped() && !workers::wait_for_others()? {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Whether the run is to end.

@@ -1,18 +1,20 @@
 //! The file a run leaves behind (`--json`): what it found, second by second too, and where and how
 //! it was found. `compare`, `merge` and `html` read it again. docs/BENCH.md describes each key.
 
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use clap::parser::ValueSource;
 use clap::{ArgMatches, Command};
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
 use crate::environment;
 use crate::histogram;
+use crate::options::Files;
 use crate::outcome::Outcome;
 use crate::proc::round;
 use crate::progress::Recording;
@@ -30,6 +32,8 @@ pub(crate) struct Request {
     label: Option<String>,
     command_line: Vec<String>,
     parameters: Map<String, Value>,
+    /// Options of the command as they were given, by name, each as one word.
+    given: Vec<(String, String)>,
     started_at: SystemTime,
 }
 
@@ -37,21 +41,57 @@ impl Request {
     /// From a command line as it was read: `matches` are those of the whole of `command`.
     pub(crate) fn new(command: &Command, matches: &ArgMatches, label: Option<&str>) -> Request {
         let (scenario, matches) = matches.subcommand().unwrap_or(("", matches));
+        let text = |value: &OsStr| value.to_string_lossy().into_owned();
+        let mut parameters = Map::new();
+        let mut given = Vec::new();
         let options =
             command.find_subcommand(scenario).into_iter().flat_map(Command::get_arguments);
-        let text = |value: &std::ffi::OsStr| value.to_string_lossy().into_owned();
-        let parameters = options.filter_map(|option| {
-            let values = matches.get_raw(option.get_id().as_str())?;
+        for option in options {
+            let (id, Some(name)) = (option.get_id().as_str(), option.get_long()) else { continue };
+            let Some(values) = matches.get_raw(id) else { continue };
             let values: Vec<String> = values.map(text).collect();
-            Some((option.get_long()?.to_owned(), json!(values.join(","))))
-        });
+            parameters.insert(name.to_owned(), json!(values.join(",")));
+            if matches.value_source(id) == Some(ValueSource::CommandLine) {
+                let takes_value = option.get_action().takes_values();
+                given.extend(values.iter().map(|value| {
+                    let word =
+                        if takes_value { format!("--{name}={value}") } else { format!("--{name}") };
+                    (name.to_owned(), word)
+                }));
+            }
+        }
         Request {
             scenario: scenario.to_owned(),
             label: label.map(str::to_owned),
-            command_line: std::env::args_os().map(|word: OsString| text(&word)).collect(),
-            parameters: parameters.collect(),
+            command_line: std::env::args_os().map(|word| text(&word)).collect(),
+            parameters,
+            given,
             started_at: SystemTime::now(),
         }
+    }
+
+    /// The command, such as "load".
+    pub(crate) fn scenario(&self) -> &str {
+        &self.scenario
+    }
+
+    /// The value of an option, given or default.
+    pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters.get(name)?.as_str()
+    }
+
+    /// The options that were given, by name, each as a word of a command line.
+    pub(crate) fn given(&self) -> impl Iterator<Item = (&str, &String)> {
+        self.given.iter().map(|(name, word)| (name.as_str(), word))
+    }
+
+    /// Makes a result that was put together of parts one of this command line.
+    pub(crate) fn name(&self, result: &mut ResultFile) {
+        result.set("label", json!(self.label));
+        result.set("command_line", json!(self.command_line));
+        let started_at = humantime::format_rfc3339_millis(self.started_at).to_string();
+        result.set("started_at", json!(started_at));
+        result.set("parameters", Value::Object(self.parameters.clone()));
     }
 }
 
@@ -157,10 +197,30 @@ impl ResultFile {
     /// Writes it, a key on a line: such a file can be read and kept under version control.
     pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
         let text = serde_json::to_string_pretty(&self.document).map_err(io::Error::other)?;
-        let written = fs::write(path, text + "\n");
-        written.map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
-        })
+        histogram::write(path, text + "\n")
+    }
+
+    /// Writes the files that were asked for; those of histograms where there are any.
+    pub(crate) fn write_files(&self, files: &Files) -> io::Result<()> {
+        if let Some(path) = &files.json {
+            self.write(path)?;
+        }
+        let histograms = self.histograms();
+        let Some((_, main)) = histograms.first() else { return Ok(()) };
+        if let Some(path) = &files.hgrm {
+            histogram::write_percentiles(path, main)?;
+        }
+        if let Some(path) = &files.hlog {
+            let tagged = histograms.iter().enumerate();
+            let tagged: Vec<_> =
+                tagged.map(|(i, (name, h))| (if i == 0 { "" } else { name.as_str() }, h)).collect();
+            let start = self.get("measured_at").as_str().map(humantime::parse_rfc3339);
+            let start = start.and_then(Result::ok).unwrap_or(SystemTime::UNIX_EPOCH);
+            let seconds = self.get("measured_seconds").as_f64().unwrap_or(0.0);
+            let length = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+            histogram::write_log(path, &tagged, start, length)?;
+        }
+        Ok(())
     }
 
     /// As JSON on one line.

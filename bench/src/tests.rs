@@ -4,7 +4,7 @@ mod echo;
 mod fanout;
 mod hold;
 mod load;
-mod results;
+pub(crate) mod results;
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -3,6 +3,7 @@
 use super::*;
 use crate::load::run as load;
 use crate::options::Files;
+use crate::result_file::ResultFile;
 
 fn line(address: SocketAddr, connections: u32, rate: u32) -> String {
     format!(
@@ -49,8 +50,11 @@ fn load_writes_its_histograms() {
             ..Files::default()
         };
         let line = format!("{} {SHORT}", line(address, 3, 500));
-        let outcome = load(&parse(&line), &Watch::new(&NEVER)).unwrap();
-        outcome.write_files(&files).unwrap();
+        let watch = Watch::new(&NEVER);
+        let outcome = load(&parse(&line), &watch).unwrap();
+        let request = results::request(&format!("load {line}"));
+        let result = ResultFile::new(&request, &outcome, &watch.finish());
+        result.write_files(&files).unwrap();
         let read = |path: Option<std::path::PathBuf>| {
             let text = std::fs::read_to_string(path.as_ref().unwrap()).unwrap();
             std::fs::remove_file(path.unwrap()).unwrap();
@@ -63,7 +67,7 @@ fn load_writes_its_histograms() {
         assert_eq!((tags, log.matches("HISTFAAA").count()), (2, 3), "{log}");
         let files =
             Files { hlog: Some("/proc/no such directory/a.hlog".into()), ..Files::default() };
-        let error = outcome.write_files(&files).unwrap_err().to_string();
+        let error = result.write_files(&files).unwrap_err().to_string();
         assert!(error.starts_with("cannot write /proc/no such"), "{error}");
     });
 }

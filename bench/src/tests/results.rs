@@ -32,7 +32,7 @@ impl Drop for Directory {
 }
 
 /// What was asked for by a whole command line.
-fn request(line: &str) -> Request {
+pub(crate) fn request(line: &str) -> Request {
     let command = crate::Cli::command();
     let words = std::iter::once("penstock-bench").chain(line.split_whitespace());
     let matches = command.clone().try_get_matches_from(words).unwrap();
