@@ -12,6 +12,7 @@ mod environment;
 mod fanout;
 mod histogram;
 mod hold;
+mod html;
 mod kernel;
 mod load;
 mod merge;
@@ -71,6 +72,7 @@ enum Command {
     Compare(compare::Options),
     Repeat(repeat::Options),
     Merge(merge::Options),
+    Html(html::Options),
     Serve(serve::Options),
 }
 
@@ -115,6 +117,7 @@ fn run(cli: Cli, request: &Request, stop: &AtomicBool) -> io::Result<bool> {
             tell_comparison(&comparison, options.markdown, options.all, &files)?;
             return Ok(true);
         }
+        Command::Html(options) => return html::run(&options).map(|()| true),
         Command::Merge(options) => merge::run(&options)?,
         command => {
             // A file that cannot be written is told at the beginning, not after the run.
@@ -157,7 +160,7 @@ fn run_scenario(
         Command::Load(options) => load::run(&options, &watch)?,
         Command::Fanout(options) => fanout::run(&options, &watch)?,
         Command::Serve(options) => serve::run(&options, &watch)?,
-        Command::Compare(_) | Command::Repeat(_) | Command::Merge(_) => {
+        Command::Compare(_) | Command::Repeat(_) | Command::Merge(_) | Command::Html(_) => {
             unreachable!("these are no scenarios, and were run before")
         }
     };

@@ -2,12 +2,13 @@
 
 use std::ffi::CString;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 
 use crate::kernel;
+use crate::proc;
 use crate::target::Target;
 
 /// What every command that makes connections takes.
@@ -25,12 +26,33 @@ pub(crate) struct Common {
     /// The server's processes, for their memory and processor time, such as "120,121".
     #[arg(long = "pid", value_delimiter = ',', value_name = "PID")]
     pub(crate) pids: Vec<u32>,
+    /// A systemd unit whose processes are the server, such as "penstock", or a cgroup, such as
+    /// "/user.slice/x"; in addition to --pid.
+    #[arg(long = "unit", value_name = "NAME")]
+    pub(crate) units: Vec<String>,
+    /// The children of these processes, and theirs, are the server as well.
+    #[arg(long)]
+    pub(crate) with_children: bool,
 }
 
 impl Common {
     /// Keeps the calling thread on the CPU that was asked for.
     pub(crate) fn pin(&self) -> io::Result<()> {
         self.cpu.map_or(Ok(()), kernel::pin_to_cpu)
+    }
+
+    /// The server's processes as they are now: those that begin later are not looked at.
+    pub(crate) fn processes(&self) -> io::Result<Vec<u32>> {
+        let mut pids = self.pids.clone();
+        for unit in &self.units {
+            pids.extend(proc::unit_processes(Path::new("/sys/fs/cgroup"), unit)?);
+        }
+        if self.with_children {
+            pids = proc::with_children(&pids);
+        }
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
     }
 
     /// Reads a URL, with the caution that was asked for.
@@ -51,6 +73,9 @@ pub(crate) struct Files {
     /// Write the whole result to this file, with histograms, intervals and the machine, as JSON.
     #[arg(long, value_name = "FILE", global = true)]
     pub(crate) json: Option<PathBuf>,
+    /// Write the result to this file as a page with charts, to be opened in a browser.
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(crate) html: Option<PathBuf>,
     /// What the result is called when it is compared with others.
     #[arg(long, value_name = "NAME", global = true)]
     pub(crate) label: Option<String>,
@@ -62,7 +87,7 @@ pub(crate) struct Files {
 impl Files {
     /// Those that were asked for.
     pub(crate) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
-        [&self.hgrm, &self.hlog, &self.json].into_iter().flatten()
+        [&self.hgrm, &self.hlog, &self.json, &self.html].into_iter().flatten()
     }
 }
 
@@ -124,5 +149,6 @@ pub(crate) mod tests {
     fn processes_are_a_list() {
         assert_eq!(parse::<Common>("--pid 1,22").pids, [1, 22]);
         assert!(parse::<Common>("").pids.is_empty());
+        assert_eq!(parse::<Common>("--pid 22,1,22").processes().unwrap(), [1, 22]);
     }
 }

@@ -85,7 +85,7 @@ impl<'a> Watch<'a> {
     /// processes are the server, which are watched from here on.
     pub(crate) fn begin(&self, common: &Common) -> io::Result<Vec<u32>> {
         common.pin()?;
-        let pids = common.pids.clone();
+        let pids = common.processes()?;
         self.recorder.borrow_mut().observe(&pids);
         Ok(pids)
     }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
 
 use rustix::param::page_size;
 use serde_json::{Map, Value, json};
@@ -214,6 +216,79 @@ impl CpuTime {
     }
 }
 
+/// Cgroups that are looked through for a unit.
+const CGROUPS_MAX: usize = 100_000;
+
+/// The processes of a systemd unit, or of a cgroup when the name begins with a slash; those of the
+/// cgroups below it too. `root` is where cgroups are mounted.
+pub(crate) fn unit_processes(root: &Path, name: &str) -> io::Result<Vec<u32>> {
+    let refuse = |what: &str| Err(io::Error::other(format!("--unit {name}: {what}")));
+    // With version 1 of cgroups, systemd keeps its own tree.
+    let roots = [root.to_owned(), root.join("systemd"), root.join("unified")];
+    let found = match name.strip_prefix('/') {
+        Some(path)
+            if Path::new(path).components().all(|part| matches!(part, Component::Normal(_))) =>
+        {
+            roots.iter().map(|root| root.join(path)).find(|path| path.join("cgroup.procs").exists())
+        }
+        Some(_) => return refuse("a path of names only"),
+        None => {
+            let service = format!("{name}.service");
+            let is_it = |path: &Path| {
+                path.file_name().is_some_and(|own| own == name || *own == *service)
+                    && path.join("cgroup.procs").exists()
+            };
+            cgroups_below(root).into_iter().find(|path| is_it(path))
+        }
+    };
+    let Some(group) = found else { return refuse("there is no such cgroup: is it running?") };
+    let mut pids = Vec::new();
+    for group in cgroups_below(&group) {
+        let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
+    }
+    if pids.is_empty() { refuse("it has no processes") } else { Ok(pids) }
+}
+
+/// A directory and those below it, the nearest first.
+fn cgroups_below(root: &Path) -> Vec<PathBuf> {
+    let mut found = vec![root.to_owned()];
+    let mut next = 0;
+    while next < found.len() && found.len() < CGROUPS_MAX {
+        let entries = fs::read_dir(&found[next]).into_iter().flatten().flatten();
+        // Not those that are links: what they lead to may contain them.
+        let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        let mut below: Vec<PathBuf> = directories.map(|entry| entry.path()).collect();
+        below.sort();
+        found.extend(below);
+        next += 1;
+    }
+    found
+}
+
+/// These processes, their children, and theirs.
+pub(crate) fn with_children(pids: &[u32]) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let parents: Vec<(u32, u32)> = entries
+        .filter_map(|entry| {
+            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+            // After the name, which may contain anything: the state, then the parent.
+            let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
+            Some((pid, parent))
+        })
+        .collect();
+    let mut all = pids.to_vec();
+    let mut next = 0;
+    while let Some(parent) = all.get(next).copied() {
+        let children = parents.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid);
+        let new: Vec<u32> = children.filter(|pid| !all.contains(pid)).collect();
+        all.extend(new);
+        next += 1;
+    }
+    all
+}
+
 /// What a core has spent, in ticks (10 ms) since the machine was started.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CoreTime {
@@ -281,6 +356,52 @@ mod tests {
         );
         assert!(CpuTime::read(u32::MAX / 2).is_none());
         assert!(ProcessMemory::read(u32::MAX / 2).rss_bytes.is_none());
+    }
+
+    #[test]
+    fn processes_of_a_unit_are_those_of_its_cgroups() {
+        let root =
+            std::env::temp_dir().join(format!("penstock-bench-{}-cgroup", std::process::id()));
+        let write = |path: &str, text: &str| {
+            let directory = root.join(path);
+            fs::create_dir_all(&directory).unwrap();
+            fs::write(directory.join("cgroup.procs"), text).unwrap();
+        };
+        write("", "1\n");
+        write("system.slice", "");
+        write("system.slice/penstock.service", "20\n21\n");
+        write("system.slice/penstock.service/below", "22\n");
+        write("system.slice/empty.service", "");
+        for name in ["penstock", "penstock.service", "/system.slice/penstock.service"] {
+            assert_eq!(unit_processes(&root, name).unwrap(), [20, 21, 22], "{name}");
+        }
+        for (name, want) in [
+            ("none", "no such cgroup"),
+            ("empty", "no processes"),
+            ("/../x", "names only"),
+            ("/none", "no such cgroup"),
+        ] {
+            let error = unit_processes(&root, name).unwrap_err().to_string();
+            assert!(error.contains(want) && error.contains(name), "{error}");
+        }
+        fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn children_belong_to_their_parents() {
+        let own = std::process::id();
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let all = with_children(&[own]);
+        assert!(all.contains(&child.id()) && all[0] == own, "{all:?}");
+        let without = with_children(&[child.id()]);
+        assert_eq!(without, [child.id()]);
+        // Its input ends, and it with it.
+        drop(child.stdin.take());
+        child.wait().unwrap();
     }
 
     #[test]

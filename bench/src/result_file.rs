@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::environment;
 use crate::histogram;
+use crate::html;
 use crate::options::Files;
 use crate::outcome::Outcome;
 use crate::proc::round;
@@ -204,6 +205,10 @@ impl ResultFile {
     pub(crate) fn write_files(&self, files: &Files) -> io::Result<()> {
         if let Some(path) = &files.json {
             self.write(path)?;
+        }
+        if let Some(path) = &files.html {
+            let name = self.label().unwrap_or_else(|| self.scenario()).to_owned();
+            histogram::write(path, html::page(&[(name, self.clone())]))?;
         }
         let histograms = self.histograms();
         let Some((_, main)) = histograms.first() else { return Ok(()) };
