@@ -178,7 +178,7 @@ fn figures_table(runs: &[Run<'_>], wanted: impl Fn(&str, &[f64]) -> bool) -> Str
     };
     rows.retain(|(name, cells)| wanted(name, &numbers(cells)));
     let rows = rows.into_iter().map(|(name, cells)| (compare::spoken(&name), cells));
-    table(runs, rows)
+    table(runs, rows, grouped)
 }
 
 /// What is known of the machine, the server and the options.
@@ -236,10 +236,15 @@ fn environment_table(runs: &[Run<'_>]) -> String {
             }
         }
     }
-    table(runs, rows.into_iter())
+    table(runs, rows.into_iter(), str::to_owned)
 }
 
-fn table(runs: &[Run<'_>], rows: impl Iterator<Item = (String, Vec<String>)>) -> String {
+/// A row each, a column for each run; `spell` is how its cells are written.
+fn table(
+    runs: &[Run<'_>],
+    rows: impl Iterator<Item = (String, Vec<String>)>,
+    spell: fn(&str) -> String,
+) -> String {
     let mut out = String::from("<div class=\"wide\"><table><thead><tr><th></th>");
     for run in runs {
         let _ = write!(out, "<th>{}</th>", escape(&run.name));
@@ -248,14 +253,7 @@ fn table(runs: &[Run<'_>], rows: impl Iterator<Item = (String, Vec<String>)>) ->
     for (name, cells) in rows {
         let _ = write!(out, "<tr><th>{}</th>", escape(&name));
         for cell in cells {
-            match cell.parse::<f64>() {
-                Ok(value) => {
-                    let _ = write!(out, "<td class=\"number\">{}</td>", grouped(&number(value)));
-                }
-                Err(_) => {
-                    let _ = write!(out, "<td>{}</td>", escape(&cell));
-                }
-            }
+            let _ = write!(out, "<td>{}</td>", escape(&spell(&cell)));
         }
         out.push_str("</tr>\n");
     }
@@ -263,18 +261,17 @@ fn table(runs: &[Run<'_>], rows: impl Iterator<Item = (String, Vec<String>)>) ->
     out
 }
 
-/// A long number with its thousands apart.
+/// A number with few digits and its thousands apart; another text as it is.
 fn grouped(text: &str) -> String {
-    let (whole, rest) =
-        text.split_once('.').map_or((text, String::new()), |(w, r)| (w, format!(".{r}")));
+    let Ok(value) = text.parse::<f64>() else { return text.to_owned() };
+    let text = number(value);
+    let (whole, rest) = text.split_once('.').unwrap_or((&text, ""));
     let (sign, digits) = whole.strip_prefix('-').map_or(("", whole), |digits| ("-", digits));
-    let groups: Vec<&str> = digits
-        .as_bytes()
-        .rchunks(3)
-        .rev()
-        .map(|group| std::str::from_utf8(group).unwrap_or_default())
-        .collect();
-    format!("{sign}{}{rest}", groups.join("\u{202F}"))
+    let groups = digits.as_bytes().rchunks(3).rev();
+    let groups: Vec<&str> =
+        groups.map(|group| std::str::from_utf8(group).unwrap_or_default()).collect();
+    let dot = if rest.is_empty() { "" } else { "." };
+    format!("{sign}{}{dot}{rest}", groups.join("\u{202F}"))
 }
 
 /// All values that are no objects or lists, by their paths.
@@ -480,7 +477,8 @@ figure li{display:flex;align-items:center}figure li span{width:20px;margin-right
 th,td{text-align:left;padding:3px 14px 3px 0;border-bottom:1px solid var(--edge);vertical-align:top}
 tbody th{font-weight:400;color:var(--soft)}td{overflow-wrap:anywhere;min-width:90px}
 thead th{border-bottom:2px solid var(--edge)}
-.number{font-variant-numeric:tabular-nums;white-space:nowrap}
+td{font-variant-numeric:tabular-nums}
+@media(max-width:560px){svg text{font-size:15px}}
 details{margin-top:20px}summary{cursor:pointer;font-weight:600}
 ";
 
@@ -555,8 +553,8 @@ mod tests {
         assert_eq!([bytes(500.0), bytes(5e6)], ["500", "5 MB"]);
         assert_eq!([10.0, 100.0, 10_000.0].map(number_of_nines), ["90", "99", "99.99"]);
         assert_eq!(
-            [grouped("1234567"), grouped("-999"), grouped("1000.5")],
-            ["1\u{202F}234\u{202F}567", "-999", "1\u{202F}000.5"]
+            ["1234567", "-999", "12.5", "ab"].map(grouped),
+            ["1\u{202F}234\u{202F}567", "-999", "12.5", "ab"]
         );
     }
 }

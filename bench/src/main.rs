@@ -31,7 +31,7 @@ mod tests;
 mod websocket;
 mod workers;
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -130,12 +130,12 @@ fn run(cli: Cli, request: &Request, stop: &AtomicBool) -> io::Result<bool> {
     };
     result.write_files(&files)?;
     if workers.worker {
-        println!("{}", result.to_line());
+        writeln!(io::stdout(), "{}", result.to_line())?;
         return Ok(true);
     }
     let report = Value::Object(result.figures().clone());
     eprint!("{}", report::text(&report, io::stderr().is_terminal()));
-    println!("{report}");
+    writeln!(io::stdout(), "{report}")?;
     // A scenario that finds the server at fault says that it is not `ok`.
     Ok(report["ok"] != false)
 }
@@ -181,10 +181,9 @@ fn tell_comparison(
     }
     eprint!("{}", comparison.text(all, io::stderr().is_terminal()));
     match markdown {
-        true => print!("{}", comparison.markdown(all)),
-        false => println!("{report}"),
+        true => io::stdout().write_all(comparison.markdown(all).as_bytes()),
+        false => writeln!(io::stdout(), "{report}"),
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 //!
 //! A scenario hands in a [`Sample`] once a turn. Nothing is done with it until a second is over or
 //! the phase changes; then the difference to the last one becomes an interval. That is done in the
-//! scenario's own thread (about 0.1 ms a second), where `tool.lag_us` sees it: another thread would
-//! take its time from the server, unseen.
+//! scenario's own thread, where `tool.lag_us` sees it: another thread would take its time from the
+//! server, unseen.
 
 use std::time::{Duration, Instant};
 
@@ -142,9 +142,8 @@ pub(crate) struct Recorder {
     opened: u64,
     sent: u64,
     received: u64,
-    latency: Histogram<u64>,
-    /// Where differences are taken.
-    difference: Histogram<u64>,
+    /// Nanoseconds and how many times, ascending.
+    latency: Vec<(u64, u64)>,
     memory_before: Option<ProcessMemory>,
     /// At the end of the measured time, and how many connections were open then.
     memory_after: Option<(ProcessMemory, u64)>,
@@ -185,8 +184,7 @@ impl Recorder {
             opened: 0,
             sent: 0,
             received: 0,
-            latency: histogram::new(),
-            difference: histogram::new(),
+            latency: Vec::new(),
             memory_before: None,
             memory_after: None,
             socket_bytes_before: None,
@@ -248,7 +246,13 @@ impl Recorder {
             tool_rss_bytes: proc::rss_bytes(&[std::process::id()]),
             socket_bytes: proc::socket_bytes(),
         };
-        self.intervals.push(interval);
+        // What a phase leaves of a second may be too short to say anything of its own.
+        match self.intervals.last_mut() {
+            Some(last) if last.phase == self.phase && interval.length < self.length / 4 => {
+                last.join(interval);
+            }
+            _ => self.intervals.push(interval),
+        }
         if self.intervals.len() >= INTERVALS_MAX {
             self.intervals = halved(std::mem::take(&mut self.intervals));
             self.length *= 2;
@@ -259,18 +263,15 @@ impl Recorder {
 
     /// What was counted since the last call.
     fn latency_since(&mut self, now: Option<&Histogram<u64>>) -> Vec<(u64, u64)> {
-        let Some(now) = now.filter(|now| now.len() != self.latency.len()) else {
-            return Vec::new();
-        };
-        // All histograms of a run have the same bounds, so none of these can fail.
-        let _ = self.difference.set_to(now);
-        if now.len() > self.latency.len() && self.difference.subtract(&self.latency).is_err() {
-            // One that is not the last one gone on: it stands for itself.
-            let _ = self.difference.set_to(now);
-        }
-        let _ = self.latency.set_to(now);
-        let recorded = self.difference.iter_recorded();
-        recorded.map(|step| (step.value_iterated_to(), step.count_at_value())).collect()
+        let Some(now) = now else { return Vec::new() };
+        // The iterator ends with the last bucket that holds something: that is short of the day
+        // that there is room for, and by far cheaper than to subtract histograms.
+        let recorded = now.iter_recorded();
+        let all: Vec<(u64, u64)> =
+            recorded.map(|step| (step.value_iterated_to(), step.count_at_value())).collect();
+        let new = difference(&all, &self.latency).unwrap_or_else(|| all.clone());
+        self.latency = all;
+        new
     }
 
     fn show(&self, sample: &Sample<'_>) {
@@ -304,6 +305,28 @@ impl Recorder {
         }
         Recording { intervals: self.intervals, processes: self.processes, server_memory: server }
     }
+}
+
+/// What `now` has more than `before`, both ascending; nothing when it has less of something, as it
+/// is another histogram then, or was emptied.
+fn difference(now: &[(u64, u64)], before: &[(u64, u64)]) -> Option<Vec<(u64, u64)>> {
+    let mut before = before.iter().peekable();
+    let mut out = Vec::new();
+    for (value, count) in now {
+        let had = match before.peek() {
+            Some((known, had)) if known == value => *had,
+            Some((known, _)) if known < value => return None,
+            _ => 0,
+        };
+        if had > 0 {
+            before.next();
+        }
+        let new = count.checked_sub(had)?;
+        if new > 0 {
+            out.push((*value, new));
+        }
+    }
+    before.next().is_none().then_some(out)
 }
 
 /// What became of a recording.
@@ -421,6 +444,7 @@ mod tests {
         let mut recorder = Recorder::new(false);
         let mut latency = histogram::new();
         recorder.tick(&sample("a", 0, &latency));
+        // Each of these is an interval of its own.
         recorder.length = Duration::ZERO;
         for number in 1..=INTERVALS_MAX as u64 {
             histogram::record(&mut latency, 1 + number % 2);
@@ -448,5 +472,19 @@ mod tests {
         let busy = Sample { left: Some(Duration::from_secs(4)), ..sample("a", 1, &latency) };
         let want = "a  3 connections  3 opens/s  1 messages/s  p50 5 us, p99 5 us  4 s left";
         assert_eq!(line(&busy, recorder.intervals.last()), want);
+    }
+
+    #[test]
+    fn a_difference_is_what_is_new() {
+        let check = |now: &[(u64, u64)], before: &[(u64, u64)], want: Option<&[(u64, u64)]>| {
+            assert_eq!(difference(now, before).as_deref(), want, "{now:?} after {before:?}");
+        };
+        check(&[(1, 2), (5, 1)], &[], Some(&[(1, 2), (5, 1)]));
+        check(&[(1, 2), (3, 1), (5, 4)], &[(1, 2), (5, 1)], Some(&[(3, 1), (5, 3)]));
+        check(&[(1, 2)], &[(1, 2)], Some(&[]));
+        check(&[(1, 1)], &[(1, 2)], None);
+        check(&[(1, 1), (3, 1)], &[(2, 1)], None);
+        check(&[(1, 1)], &[(1, 1), (2, 1)], None);
+        check(&[], &[(1, 1)], None);
     }
 }

@@ -43,7 +43,7 @@ const HEIGHT: f64 = 270.0;
 /// Room for the labels left of the plot and below it, and for half a label right of it.
 const LEFT: f64 = 64.0;
 const BOTTOM: f64 = 42.0;
-const RIGHT: f64 = 18.0;
+const RIGHT: f64 = 28.0;
 const TOP: f64 = 12.0;
 
 impl Chart<'_> {
