@@ -1,0 +1,273 @@
+"""The scenarios: what penstock-bench is asked to do, and which of its figures go into the table.
+
+A scenario is a list of points; a point is one run of the tool. Every peer of the scenario's kinds
+gets every point, at the same rate.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+Read = Callable[[dict], float | None]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A column of the table."""
+
+    title: str
+    # Takes it from a result; None when it is not in there.
+    read: Read
+    # "lower", "higher", or "" for what is told and not judged.
+    better: str = ""
+    # What the scenario is decided by. Its ratio to Penstock has a column.
+    decides: bool = False
+    # The difference to the direct path is shown too.
+    is_added: bool = False
+    digits: int = 1
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of the tool."""
+
+    name: str
+    # The tool's command and its options, but for --url, --pid, --cpu and the protocol.
+    arguments: tuple[str, ...]
+    # What it takes, connecting and closing included.
+    seconds: float
+    # Its rate is this share of what the peer reached at the point of that name before.
+    share: tuple[float, str] | None = None
+
+
+@dataclass(frozen=True)
+class Scenario:
+    number: int
+    title: str
+    # What decides, in words.
+    decided_by: str
+    kinds: tuple[str, ...]
+    points: tuple[Point, ...]
+    # A single tiny one, for tests.
+    quick: tuple[Point, ...]
+    figures: tuple[Figure, ...]
+    # Rows that are left out, as they have nothing to say here.
+    without: tuple[str, ...] = ()
+    # A peer that was not kept busy shows the tool's limit, not its own.
+    is_ceiling: bool = False
+
+
+def at(*keys: str | int, scale: float = 1.0) -> Read:
+    """Reads the number that these keys lead to."""
+
+    def read(result: dict) -> float | None:
+        value = result
+        for key in keys:
+            try:
+                value = value[key]
+            except (KeyError, IndexError, TypeError):
+                return None
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return value * scale if is_number else None
+
+    return read
+
+
+def busy_percent(result: dict) -> float | None:
+    """How busy the peer was, of one core; None where it is not known."""
+    said = at("server", "cpu_busy_percent")(result)
+    if said is not None:
+        return said
+    each = at("servers", 0, "server_cpu_us_per_message_median")(result)
+    rate = at("servers", 0, "messages_per_second")(result)
+    return None if each is None or rate is None else each * rate / 1e4
+
+
+def per_core(read_us: Read) -> Read:
+    """What one core could do, going by the processor time of each."""
+
+    def read(result: dict) -> float | None:
+        us = read_us(result)
+        return 1e6 / us if us else None
+
+    return read
+
+
+def idle_cpu_percent(result: dict) -> float | None:
+    seconds = at("server", "cpu_while_holding", "cpu_seconds")(result)
+    held = at("held_seconds")(result)
+    return None if seconds is None or not held else 100 * seconds / held
+
+
+def first_of(*reads: Read) -> Read:
+    """The first of several that is there."""
+    return lambda result: next((v for v in (read(result) for read in reads) if v is not None), None)
+
+
+# Connecting and closing, by thousands of connections; the slowest peers (node) decide.
+OPENING_SECONDS_PER_THOUSAND = 0.35
+
+
+def point(name: str, command: str, connections: int, seconds: float, warm_up: float, *arguments: str,
+          share: tuple[float, str] | None = None) -> Point:
+    opening = 0.2 + connections / 1000 * OPENING_SECONDS_PER_THOUSAND
+    words = (command, "--seconds", str(seconds), "--warm-up-seconds", str(warm_up), *arguments)
+    return Point(name, words, seconds + warm_up + opening, share)
+
+
+def load(connections: int, size: int, rate: int, seconds: float = 4, warm_up: float = 0.5) -> Point:
+    name = f"{size} B, {rate:,}/s on {connections:,} connections"
+    return point(name, "load", connections, seconds, warm_up, "--connections", str(connections),
+                 "--size", str(size), "--rate", str(rate))
+
+
+def echo(connections: int, size: int, seconds: float = 2, warm_up: float = 0.3) -> Point:
+    return point(echo_name(connections, size), "echo", connections, seconds, warm_up,
+                 "--connections", str(connections), "--size", str(size))
+
+
+def echo_name(connections: int, size: int) -> str:
+    return f"{size} B, closed loop on {connections:,} connections"
+
+
+def load_share(connections: int, size: int, share: float, seconds: float = 4) -> Point:
+    name = f"{size} B, {share:.0%} of its closed loop, on {connections:,} connections"
+    return point(name, "load", connections, seconds, 0.5, "--connections", str(connections),
+                 "--size", str(size), share=(share, echo_name(connections, size)))
+
+
+def fanout(rooms: int, members: int, rate: int, seconds: float = 5, warm_up: float = 1,
+           *arguments: str) -> Point:
+    room = f"{members:,} members" if rooms == 1 else f"{rooms:,} rooms of {members:,}"
+    name = f"{room}, {rate:,} publishes/s"
+    # The tool waits for stragglers at the end.
+    return point(name, "fanout", rooms * members, seconds, warm_up, "--rooms", str(rooms),
+                 "--members", str(members), "--rate", str(rate), "--size", "128", *arguments)
+
+
+def hold(connections: int, seconds: float) -> Point:
+    words = ("hold", "--connections", str(connections), "--seconds", str(seconds))
+    opening = 0.5 + connections / 1000 * OPENING_SECONDS_PER_THOUSAND
+    return Point(f"{connections:,} idle connections for {seconds:g} s", words, seconds + opening)
+
+
+MESSAGE_CPU = at("server", "cpu_us_per_message")
+BUSY = Figure("peer's core, %", busy_percent, digits=0)
+LATENCIES = tuple(
+    Figure(f"{name}, µs", at("latency_us", name), "lower", is_added=True, digits=0)
+    for name in ("p50", "p99", "p99.9"))
+ECHO_CPU = first_of(MESSAGE_CPU, at("servers", 0, "server_cpu_us_per_message_median"))
+ECHO_RATE = first_of(at("achieved_per_second"), at("servers", 0, "messages_per_second"))
+DELIVERIES = (
+    Figure("CPU, ns/delivery", at("server", "cpu_us_per_delivery", scale=1000), "lower",
+           decides=True, digits=0),
+    Figure("to the last member p50, ms", at("last_member_us", "p50", scale=1e-3), "lower"),
+    Figure("to the last member p99, ms", at("last_member_us", "p99", scale=1e-3), "lower"),
+    Figure("each delivery p99, ms", at("each_delivery_us", "p99", scale=1e-3), "lower"),
+    Figure("deliveries/s", at("deliveries_per_second"), digits=0),
+    Figure("not delivered", at("missing_count"), digits=0),
+    BUSY,
+)
+
+SCENARIOS = [
+    Scenario(
+        1, "Proxy, steady rate", "the peer's processor time per message; added latency",
+        ("proxy",),
+        tuple(load(1000, size, rate) for size in (128, 4096) for rate in (5_000, 20_000, 50_000)),
+        (load(50, 128, 2_000, 0.5, 0.1),),
+        (Figure("CPU, µs/message", MESSAGE_CPU, "lower", decides=True, digits=2), *LATENCIES, BUSY),
+    ),
+    Scenario(
+        4, "Idle connections", "the peer's own memory per connection", ("proxy", "echo"),
+        (hold(9_000, 30),), (hold(200, 0.5),),
+        (
+            Figure("user space, B/connection",
+                   at("server", "memory", "pss_bytes_per_connection"), "lower", decides=True,
+                   digits=0),
+            # Of the whole machine: the tool's end of each connection is in it for all alike, and
+            # behind a proxy the backend's too.
+            Figure("kernel, both ends, B/connection",
+                   at("kernel_memory", "unreclaimable_slab_bytes_per_connection"), "lower",
+                   is_added=True, digits=0),
+            Figure("before, MiB", at("server", "memory", "pss_before_bytes", scale=1 / 2**20)),
+            Figure("CPU while idle, %", idle_cpu_percent, "lower", digits=2),
+            Figure("CPU, µs/open", at("server", "cpu_us_per_open"), "lower"),
+            Figure("held at the end", at("open_count_at_end_of_hold"), digits=0),
+        ),
+    ),
+    Scenario(
+        5, "Echo, terminated", "the peer's processor time per message", ("echo",),
+        (
+            *(echo(connections, size) for size in (64, 512, 16_384)
+              for connections in (10, 100, 500, 5_000)),
+            load(500, 512, 20_000), load_share(500, 512, 0.5), load_share(500, 512, 0.8),
+        ),
+        (echo(50, 64, 0.5, 0.1),),
+        (
+            Figure("CPU, µs/message", ECHO_CPU, "lower", decides=True, digits=2),
+            Figure("by that, messages/s of a core", per_core(ECHO_CPU), digits=0),
+            Figure("messages/s with this tool", ECHO_RATE, digits=0),
+            Figure("p50, µs", first_of(at("latency_us", "p50"), at("servers", 0, "closed_loop_latency_us", "p50")),
+                   "lower", digits=0),
+            Figure("p99.9, µs", first_of(at("latency_us", "p99.9"), at("servers", 0, "closed_loop_latency_us", "p99.9")),
+                   "lower", digits=0),
+            BUSY,
+        ),
+    ),
+    Scenario(
+        6, "Fan-out, one room", "the peer's processor time per delivery; nothing may be missing",
+        ("fan-out",),
+        tuple(fanout(1, members, rate) for members, rate in
+              ((1_000, 10), (1_000, 100), (1_000, 200), (5_000, 10), (5_000, 30), (15_000, 10))),
+        (fanout(1, 50, 20, 0.5, 0.1),), DELIVERIES,
+    ),
+    Scenario(
+        7, "Fan-out, many rooms", "the p99 of a delivery and the processor time per delivery",
+        ("fan-out",),
+        tuple(fanout(1_000, 10, rate) for rate in (100, 1_000, 5_000)),
+        (fanout(10, 5, 100, 0.5, 0.1),), DELIVERIES,
+        without=("send-loop",),
+    ),
+]
+
+NOT_HERE = {
+    3: "wss: Penstock has no TLS yet, so there is nothing to compare",
+    8: "webhooks: Penstock has none yet",
+}
+
+
+def find(number: int) -> Scenario:
+    return next(scenario for scenario in SCENARIOS if scenario.number == number)
+
+
+# What makes a figure worth less, by its key in a result, and how it is told. All are counts.
+BLEMISHES = {
+    "lost_count": "lost {}",
+    "missing_count": "missing {}",
+    "duplicates_count": "duplicates {}",
+    "reordered_count": "reordered {}",
+    "faults_count": "faults {}",
+    "failed_count": "connections failed {}",
+    "ended_early_count": "ended early {}",
+    "ended_early_by_server_count": "ended early {}",
+}
+
+
+def marks(scenario: Scenario, result: dict) -> list[str]:
+    """What a reader has to know about a result."""
+    found = []
+    if result.get("saturated"):
+        found.append("tool-bound")
+    if scenario.is_ceiling or "servers" in result:
+        busy = busy_percent(result)
+        if busy is not None and busy < 95:
+            found.append("tool-bound")
+    if result.get("fell_behind"):
+        found.append("fell behind")
+    if result.get("complete") is False:
+        found.append("incomplete")
+    places = [result, *result.get("servers", [])]
+    for key, text in BLEMISHES.items():
+        count = int(sum(at(key)(place) or 0 for place in places))
+        if count:
+            found.append(text.format(f"{count:,}"))
+    return list(dict.fromkeys(found))
