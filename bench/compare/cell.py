@@ -7,6 +7,7 @@ measure. When it ends, however it ends, the kernel ends every process of its nam
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -94,55 +95,95 @@ def set_up_namespace() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def dialect_of(peer: peers.Peer, tool: str) -> tuple[str, str] | None:
-    """The dialect that the tool can speak to this peer, and the path for it."""
+def dialect_of(peer: peers.Peer, tool: str) -> peers.Dialect:
+    """What the tool speaks to this peer; nothing but a path for proxies and echoes."""
+    if peer.kind != "fan-out":
+        return peers.Dialect("", path="/")
     said = subprocess.run([tool, "fanout", "--help"], capture_output=True, text=True, check=True)
-    words = said.stdout.replace(",", " ").replace("]", " ").replace(":", " ").split()
-    return next((dialect for dialect in peer.dialects if dialect[0] in words), None)
+    known = re.findall(r"[\w-]+", said.stdout)
+    for dialect in peer.dialects:
+        if dialect.name in known:
+            return dialect
+    names = " or ".join(dialect.name for dialect in peer.dialects)
+    raise Failed(f"penstock-bench does not speak {names}")
+
+
+class Stage:
+    """A peer, and the echo server behind a proxy: started, and started anew when need be."""
+
+    def __init__(self, peer: peers.Peer, dialect: peers.Dialect, directory: Path):
+        self.peer = peer
+        self.dialect = dialect
+        self.directory = directory
+        self.started: list[Program] = []
+
+    def start(self) -> None:
+        """Starts what is not running; returns when a WebSocket opens."""
+        if self.started:
+            return
+        peer, directory, cpus = self.peer, self.directory, Cpus.of_this_machine()
+        if peer.kind == "proxy":
+            argv = peers.echo_server(BACKEND_PORT)
+            self.started.append(Program(argv, cpus.tool, directory / "backend.log"))
+            wait_for_answer(self.started[-1], BACKEND_PORT, "/", "", echoes=True)
+        if peer.package is not None:
+            argv = peer.start_command(peers.Place(directory, PEER_PORT, BACKEND_PORT))
+            (directory / "command.txt").write_text(" ".join(argv) + "\n")
+            log = directory / "peer.log"
+            self.started.append(Program(argv, cpus.peer, log, peer.environment))
+            wait_for_answer(self.started[-1], PEER_PORT, self.dialect.probe_path, peer.subprotocol,
+                            echoes=peer.kind != "fan-out")
+
+    def check_runs(self) -> None:
+        for program in self.started:
+            program.check_runs()
+
+    def stop(self) -> None:
+        while self.started:
+            self.started.pop().stop()
+
+    def arguments(self) -> list[str]:
+        """What the tool has to be told of it."""
+        port = BACKEND_PORT if self.peer.package is None else PEER_PORT
+        dialect = self.dialect
+        spoken = ["--dialect", dialect.name, *dialect.options] if dialect.name else []
+        of_peer = ["--pid", ",".join(map(str, self.pids()))] if self.pids() else []
+        return [*spoken, "--url", f"ws://127.0.0.1:{port}{dialect.path}",
+                "--cpu", str(Cpus.of_this_machine().tool), *of_peer]
+
+    def pids(self) -> list[int]:
+        """Of the peer's whole tree."""
+        return self.started[-1].pids() if self.peer.package is not None else []
 
 
 def measure(peer: peers.Peer, scenario: scenarios.Scenario, points: list[scenarios.Point],
             directory: Path) -> dict:
-    cpus = Cpus.of_this_machine()
     tool = str(peers.TOOL.program())
-    path, extra = peer.path, []
-    if peer.kind == "fan-out":
-        dialect = dialect_of(peer, tool)
-        if dialect is None:
-            names = " or ".join(name for name, _ in peer.dialects)
-            raise Failed(f"penstock-bench does not speak {names}")
-        extra, path = ["--dialect", dialect[0]], dialect[1]
-
-    started: list[Program] = []
+    stage = Stage(peer, dialect_of(peer, tool), directory)
+    results: dict[str, dict] = {}
     try:
-        if peer.kind == "proxy":
-            argv = [tool, "serve", "ring-echo", "--address", f"127.0.0.1:{BACKEND_PORT}"]
-            started.append(Program(argv, cpus.tool, directory / "backend.log"))
-            wait_for_answer(started[0], BACKEND_PORT, "/", "", echoes=True)
-        port, pids = BACKEND_PORT, []
-        if peer.package is not None:
-            port = PEER_PORT
-            place = peers.Place(directory, PEER_PORT, BACKEND_PORT)
-            argv = peer.start_command(place)
-            (directory / "command.txt").write_text(" ".join(argv) + "\n")
-            program = Program(argv, cpus.peer, directory / "peer.log", peer.environment)
-            started.append(program)
-            echoes = peer.kind in ("proxy", "echo")
-            wait_for_answer(program, port, path, peer.subprotocol, echoes)
-        results: dict[str, dict] = {}
         for point in points:
-            for program in started:
-                program.check_runs()
-            if peer.package is not None:
-                pids = started[-1].pids()
-            address = ["--url", f"ws://127.0.0.1:{port}{path}", "--cpu", str(cpus.tool)]
-            of_peer = ["--pid", ",".join(map(str, pids))] if pids else []
-            argv = [tool, *point.arguments, *rate_of(point, results), *extra, *address, *of_peer]
-            results[point.name] = run_tool(argv, point, pids)
+            try:
+                stage.start()
+            except Failed as error:
+                if not results:
+                    raise
+                results[point.name] = {"error": str(error)}
+                stage.stop()
+                continue
+            argv = [tool, *point.arguments, *rate_of(point, results), *stage.arguments()]
+            told = results[point.name] = run_tool(argv, point, stage.pids())
+            try:
+                stage.check_runs()
+            except Failed as error:
+                told["error"] = str(error)
+                told.pop("result", None)
+            if "error" in told or scenarios.losses(told["result"]):
+                # What it has not yet worked off is not to be the next point's burden.
+                stage.stop()
         return {"points": results}
     finally:
-        for program in reversed(started):
-            program.stop()
+        stage.stop()
 
 
 def rate_of(point: scenarios.Point, results: dict[str, dict]) -> list[str]:

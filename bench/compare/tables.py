@@ -64,7 +64,7 @@ def rows_of(scenario: Scenario, point: str, peers: list[Peer], runs: list[dict])
             cell = {"error": run["error"]} if "error" in run else run["points"].get(point, {})
             if "result" in cell:
                 found[run["repeat"]] = cell["result"]
-                told.extend(marks(scenario, cell["result"]))
+                told.extend(marks(cell["result"]))
             else:
                 errors.append(cell.get("error", "not measured"))
         results[peer.name] = found
