@@ -87,9 +87,9 @@ def chosen_points(scenario: scenarios.Scenario, quick: bool, only: str) -> list[
     return [point for point in points if point.name in wanted]
 
 
-def set_up_namespace() -> None:
+def set_up_namespace(sysctls: dict[str, str]) -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    for name, value in SYSCTLS.items():
+    for name, value in sysctls.items():
         Path("/proc/sys", name).write_text(value)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -223,7 +223,7 @@ def main() -> None:
     scenario = scenarios.find(int(number))
     points = chosen_points(scenario, quick == "1", only)
     try:
-        set_up_namespace()
+        set_up_namespace(SYSCTLS | scenario.sysctls)
         outcome = measure(peers.find(name, kind), scenario, points, Path(directory))
     except (Failed, NotInstalled) as error:
         outcome = {"error": str(error)}

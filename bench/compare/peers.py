@@ -172,7 +172,8 @@ worker_processes 1;
 daemon off;
 pid {place.directory}/pid;
 error_log {place.directory}/error.log warn;
-events {{ worker_connections 19000; multi_accept on; }}
+# It begins to close idle ones when fifteen sixteenths are taken; what counts is the limit on open files.
+events {{ worker_connections 25000; multi_accept on; }}
 http {{
   access_log off;
 {paths}

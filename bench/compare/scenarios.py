@@ -15,7 +15,7 @@ class Figure:
     """A column of the table."""
 
     title: str
-    # Takes it from a result; None when it is not in there.
+    # Takes it from a result; None when it is not in there. A column that no row has is left out.
     read: Read
     # "lower", "higher", or "" for what is told and not judged.
     better: str = ""
@@ -52,6 +52,8 @@ class Scenario:
     figures: tuple[Figure, ...]
     # Rows that are left out, as they have nothing to say here.
     without: tuple[str, ...] = ()
+    # Set in the namespace beside what is always set.
+    sysctls: dict[str, str] = field(default_factory=dict)
 
 
 def at(*keys: str | int, scale: float = 1.0) -> Read:
@@ -78,6 +80,18 @@ def busy_percent(result: dict) -> float | None:
     each = at("servers", 0, "server_cpu_us_per_message_median")(result)
     rate = at("servers", 0, "messages_per_second")(result)
     return None if each is None or rate is None else each * rate / 1e4
+
+
+def found_probe(key: str) -> Read:
+    """Of the probes at the rate that a search has found: the last that was good."""
+
+    def read(result: dict) -> float | None:
+        rate = result.get("rate_found_per_second")
+        probes = [probe for probe in result.get("probes", [])
+                  if probe.get("good") and probe.get("rate_per_second") == rate]
+        return at(-1, key)(probes)
+
+    return read
 
 
 def per_core(read_us: Read) -> Read:
@@ -142,6 +156,35 @@ def fanout(rooms: int, members: int, rate: int, seconds: float = 4, warm_up: flo
                  "--members", str(members), "--rate", str(rate), "--size", "128", *arguments)
 
 
+def search(connections: int, size: int, percentile: str, bound_ms: str, first: int, highest: int,
+           seconds: float, tries: int, confirm: int) -> Point:
+    name = f"{size} B on {connections:,} connections, p{percentile} within {bound_ms} ms"
+    words = ("search", "--connections", str(connections), "--size", str(size), "--percentile", percentile,
+             "--max-ms", bound_ms, "--from", str(first), "--rate-max", str(highest),
+             "--seconds", str(seconds), "--tries", str(tries), "--confirm", str(confirm))
+    # Doublings, halvings, and what is tried again: as many as it took here.
+    return Point(name, words, 25 * (seconds + 0.6) if tries > 1 else 4 * (seconds + 0.6))
+
+
+def storm(standing: int, connections: int, rate: int, before: float = 2, after: float = 1) -> Point:
+    name = f"{connections:,} reconnect at once, {standing:,} stand by at {rate:,}/s"
+    words = ("storm", "--standing", str(standing), "--connections", str(connections), "--rate", str(rate),
+             "--before-seconds", str(before), "--after-seconds", str(after), "--storm-seconds-max", "40")
+    return Point(name, words, 3 + before + after + connections / 1000)
+
+
+def connect(rate: int, seconds: float = 5, warm_up: float = 1) -> Point:
+    return point(f"{rate:,} connections/s, opened and closed", "connect", 0, seconds, warm_up,
+                 "--rate", str(rate))
+
+
+def slow(members: int, rate: int, size: int, percent: float, slow_seconds: float, seconds: float) -> Point:
+    name = f"{members:,} members, {rate:,} publishes/s of {size} B, {percent:g} % stop reading"
+    return point(f"{name} for {slow_seconds:g} s", "fanout", members, seconds, 0.5, "--members", str(members),
+                 "--rate", str(rate), "--size", str(size), "--slow-percent", str(percent),
+                 "--slow-seconds", str(slow_seconds))
+
+
 def hold(connections: int, seconds: float) -> Point:
     words = ("hold", "--connections", str(connections), "--seconds", str(seconds))
     opening = 0.5 + connections / 1000 * OPENING_SECONDS_PER_THOUSAND
@@ -182,16 +225,30 @@ SCENARIOS = [
         (Figure("CPU, µs/message", MESSAGE_CPU, "lower", decides=True, digits=2), *LATENCIES, BUSY),
     ),
     Scenario(
+        2, "Proxy, highest rate within a bound of latency", "the rate; and whether the peer was its limit",
+        ("proxy",),
+        (search(1000, 128, "99.9", "2", 4_000, 400_000, 2, 2, 2),),
+        (search(50, 128, "99", "500", 500, 1_000, 0.4, 1, 0),),
+        (
+            Figure("messages/s", at("rate_found_per_second"), "higher", decides=True, digits=0),
+            Figure("too high", at("rate_too_high_per_second"), digits=0),
+            Figure("peer's core at the rate found, %", found_probe("server_cpu_busy_percent"), digits=0),
+            Figure("tool's core, %", found_probe("tool_core_busy_percent"), digits=0),
+            Figure("CPU, µs/message", found_probe("server_cpu_us_per_message"), "lower", digits=2),
+            Figure("p99.9, µs", at("latency_at_rate_found_us", "p99.9"), digits=0),
+        ),
+    ),
+    Scenario(
         4, "Idle connections", "the peer's own memory per connection", ("proxy", "echo"),
         (hold(9_000, 30),), (hold(200, 0.5),),
         (
             Figure("user space, B/connection",
                    at("server", "memory", "pss_bytes_per_connection"), "lower", decides=True,
                    digits=0),
-            # Of the whole machine: the tool's end of each connection is in it for all alike, and
-            # behind a proxy the backend's too.
+            # Of the whole machine, whatever else it does, and so not judged: the tool's end of each
+            # connection is in it for all alike, and behind a proxy the backend's too.
             Figure("kernel, both ends, B/connection",
-                   at("kernel_memory", "unreclaimable_slab_bytes_per_connection"), "lower",
+                   at("kernel_memory", "unreclaimable_slab_bytes_per_connection"),
                    is_added=True, digits=0),
             Figure("before, MiB", at("server", "memory", "pss_before_bytes", scale=1 / 2**20)),
             Figure("CPU while idle, %", idle_cpu_percent, "lower", digits=2),
@@ -230,6 +287,45 @@ SCENARIOS = [
         (fanout(10, 5, 100, 0.5, 0.1),), DELIVERIES,
         without=("send-loop",),
     ),
+    Scenario(
+        9, "Storm", "the time until all are up; the p99 of opening; what the others see of it",
+        ("proxy", "echo"),
+        (storm(1_000, 5_000, 1_000), connect(2_000)),
+        (storm(20, 50, 200, 0.5, 0.3), connect(200, 0.5, 0.1)),
+        (
+            Figure("all up, ms", at("all_up_ms"), "lower", decides=True, digits=0),
+            Figure("up again p99, ms", at("up_us", "p99", scale=1e-3), "lower", is_added=True),
+            Figure("others' p99.9 before, ms", at("before", "latency_us", "p99.9", scale=1e-3)),
+            Figure("others' p99.9 during, ms", at("during", "latency_us", "p99.9", scale=1e-3), "lower",
+                   is_added=True),
+            Figure("attempts failed", at("failed_attempts_count"), digits=0),
+            Figure("open p99, ms", at("open_us", "p99", scale=1e-3), "lower", decides=True, is_added=True),
+            Figure("open p50, ms", at("open_us", "p50", scale=1e-3), "lower", is_added=True),
+            Figure("opens/s", at("opens_per_second"), digits=0),
+            Figure("CPU, µs/open",
+                   first_of(at("server_cpu_us_per_open"), at("server", "cpu_us_per_open")), "lower"),
+        ),
+    ),
+    Scenario(
+        10, "Slow readers", "what the others see of them; how much memory they take",
+        ("fan-out",),
+        (slow(1_000, 50, 4_096, 1, 10, 14),), (slow(50, 20, 512, 4, 1, 2),),
+        (
+            Figure("others' p99 meanwhile, ms", at("slow", "others_while_slow_us", "p99", scale=1e-3),
+                   "lower", decides=True),
+            Figure("others' p99 otherwise, ms", at("slow", "others_otherwise_us", "p99", scale=1e-3), "lower"),
+            Figure("memory grew, MiB", at("peer_memory", "peak_growth_bytes", scale=1 / 2**20), "lower"),
+            Figure("cut", at("slow", "cut_members_count"), digits=0),
+            Figure("with gaps, untold", at("slow", "silent_gap_members_count"), digits=0),
+            Figure("still behind", at("slow", "behind_members_count"), digits=0),
+            Figure("caught up", at("slow", "caught_up_members_count"), digits=0),
+            Figure("CPU, ns/delivery", at("server", "cpu_us_per_delivery", scale=1000), "lower", digits=0),
+        ),
+        without=("send-loop",),
+        # Else the kernel keeps megabytes for each, and the peer does not hear that they are slow.
+        # Penstock sets as much for its clients by default.
+        sysctls={"net/ipv4/tcp_wmem": "4096 16384 262144", "net/ipv4/tcp_rmem": "4096 65536 262144"},
+    ),
 ]
 
 NOT_HERE = {
@@ -252,6 +348,10 @@ LOSSES = {
     "failed_count": "connections failed {}",
     "ended_early_count": "ended early {}",
     "ended_early_by_server_count": "ended early {}",
+    "unfinished_count": "opens unfinished {}",
+    "given_up_count": "clients given up {}",
+    "standing_lost_count": "others' messages lost {}",
+    "standing_ended_count": "others ended {}",
 }
 
 
@@ -275,5 +375,7 @@ def marks(result: dict) -> list[str]:
     busy = busy_percent(result)
     # In a closed loop a peer has no time to spare, unless the tool is what is slow.
     is_idle = "servers" in result and busy is not None and busy < 95
-    is_tool_bound = result.get("saturated") or is_idle
-    return [*(["tool-bound"] if is_tool_bound else []), *losses(result)]
+    found = ["tool-bound"] if result.get("saturated") or is_idle else []
+    if result.get("limited_by"):
+        found.append(f"limited by {result['limited_by']}")
+    return found + losses(result)

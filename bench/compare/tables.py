@@ -150,7 +150,8 @@ def told(summary: Summary | None, digits: int, sign: str = "") -> str:
 def columns(scenario: Scenario, rows: list[Row]) -> list[tuple[str, callable]]:
     """The table's columns: a heading, and what stands there for a row."""
     found = []
-    for figure in scenario.figures:
+    here = {title for row in rows for title in row.figures}
+    for figure in (figure for figure in scenario.figures if figure.title in here):
         def value(row: Row, figure: Figure = figure) -> str:
             text = told(row.figures.get(figure.title), figure.digits)
             return f"**{text}**" if is_best(row, figure, rows) else text
