@@ -6,9 +6,7 @@ Access logs and compression are off everywhere and TCP_NODELAY is on. What else 
 program's defaults is said in `tuning`.
 """
 
-import functools
 import os
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,20 +104,12 @@ backend = "b"
     return command
 
 
-@functools.cache
-def serve_words(runtime: str) -> list[str]:
-    """How the tool is told which of its servers to be: some versions have a command for each."""
-    said = subprocess.run([str(TOOL.program()), "serve", "--help"], capture_output=True, text=True,
-                          check=False).stdout
-    return ["--runtime", runtime] if "--runtime" in said else [runtime]
-
-
 def bare(runtime: str, *arguments: str) -> Callable[[Peer, Place], list[str]]:
     """A server of penstock-bench."""
 
     def command(peer: Peer, place: Place) -> list[str]:
         filled = [argument.format(backend_port=place.backend_port) for argument in arguments]
-        return [str(peer.package.program()), "serve", *serve_words(runtime), *filled,
+        return [str(peer.package.program()), "serve", "--runtime", runtime, *filled,
                 "--address", f"127.0.0.1:{place.port}"]
 
     return command
