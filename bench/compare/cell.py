@@ -19,7 +19,7 @@ from pathlib import Path
 import peers
 import scenarios
 from packages import NotInstalled
-from process import Failed, MemoryWatch, Program, wait_for_answer
+from process import Failed, MemoryWatch, Program, telling_line, wait_for_answer
 
 # Of a namespace's own, and with nobody else in it; below the range that clients take ports from.
 PEER_PORT = 8000
@@ -75,8 +75,8 @@ def run_cell(scenario: int, kind: str, peer: str, quick: bool, only: str, direct
     try:
         return json.loads(out.read_text())
     except (OSError, ValueError):
-        lines = (directory / "cell.log").read_text(errors="replace").strip().splitlines()
-        return {"error": f"the run ended early: {lines[-1][:200] if lines else 'silently'}"}
+        said = telling_line((directory / "cell.log").read_text(errors="replace"))
+        return {"error": f"the run ended early: {said}"}
 
 
 def chosen_points(scenario: scenarios.Scenario, quick: bool, only: str) -> list[scenarios.Point]:
@@ -206,8 +206,7 @@ def run_tool(argv: list[str], point: scenarios.Point, pids: list[int]) -> dict:
         except subprocess.TimeoutExpired:
             told["error"] = f"penstock-bench was not done after {30 + 3 * point.seconds:.0f} s"
         except ValueError:
-            lines = done.stderr.strip().splitlines()
-            told["error"] = lines[-1][:300] if lines else f"penstock-bench: exit {done.returncode}"
+            told["error"] = f"penstock-bench: {telling_line(done.stderr).removeprefix('penstock-bench: ')}"
     told["seconds"] = round(time.monotonic() - started, 2)
     if pids:
         told["memory"] = memory.report()

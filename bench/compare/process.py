@@ -18,6 +18,13 @@ class Failed(Exception):
     """A program that did not do what was asked of it; the text stands in the table."""
 
 
+def telling_line(text: str) -> str:
+    """Of what a program said, the line that most likely tells why it ended."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.lower().startswith("error")]
+    return (errors or lines or ["it said nothing"])[-1][:200]
+
+
 class Program:
     """A program in a session, and so a process group, of its own."""
 
@@ -35,12 +42,12 @@ class Program:
         return tree(self.process.pid)
 
     def check_runs(self) -> None:
-        """Fails, with the last it said, when it has ended."""
+        """Fails, with what it said, when it has ended."""
         code = self.process.poll()
         if code is not None:
-            lines = self.log.read_text(errors="replace").strip().splitlines()
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            raise Failed(f"{self.name} ended ({how}): {lines[-1][:200] if lines else 'silently'}")
+            said = telling_line(self.log.read_text(errors="replace"))
+            raise Failed(f"{self.name} ended ({how}): {said}")
 
     def stop(self) -> None:
         """Ends its group, in order if it wants to; nobody of it is left after."""

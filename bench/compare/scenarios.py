@@ -338,6 +338,9 @@ def find(number: int) -> Scenario:
     return next(scenario for scenario in SCENARIOS if scenario.number == number)
 
 
+# The figure shows the limit of the tool or the machine.
+TOOL_BOUND = "tool-bound"
+
 # What did not come through, by its key in a result, and how that is told. All are counts.
 LOSSES = {
     "lost_count": "lost {}",
@@ -375,7 +378,7 @@ def marks(result: dict) -> list[str]:
     busy = busy_percent(result)
     # In a closed loop a peer has no time to spare, unless the tool is what is slow.
     is_idle = "servers" in result and busy is not None and busy < 95
-    found = ["tool-bound"] if result.get("saturated") or is_idle else []
+    found = [TOOL_BOUND] if result.get("saturated") or is_idle else []
     if result.get("limited_by"):
         found.append(f"limited by {result['limited_by']}")
     return found + losses(result)

@@ -8,7 +8,7 @@ import statistics
 from dataclasses import dataclass, field
 
 from peers import Peer
-from scenarios import Figure, Scenario, marks
+from scenarios import TOOL_BOUND, Figure, Scenario, marks
 
 OURS = "penstock"
 DIRECT = "direct"
@@ -45,7 +45,7 @@ class Row:
     added: dict[str, Summary] = field(default_factory=dict)
     # To Penstock's median; below 1 is less.
     ratios: dict[str, float] = field(default_factory=dict)
-    # Better than Penstock's median, and how sure that is: "" where the ranges do not even touch.
+    # Better than Penstock's median, and what speaks against making much of it, if anything.
     wins: dict[str, str] = field(default_factory=dict)
     marks: list[str] = field(default_factory=list)
     # Why there is nothing to show.
@@ -128,9 +128,19 @@ def compare(row: Row, scenario: Scenario, rows: list[Row]) -> None:
         lower = mine.median < theirs.median
         better = lower if figure.better == "lower" else mine.median > theirs.median
         if better and not row.peer.is_reference and not row.peer.is_ours:
-            once = min(mine.count, theirs.count) == 1
-            touch = "ranges touch" if mine.overlaps(theirs) else ""
-            row.wins[figure.title] = "one run" if once else touch
+            row.wins[figure.title] = ", ".join(doubts(row, mine, ours, theirs))
+
+
+def doubts(row: Row, mine: Summary, ours: Row, theirs: Summary) -> list[str]:
+    """Why one median may be better than another by chance, or not by the peers' doing."""
+    found = []
+    if min(mine.count, theirs.count) == 1:
+        found.append("one run")
+    elif mine.overlaps(theirs):
+        found.append("ranges touch")
+    if any(mark.startswith(TOOL_BOUND) for mark in row.marks + ours.marks):
+        found.append(TOOL_BOUND)
+    return found
 
 
 def number(value: float, digits: int) -> str:
