@@ -32,19 +32,23 @@ impl HashKey {
     /// The number a client is placed by. What is absent or empty falls back to `client`, the
     /// address it came from (or that a trusted proxy names).
     pub fn of(&self, request: &Request<'_>, client: IpAddr) -> u64 {
-        let found = |text: Option<&str>| {
-            text.filter(|text| !text.is_empty()).map(|text| stable_hash(text.as_bytes()))
-        };
+        let found = |bytes: Option<&[u8]>| bytes.filter(|bytes| !bytes.is_empty()).map(stable_hash);
         let hash = match self {
             HashKey::ClientIp | HashKey::SocketIoSid => None,
-            HashKey::Header(name) => found(request.headers.get(name)),
-            HashKey::Cookie(name) => found(cookie_value(&request.headers, name)),
+            HashKey::Header(name) => {
+                let mut headers = request.headers.iter();
+                // As bytes: a value need not be UTF-8 to tell clients apart.
+                found(headers.find(|h| h.name.eq_ignore_ascii_case(name)).map(|h| h.value))
+            }
+            HashKey::Cookie(name) => found(cookie_value(&request.headers, name).map(str::as_bytes)),
             HashKey::QueryParameter(name) => {
-                found(request.query.and_then(|query| query_param(query, name)).as_deref())
+                let value = request.query.and_then(|query| query_param(query, name));
+                found(value.as_deref().map(str::as_bytes))
             }
             HashKey::PathSegment(index) => {
                 // The path begins with a slash: what precedes it is no segment.
-                found(request.path.split('/').nth(usize::from(*index) + 1))
+                let mut segments = request.path.split('/').skip(1);
+                found(segments.nth(usize::from(*index)).map(str::as_bytes))
             }
         };
         hash.unwrap_or_else(|| address_hash(client))
@@ -64,18 +68,18 @@ fn address_hash(client: IpAddr) -> u64 {
 }
 
 /// The value of a cookie, without the quotes it may stand in; the first, where several have the
-/// name (RFC 6265 §5.4 sends that of the longest path first). What is no `name=value` is passed
-/// over, as servers do. Names are compared byte for byte.
+/// name (RFC 6265 §5.4 sends that of the longest path first). What is no `name=value`, or not
+/// UTF-8, is passed over, as servers do. Names are compared byte for byte.
 pub fn cookie_value<'a>(headers: &Headers<'a>, name: &str) -> Option<&'a str> {
-    // One header by RFC 6265 §5.4; several by RFC 9113 §8.2.3, before a proxy joined them.
-    let pairs = headers.all("cookie").flat_map(|line| line.split(';'));
-    let mut values = pairs.filter_map(|pair| {
-        let (key, value) = pair.split_once('=')?;
-        (key.trim_matches([' ', '\t']) == name).then(|| value.trim_matches([' ', '\t']))
-    });
-    let value = values.next()?;
-    let unquoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
-    Some(unquoted.unwrap_or(value))
+    // One line by RFC 6265 §5.4; several by RFC 9113 §8.2.3, before a proxy joined them.
+    let lines = headers.iter().filter(|header| header.name.eq_ignore_ascii_case("cookie"));
+    let mut pairs = lines.flat_map(|line| line.value.split(|byte| *byte == b';'));
+    pairs.find_map(|pair| {
+        let (key, value) = std::str::from_utf8(pair).ok()?.split_once('=')?;
+        let value = value.trim_matches([' ', '\t']);
+        let unquoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+        (key.trim_matches([' ', '\t']) == name).then_some(unquoted.unwrap_or(value))
+    })
 }
 
 #[cfg(test)]
@@ -125,9 +129,19 @@ mod tests {
 
     #[test]
     fn a_cookie_that_is_not_utf8_is_nobodys() {
-        let head = b"GET / HTTP/1.1\r\nHost: x\r\nCookie: a=\xFF\r\nCookie: a=1\r\n\r\n";
+        let head = b"GET / HTTP/1.1\r\nHost: x\r\nCookie: a=\xFF; b=\xFF; a=1\r\n\r\n";
         let request = parse_request(head, &LIMITS).expect("a request");
         assert_eq!(cookie_value(&request.headers, "a"), Some("1"));
+        assert_eq!(cookie_value(&request.headers, "b"), None);
+    }
+
+    #[test]
+    fn a_header_need_not_be_utf8() {
+        let client: IpAddr = "192.0.2.1".parse().expect("an address");
+        let head = b"GET / HTTP/1.1\r\nHost: x\r\nX-User: \xFF\xFE\r\n\r\n";
+        let request = parse_request(head, &LIMITS).expect("a request");
+        let key = HashKey::Header("x-user".to_owned());
+        assert_eq!(key.of(&request, client), stable_hash(b"\xFF\xFE"));
     }
 
     #[test]

@@ -53,7 +53,8 @@ impl Sid {
 }
 
 /// The sessions that one shard is the home of. At its bound the one that was silent for the
-/// longest goes; it costs about 60 bytes for each that there was at a time.
+/// longest goes. Costs up to 100 bytes for each that there was at a time; what has grown does not
+/// shrink.
 #[derive(Debug)]
 pub struct Sids {
     entries_max: usize,
