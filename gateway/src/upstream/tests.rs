@@ -608,6 +608,15 @@ fn slow_start_ramps_the_share() {
     group.set_mode(id, Mode::Draining, NOW);
     group.set_mode(id, Mode::Active, NOW + 20 * SECOND);
     assert_eq!(group.upstreams()[0].record.ramp(NOW + 20 * SECOND, 10 * SECOND), 100);
+    // By the file as well.
+    let mut drained = list.clone();
+    drained[1].mode = Mode::Draining;
+    for list in [drained, list.clone()] {
+        let options = slow(Balance::RoundRobin);
+        group.reconfigure(options, list, NOW + 20 * SECOND).expect("good");
+    }
+    assert_eq!(group.upstreams()[1].record.ramp(NOW + 20 * SECOND, 10 * SECOND), 100);
+    assert_eq!(group.upstreams()[2].record.ramp(NOW + 20 * SECOND, 10 * SECOND), 1000);
     // Keys stay where they are.
     let hash = Balance::Hash { key: HashKey::ClientIp, load_factor_percent: None };
     group.reconfigure(slow(hash), list, NOW + 20 * SECOND).expect("good");
