@@ -168,7 +168,7 @@ impl Course {
 }
 
 /// Processor time and clock at one moment.
-struct Meter {
+pub(crate) struct Meter {
     at: Instant,
     thread: Duration,
     core: Option<CoreTime>,
@@ -176,7 +176,8 @@ struct Meter {
 }
 
 impl Meter {
-    fn read(core: Option<usize>, pids: &[u32]) -> Meter {
+    /// Now. `core` is the one we are kept on, `pids` the server.
+    pub(crate) fn read(core: Option<usize>, pids: &[u32]) -> Meter {
         Meter {
             at: Instant::now(),
             thread: kernel::own_thread_cpu_time(),
@@ -186,7 +187,7 @@ impl Meter {
     }
 
     /// What passed between two readings.
-    fn usage_until(&self, end: &Meter) -> Usage {
+    pub(crate) fn usage_until(&self, end: &Meter) -> Usage {
         let seconds = end.at.duration_since(self.at).as_secs_f64();
         let thread_seconds = end.thread.saturating_sub(self.thread).as_secs_f64();
         let core = self.core.as_ref().zip(end.core.as_ref());
@@ -204,25 +205,44 @@ pub(crate) struct Usage {
     pub(crate) seconds: f64,
     thread_seconds: f64,
     /// Of the core that we are kept on, by whomever; 0 to 1.
-    core_busy: Option<f64>,
+    pub(crate) core_busy: Option<f64>,
     server: Option<(CpuTime, CpuTime)>,
+}
+
+#[cfg(test)]
+impl Usage {
+    /// So busy, for tests.
+    pub(crate) fn of(thread: f64, core_busy: Option<f64>, server: Option<f64>) -> Usage {
+        let server = server.map(|busy| CpuTime::between(busy * 2.0));
+        Usage { seconds: 2.0, thread_seconds: 2.0 * thread, core_busy, server }
+    }
 }
 
 impl Usage {
     /// How busy our thread was, 0 to 1.
-    fn thread_busy(&self) -> f64 {
+    pub(crate) fn thread_busy(&self) -> f64 {
         if self.seconds > 0.0 { self.thread_seconds / self.seconds } else { 0.0 }
+    }
+
+    /// How busy the server was, in cores: above 1 when it ran on several.
+    pub(crate) fn server_busy(&self) -> Option<f64> {
+        let (before, after) = self.server.as_ref()?;
+        Some((after.total_ns - before.total_ns) as f64 / 1e9 / self.seconds.max(1e-9))
+    }
+
+    /// The server's processor time for each of `count` things, in microseconds.
+    pub(crate) fn server_us_per(&self, count: u64) -> Value {
+        let Some((before, after)) = &self.server else { return Value::Null };
+        per((after.total_ns - before.total_ns) as f64 / 1e3, count)
     }
 
     /// The server's processor time, in all and for each of `count` things of the name `unit`.
     pub(crate) fn server_report(&self, unit: &str, count: u64) -> Value {
         let Some((before, after)) = &self.server else { return Value::Null };
-        let us = (after.total_ns - before.total_ns) as f64 / 1e3;
         let mut report = Map::new();
-        report.insert(format!("cpu_us_per_{unit}"), per(us, count));
-        // Above 100 when it runs on several cores.
-        let busy = us / 1e6 / self.seconds.max(1e-9);
-        report.insert("cpu_busy_percent".into(), round(100.0 * busy));
+        report.insert(format!("cpu_us_per_{unit}"), self.server_us_per(count));
+        let busy = self.server_busy().map_or(Value::Null, |busy| round(100.0 * busy));
+        report.insert("cpu_busy_percent".into(), busy);
         report.insert("cpu".into(), after.report_since(before));
         Value::Object(report)
     }
@@ -238,6 +258,15 @@ impl Usage {
         Value::Object(report)
     }
 
+    /// What the tool had no time to spare of, if anything.
+    pub(crate) fn busy_reasons(&self) -> Vec<String> {
+        if self.thread_busy() > 0.95 {
+            return vec![format!("its thread was busy {:.1} %", 100.0 * self.thread_busy())];
+        }
+        let core = self.core_busy.filter(|busy| *busy > 0.95);
+        core.iter().map(|busy| format!("its core was busy {:.1} %", 100.0 * busy)).collect()
+    }
+
     /// Why the result is about the tool rather than the server, if it is: it sent late, or had no
     /// processor time to spare.
     pub(crate) fn saturation(&self, lag: &Histogram<u64>, p99_ns: u64) -> Option<String> {
@@ -250,11 +279,7 @@ impl Usage {
                 p99_ns as f64 / 1e3
             ));
         }
-        if self.thread_busy() > 0.95 {
-            reasons.push(format!("its thread was busy {:.1} %", 100.0 * self.thread_busy()));
-        } else if let Some(busy) = self.core_busy.filter(|busy| *busy > 0.95) {
-            reasons.push(format!("its core was busy {:.1} %", 100.0 * busy));
-        }
+        reasons.extend(self.busy_reasons());
         (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 }
@@ -310,8 +335,7 @@ mod tests {
         let check = |lag_us: u64, thread: f64, core: Option<f64>, want: &[&str]| {
             let mut lag = histogram::new();
             histogram::record(&mut lag, lag_us * 1000);
-            let usage =
-                Usage { seconds: 2.0, thread_seconds: 2.0 * thread, core_busy: core, server: None };
+            let usage = Usage::of(thread, core, None);
             let reason = usage.saturation(&lag, 1_000_000);
             assert_eq!(reason.is_some(), !want.is_empty(), "{reason:?}");
             let reason = reason.unwrap_or_default();
