@@ -16,6 +16,7 @@ mod open_loop;
 mod options;
 mod outcome;
 mod proc;
+mod relay;
 mod report;
 mod rig;
 mod search;
@@ -58,6 +59,7 @@ enum Command {
     Echo(echo::Options),
     CompareEcho(echo::CompareOptions),
     Load(load::Options),
+    Relay(relay::Options),
     Search(search::Options),
     Fanout(fanout::Options),
     Serve(serve::Options),
@@ -95,6 +97,7 @@ fn run(command: Command, files: &Files, stop: &AtomicBool) -> io::Result<bool> {
         Command::Echo(options) => echo::run(&options, &watch)?,
         Command::CompareEcho(options) => echo::compare(&options, &watch)?,
         Command::Load(options) => load::run(&options, &watch)?,
+        Command::Relay(options) => relay::run(&options, &watch)?,
         Command::Search(options) => search::run(&options, &watch)?,
         Command::Fanout(options) => fanout::run(&options, &watch)?,
         Command::Serve(options) => serve::run(&options, &watch)?,

@@ -4,6 +4,7 @@ mod echo;
 mod fanout;
 mod hold;
 mod load;
+mod relay;
 mod search;
 
 use std::io::{self, Read, Write};
