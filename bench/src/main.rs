@@ -21,6 +21,7 @@ mod report;
 mod rig;
 mod search;
 mod serve;
+mod sweep;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -61,6 +62,7 @@ enum Command {
     Load(load::Options),
     Relay(relay::Options),
     Search(search::Options),
+    Sweep(sweep::Options),
     Fanout(fanout::Options),
     Serve(serve::Options),
 }
@@ -98,6 +100,7 @@ fn run(command: Command, files: &Files, stop: &AtomicBool) -> io::Result<bool> {
         Command::CompareEcho(options) => echo::compare(&options, &watch)?,
         Command::Load(options) => load::run(&options, &watch)?,
         Command::Relay(options) => relay::run(&options, &watch)?,
+        Command::Sweep(options) => sweep::run(&options, &watch)?,
         Command::Search(options) => search::run(&options, &watch)?,
         Command::Fanout(options) => fanout::run(&options, &watch)?,
         Command::Serve(options) => serve::run(&options, &watch)?,

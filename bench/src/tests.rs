@@ -6,6 +6,7 @@ mod hold;
 mod load;
 mod relay;
 mod search;
+mod sweep;
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
