@@ -48,7 +48,11 @@ impl Schedule {
 
     /// When a message is due.
     pub(crate) fn due_ns(&self, number: u64) -> u64 {
-        (u128::from(number) * 1_000_000_000 / u128::from(self.rate)) as u64
+        // A division of 128 bits takes tens of nanoseconds, several times a message.
+        match number.checked_mul(1_000_000_000) {
+            Some(product) => product / u64::from(self.rate),
+            None => (u128::from(number) * 1_000_000_000 / u128::from(self.rate)) as u64,
+        }
     }
 
     /// Whether a message due at this time counts; those of the warm-up do not.
@@ -116,6 +120,8 @@ pub(crate) struct Course {
     pids: Vec<u32>,
     began: Option<Meter>,
     ended: Option<Meter>,
+    /// When `goes_on` was asked.
+    pub(crate) now_ns: u64,
     /// Whether nothing has ended it early.
     pub(crate) complete: bool,
 }
@@ -128,13 +134,14 @@ const TURN: Duration = Duration::from_millis(50);
 impl Course {
     /// `core` is the one we are kept on, `pids` the server.
     pub(crate) fn new(core: Option<usize>, pids: &[u32]) -> Course {
-        Course { core, pids: pids.to_vec(), began: None, ended: None, complete: true }
+        Course { core, pids: pids.to_vec(), began: None, ended: None, now_ns: 0, complete: true }
     }
 
     /// Takes note of the time, and of whether to `stop`; says whether the run goes on. It does until
     /// `all_back`, but not for long after the last message was due.
     pub(crate) fn goes_on(&mut self, schedule: &mut Schedule, stop: bool, all_back: bool) -> bool {
         let now_ns = schedule.now_ns();
+        self.now_ns = now_ns;
         if self.complete && stop && self.ended.is_none() {
             self.complete = false;
             schedule.stop(now_ns);
@@ -164,6 +171,63 @@ impl Course {
     pub(crate) fn usage(self) -> Usage {
         let ended = self.ended.unwrap_or_else(|| Meter::read(self.core, &self.pids));
         self.began.as_ref().unwrap_or(&ended).usage_until(&ended)
+    }
+}
+
+/// How long the tool sleeps between turns, whatever happens meanwhile: nothing, until its thread has
+/// little time to spare.
+///
+/// A thread that is woken for each message spends most of its time on being woken. When it sleeps for
+/// some microseconds instead, what has happened meanwhile is done in one turn, and those who answer
+/// have nobody to wake. The price is that a message is sent, and its answer seen, later by as much; so
+/// it is paid only where the alternative is to fall behind altogether.
+pub(crate) struct Pace {
+    sleep: Duration,
+    longest: Duration,
+    since: (Instant, Duration),
+    turns: u32,
+}
+
+/// Sleeps grow and shrink in these steps, and up to here.
+const SLEEP_STEP: Duration = Duration::from_micros(5);
+const SLEEP_MAX: Duration = Duration::from_micros(50);
+/// Looked at each time that so much has passed; on the clock, that is looked at every 64th turn.
+const PACE_INTERVAL: Duration = Duration::from_millis(20);
+/// The thread's share of a core above which sleeps grow, and below which they shrink.
+const BUSY_SHARE: f64 = 0.85;
+const IDLE_SHARE: f64 = 0.60;
+
+impl Pace {
+    /// No sleep.
+    pub(crate) fn new() -> Pace {
+        let since = (Instant::now(), kernel::own_thread_cpu_time());
+        Pace { sleep: Duration::ZERO, longest: Duration::ZERO, since, turns: 0 }
+    }
+
+    /// How long to sleep before the next turn. Ask once a turn.
+    pub(crate) fn sleep(&mut self) -> Duration {
+        self.turns = self.turns.wrapping_add(1);
+        if self.turns.is_multiple_of(64) && self.since.0.elapsed() >= PACE_INTERVAL {
+            let now = (Instant::now(), kernel::own_thread_cpu_time());
+            let passed = now.0.duration_since(self.since.0).as_secs_f64();
+            self.adapt(now.1.saturating_sub(self.since.1).as_secs_f64() / passed);
+            self.since = now;
+        }
+        self.sleep
+    }
+
+    fn adapt(&mut self, busy: f64) {
+        if busy > BUSY_SHARE {
+            self.sleep = (self.sleep + SLEEP_STEP).min(SLEEP_MAX);
+        } else if busy < IDLE_SHARE {
+            self.sleep = self.sleep.saturating_sub(SLEEP_STEP);
+        }
+        self.longest = self.longest.max(self.sleep);
+    }
+
+    /// The longest sleep so far.
+    pub(crate) fn longest(&self) -> Duration {
+        self.longest
     }
 }
 
@@ -328,6 +392,22 @@ mod tests {
         let mut schedule = Schedule::new(1000, Duration::ZERO, SECOND);
         schedule.stop(5_000_000_000);
         assert_eq!((schedule.not_handed_out(), schedule.end_ns()), (0..1000, 1_000_000_000));
+    }
+
+    #[test]
+    fn a_busy_tool_sleeps_between_turns_and_an_idle_one_does_not() {
+        let mut pace = Pace::new();
+        pace.adapt(0.84);
+        assert_eq!(pace.sleep, Duration::ZERO);
+        (0..3).for_each(|_| pace.adapt(0.86));
+        assert_eq!(pace.sleep, 3 * SLEEP_STEP);
+        // Between the two it stays, or it would swing.
+        pace.adapt(0.7);
+        assert_eq!(pace.sleep, 3 * SLEEP_STEP);
+        (0..100).for_each(|_| pace.adapt(1.0));
+        assert_eq!(pace.sleep, SLEEP_MAX);
+        (0..100).for_each(|_| pace.adapt(0.1));
+        assert_eq!((pace.sleep, pace.longest()), (Duration::ZERO, SLEEP_MAX));
     }
 
     #[test]

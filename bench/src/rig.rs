@@ -24,7 +24,7 @@ use serde_json::{Map, Value, json};
 use crate::engine::{Ending, Engine, Reasons, Scenario, Settings};
 use crate::histogram;
 use crate::kernel;
-use crate::open_loop::{self, BATCH, Course, Schedule, Usage};
+use crate::open_loop::{self, BATCH, Course, Pace, Schedule, Usage};
 use crate::options::{self, Common};
 use crate::outcome::Watch;
 use crate::proc::round;
@@ -56,6 +56,7 @@ pub(crate) struct Rig {
     engine: Engine,
     load: Load,
     slow_down: Duration,
+    pace: Pace,
 }
 
 /// A rate for some time.
@@ -87,6 +88,8 @@ pub(crate) struct Closed {
     pub(crate) early: Reasons,
     pub(crate) messages: Value,
     pub(crate) in_flight_max: usize,
+    /// The longest that the tool has slept between turns, to keep up.
+    sleep_max: Duration,
 }
 
 const OPENING_MAX: u32 = 256;
@@ -125,7 +128,7 @@ impl Rig {
             congestion: clients.common.congestion.clone(),
         })?;
         engine.open_all(&mut load, OPENING_TIMEOUT, &|| watch.stopped())?;
-        Ok(Rig { engine, load, slow_down: clients.slow_down })
+        Ok(Rig { engine, load, slow_down: clients.slow_down, pace: Pace::new() })
     }
 
     /// Plays a part, and waits until all of it is back or has been out for too long.
@@ -140,9 +143,14 @@ impl Rig {
         let back_before = load.back_in_all;
         load.start(part)?;
         while course.goes_on(&mut load.schedule, watch.stopped(), load.pending == 0) {
-            load.send_due(engine);
-            let wait = course.wait(&load.schedule);
-            engine.turn(load, wait)?;
+            let is_behind = load.send_due(engine, course.now_ns);
+            let sleep = self.pace.sleep();
+            if sleep.is_zero() || is_behind {
+                engine.turn(load, course.wait(&load.schedule))?;
+            } else {
+                engine.turn(load, Duration::ZERO)?;
+                std::thread::sleep(sleep);
+            }
             if !self.slow_down.is_zero() {
                 let wasted = Instant::now();
                 while wasted.elapsed() < self.slow_down {
@@ -185,7 +193,8 @@ impl Rig {
         let early = self.engine.counts.early.clone();
         self.engine.close_all(&mut self.load, CLOSING_TIMEOUT)?;
         let Load { messages, in_flight_max, .. } = self.load;
-        Ok(Closed { early, messages: messages.report(), in_flight_max })
+        let sleep_max = self.pace.longest();
+        Ok(Closed { early, messages: messages.report(), in_flight_max, sleep_max })
     }
 }
 
@@ -298,6 +307,8 @@ impl Closed {
     pub(crate) fn put(&self, report: &mut Map<String, Value>) {
         report.insert("messages".into(), self.messages.clone());
         report.insert("in_flight_max_per_connection".into(), json!(self.in_flight_max));
+        let sleep_us = round(self.sleep_max.as_secs_f64() * 1e6);
+        report.insert("tool_sleep_max_us".into(), sleep_us);
         report.insert("ended_early_count".into(), json!(self.early.total()));
         report.insert("ended_early_by_reason".into(), self.early.report());
     }
@@ -385,22 +396,20 @@ impl Load {
         }
     }
 
-    /// Puts on the way what has come due.
-    fn send_due(&mut self, engine: &mut Engine) {
-        let now_ns = self.schedule.now_ns();
+    /// Puts on the way what has come due; says whether there may be more of it than goes into a turn.
+    fn send_due(&mut self, engine: &mut Engine, now_ns: u64) -> bool {
         for _ in 0..BATCH {
-            let Some(number) = self.schedule.next_due(now_ns) else { return };
+            let Some(number) = self.schedule.next_due(now_ns) else { return false };
             let client = self.on_due(number);
             if self.may_send(client) {
-                // The clock once more: those before it in the batch took their time.
-                let sent_ns = self.schedule.now_ns();
-                engine.say(client, |out| self.send(client, sent_ns, out));
+                engine.say(client, |out| self.send(client, now_ns, out));
                 let due_ns = self.schedule.due_ns(number);
                 if self.schedule.is_measured(due_ns) {
-                    histogram::record(&mut self.tallies[self.side].lag, sent_ns - due_ns);
+                    histogram::record(&mut self.tallies[self.side].lag, now_ns - due_ns);
                 }
             }
         }
+        true
     }
 
     /// Counts a message that has come due, and says whose it is.

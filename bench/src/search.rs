@@ -304,7 +304,8 @@ impl Limit {
 
 impl Probe {
     fn new(options: &Options, rate: u32, tally: &Tally, usage: &Usage) -> Probe {
-        let quantile = options.percentile / 100.0;
+        // Through whole numbers: 99.9 / 100.0 is a little more than 0.999, and so the next message.
+        let quantile = (options.percentile * 1e6).round() / 1e8;
         let bound_ns = options.max.as_nanos() as u64;
         let bounded_ns = tally.latency.value_at_quantile(quantile);
         let us = |quantile| round(tally.latency.value_at_quantile(quantile) as f64 / 1e3);

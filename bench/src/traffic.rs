@@ -95,7 +95,7 @@ impl Sizes {
     /// The size that a well-mixed number stands for.
     fn draw(&self, random: u64) -> u32 {
         // Below `count`, each as likely but for one in 2^32.
-        let below = |count: u64| (u128::from(random) * u128::from(count) >> 64) as u64;
+        let below = |count: u64| ((u128::from(random) * u128::from(count)) >> 64) as u64;
         match self {
             Sizes::Fixed(bytes) => *bytes,
             Sizes::Uniform(from, to) => from + below(u64::from(to - from) + 1) as u32,
