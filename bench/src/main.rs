@@ -1,6 +1,7 @@
 //! `penstock-bench`: puts WebSocket servers under load and says what it cost them.
 //!
-//! `engine.rs` is many clients in one thread; `hold.rs`, `echo.rs`, `load.rs` and `fanout.rs` are
+//! `engine.rs` is many clients in one thread, `traffic.rs` what they send, `rig.rs` how they send it at a
+//! fixed rate; `hold.rs`, `echo.rs`, `load.rs` and `fanout.rs` are
 //! what they can be made to do; `serve.rs` is the bare servers that others are measured against. The protocol is in
 //! `websocket.rs`, the rings in `kernel.rs`, and nothing is shared with the gateway.
 
@@ -15,11 +16,16 @@ mod open_loop;
 mod options;
 mod outcome;
 mod proc;
+mod relay;
 mod report;
+mod rig;
+mod search;
 mod serve;
+mod sweep;
 mod target;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod websocket;
 
 use std::io::{self, IsTerminal};
@@ -54,6 +60,9 @@ enum Command {
     Echo(echo::Options),
     CompareEcho(echo::CompareOptions),
     Load(load::Options),
+    Relay(relay::Options),
+    Search(search::Options),
+    Sweep(sweep::Options),
     Fanout(fanout::Options),
     Serve(serve::Options),
 }
@@ -90,6 +99,9 @@ fn run(command: Command, files: &Files, stop: &AtomicBool) -> io::Result<bool> {
         Command::Echo(options) => echo::run(&options, &watch)?,
         Command::CompareEcho(options) => echo::compare(&options, &watch)?,
         Command::Load(options) => load::run(&options, &watch)?,
+        Command::Relay(options) => relay::run(&options, &watch)?,
+        Command::Sweep(options) => sweep::run(&options, &watch)?,
+        Command::Search(options) => search::run(&options, &watch)?,
         Command::Fanout(options) => fanout::run(&options, &watch)?,
         Command::Serve(options) => serve::run(&options, &watch)?,
     };

@@ -4,6 +4,9 @@ mod echo;
 mod fanout;
 mod hold;
 mod load;
+mod relay;
+mod search;
+mod sweep;
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
