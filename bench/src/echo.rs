@@ -24,7 +24,8 @@ use crate::outcome::{Outcome, Watch};
 use crate::proc::{CpuTime, per, round};
 use crate::progress::{CLOSING, MEASURING, Sample};
 use crate::target::Target;
-use crate::websocket::{self, BINARY, Frame, PONG, TEXT};
+use crate::traffic::{Messages, Traffic};
+use crate::websocket::{self, Frame, PONG};
 
 /// Sends messages and waits for each to come back (closed loop).
 #[derive(Args, Clone, Debug)]
@@ -36,7 +37,7 @@ pub(crate) struct Options {
     #[arg(long = "seconds", default_value = "5", value_parser = options::seconds, value_name = "SECONDS")]
     pub(crate) measured: Duration,
     #[command(flatten)]
-    pub(crate) traffic: Traffic,
+    pub(crate) clients: Clients,
 }
 
 /// The same on several servers by turns, for figures that can be compared.
@@ -51,27 +52,23 @@ pub(crate) struct CompareOptions {
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub(crate) slice_ms: u32,
     #[command(flatten)]
-    pub(crate) traffic: Traffic,
+    pub(crate) clients: Clients,
 }
 
-/// What is sent.
+/// Who talks, and how much at once.
 #[derive(Args, Clone, Debug)]
-pub(crate) struct Traffic {
+pub(crate) struct Clients {
     /// Connections to each server.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) connections: u32,
-    /// Bytes of a message.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=16_777_216))]
-    pub(crate) size: u32,
     /// Messages under way on each connection.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) depth: u32,
-    /// Binary messages instead of text.
-    #[arg(long)]
-    pub(crate) binary: bool,
     /// Unmeasured time before, on each server.
     #[arg(long = "warm-up-seconds", default_value = "0.5", value_parser = options::seconds, value_name = "SECONDS")]
     pub(crate) warm_up: Duration,
+    #[command(flatten)]
+    pub(crate) traffic: Traffic,
     #[command(flatten)]
     pub(crate) common: Common,
 }
@@ -92,21 +89,21 @@ const TURN: Duration = Duration::from_millis(50);
 
 /// Runs it on one server. Ends early, with what there is, when the watch says so.
 pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
-    let target = options.traffic.common.target(&options.url)?;
+    let target = options.clients.common.target(&options.url)?;
     let server =
-        Server { name: "server".into(), target, pids: options.traffic.common.pids.clone() };
-    run_slices(&[server], 1, options.measured, &options.traffic, watch)
+        Server { name: "server".into(), target, pids: options.clients.common.pids.clone() };
+    run_slices(&[server], 1, options.measured, &options.clients, watch)
 }
 
 /// Runs it on several servers by turns.
 pub(crate) fn compare(options: &CompareOptions, watch: &Watch<'_>) -> io::Result<Outcome> {
-    if !options.traffic.common.pids.is_empty() {
+    if !options.clients.common.pids.is_empty() {
         return Err(io::Error::other("--pid: whose? Write it behind its target, as NAME=URL@PID"));
     }
-    let servers = options.targets.iter().map(|text| read_server(text, &options.traffic.common));
+    let servers = options.targets.iter().map(|text| read_server(text, &options.clients.common));
     let servers = servers.collect::<io::Result<Vec<_>>>()?;
     let slice = Duration::from_millis(u64::from(options.slice_ms));
-    run_slices(&servers, options.slices, slice, &options.traffic, watch)
+    run_slices(&servers, options.slices, slice, &options.clients, watch)
 }
 
 /// Reads NAME=URL or NAME=URL@PID,PID.
@@ -130,27 +127,27 @@ fn run_slices(
     servers: &[Server],
     slices_each: u32,
     slice: Duration,
-    traffic: &Traffic,
+    clients: &Clients,
     watch: &Watch<'_>,
 ) -> io::Result<Outcome> {
     let stopped = || watch.stopped();
-    watch.begin(&traffic.common)?;
+    watch.begin(&clients.common)?;
     let mut engine = Engine::new(Settings {
         targets: servers.iter().map(|server| server.target.clone()).collect(),
-        clients_per_target: traffic.connections,
+        clients_per_target: clients.connections,
         opening_max: OPENING_MAX,
         opens_per_second_max: None,
         open_timeout: Duration::from_secs(10),
         keep_buffers: true,
         buffer_bytes: 64 * 1024,
         slots_per_ring_max: u32::MAX,
-        congestion: traffic.common.congestion.clone(),
+        congestion: clients.common.congestion.clone(),
     })?;
-    let mut echo = Echo::new(traffic, servers.len(), engine.len());
+    let mut echo = Echo::new(clients, servers.len(), engine.len());
     engine.open_all(&mut echo, OPENING_TIMEOUT, watch)?;
 
     let mut slices: Vec<Vec<Slice>> = servers.iter().map(|_| Vec::new()).collect();
-    let warm_up_rounds = u32::from(!traffic.warm_up.is_zero());
+    let warm_up_rounds = u32::from(!clients.warm_up.is_zero());
     for round in 0..slices_each + warm_up_rounds {
         let warm_up = round < warm_up_rounds;
         // In another order each round: what follows a busy server, or precedes one, is not always
@@ -160,7 +157,7 @@ fn run_slices(
                 break;
             }
             let server = &servers[index];
-            let length = if warm_up { traffic.warm_up } else { slice };
+            let length = if warm_up { clients.warm_up } else { slice };
             let phase = if warm_up { "warm-up" } else { MEASURING };
             let taken = run_slice(&mut engine, &mut echo, index, (server, phase), length, watch)?;
             if warm_up {
@@ -192,13 +189,13 @@ fn run_slices(
     let figures = json!({
         "scenario": "echo, closed loop: a connection sends the next message when the last is back",
         "complete": !stopped(),
-        "connections_per_server": traffic.connections,
-        "message_bytes": traffic.size,
-        "depth": traffic.depth,
+        "connections_per_server": clients.connections,
+        "messages": echo.messages.report(),
+        "depth": clients.depth,
         "slices": slices_each,
         "slice_seconds": round(slice.as_secs_f64()),
         "congestion_control":
-            traffic.common.congestion.as_ref().map_or("the system's".into(), |c| c.to_string_lossy()),
+            clients.common.congestion.as_ref().map_or("the system's".into(), |c| c.to_string_lossy()),
         "faults_count": faults,
         "ended_early_count": early.total(),
         "ended_early_by_reason": early.report(),
@@ -208,7 +205,7 @@ fn run_slices(
     let mut outcome = Outcome::of_figures(figures);
     // Of several servers, which one would be quoted?
     if let [latency] = &echo.latencies[..] {
-        outcome.histograms.push(("latency", latency.clone()));
+        outcome.histograms.push(("latency".into(), latency.clone()));
         outcome.measured = slice;
         outcome.started_at -= slice;
     }
@@ -216,7 +213,7 @@ fn run_slices(
 }
 
 /// The indices below `count` in an order that `seed` decides.
-fn shuffled(count: usize, seed: u64) -> Vec<usize> {
+pub(crate) fn shuffled(count: usize, seed: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..count).collect();
     order.sort_by_key(|index| websocket::scramble(seed << 32 | *index as u64));
     order
@@ -251,7 +248,7 @@ fn run_slice(
     watch: &Watch<'_>,
 ) -> io::Result<Slice> {
     let read_cpu = || CpuTime::read_all(&server.pids);
-    let (messages, client) = (echo.messages, kernel::own_cpu_time());
+    let (messages, client) = (echo.back, kernel::own_cpu_time());
     let before = read_cpu();
     let started = Instant::now();
     echo.talking = Some(index);
@@ -273,7 +270,7 @@ fn run_slice(
     let seconds = started.elapsed().as_secs_f64();
     let server = before.zip(read_cpu());
     Ok(Slice {
-        messages: echo.messages - messages,
+        messages: echo.back - messages,
         seconds,
         client_ns: (kernel::own_cpu_time() - client).as_nanos() as u64,
         server,
@@ -307,7 +304,8 @@ fn report_slices(report: &mut Map<String, Value>, slices: &[Slice], first_us: Op
     }
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+/// The middle one, or the mean of the two in the middle.
+pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.len() {
@@ -320,16 +318,12 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 struct Echo {
     server_count: usize,
     clients: Vec<Talker>,
-    /// Letters, so that it is text; each message is stamped over its beginning.
-    filler: Vec<u8>,
-    /// Where a message is put together.
-    message: Vec<u8>,
-    opcode: u8,
+    messages: Messages,
     depth: u32,
     /// The server whose answers are answered with the next message.
     talking: Option<usize>,
     in_flight: u64,
-    messages: u64,
+    back: u64,
     faults: u64,
     /// By server; nanoseconds.
     latencies: Vec<Histogram<u64>>,
@@ -343,18 +337,15 @@ struct Talker {
 }
 
 impl Echo {
-    fn new(traffic: &Traffic, server_count: usize, clients: u32) -> Echo {
-        let message_bytes = traffic.size as usize;
+    fn new(clients: &Clients, server_count: usize, count: u32) -> Echo {
         Echo {
             server_count,
-            clients: (0..clients).map(|_| Talker::default()).collect(),
-            filler: (0..message_bytes).map(|i| b'a' + (i % 26) as u8).collect(),
-            message: Vec::with_capacity(message_bytes),
-            opcode: if traffic.binary { BINARY } else { TEXT },
-            depth: traffic.depth,
+            clients: (0..count).map(|_| Talker::default()).collect(),
+            messages: Messages::new(&clients.traffic),
+            depth: clients.depth,
             talking: None,
             in_flight: 0,
-            messages: 0,
+            back: 0,
             faults: 0,
             latencies: (0..server_count).map(|_| histogram::new()).collect(),
         }
@@ -363,7 +354,7 @@ impl Echo {
     /// Latencies of several servers are not told apart by second, so there are none.
     fn sample(&self, phase: &'static str, server: usize, engine: &Engine) -> Sample<'_> {
         let latency = (self.server_count == 1).then(|| &self.latencies[server]);
-        let (sent, received) = (self.messages + self.in_flight, self.messages);
+        let (sent, received) = (self.back + self.in_flight, self.back);
         Sample { sent, received, latency, ..Sample::of(phase, &engine.counts) }
     }
 
@@ -378,20 +369,8 @@ impl Echo {
         let talker = &mut self.clients[client as usize];
         talker.sequence = talker.sequence.wrapping_add(1);
         talker.awaited.push_back((talker.sequence, now));
-        write_message(&mut self.message, &self.filler, client, talker.sequence);
-        let mask = talker.sequence.wrapping_mul(0x9E37_79B9) ^ client;
-        websocket::encode_frame(out, self.opcode, &self.message, mask);
+        self.messages.write(client, talker.sequence, out);
         self.in_flight += 1;
-    }
-}
-
-/// The message of a number: the filler, with the number in letters over its beginning.
-pub(crate) fn write_message(message: &mut Vec<u8>, filler: &[u8], client: u32, sequence: u32) {
-    message.clear();
-    message.extend_from_slice(filler);
-    let number = u64::from(sequence) << 32 | u64::from(client);
-    for (i, byte) in message.iter_mut().take(16).enumerate() {
-        *byte = b'A' + (number >> (4 * i) & 0xF) as u8;
     }
 }
 
@@ -413,12 +392,11 @@ impl Scenario for Echo {
             return Err("a message that nobody sent".into());
         };
         self.in_flight -= 1;
-        write_message(&mut self.message, &self.filler, client, sequence);
-        if frame.opcode != self.opcode || frame.payload != self.message {
+        if !self.messages.is_echo(frame, client, sequence) {
             self.faults += 1;
             return Err("an echo that is not what was sent".into());
         }
-        self.messages += 1;
+        self.back += 1;
         let latency = now.saturating_duration_since(sent).as_nanos() as u64;
         histogram::record(&mut self.latencies[client as usize % self.server_count], latency);
         if self.talking == Some(client as usize % self.server_count) {

@@ -227,8 +227,13 @@ fn run_in<D: Dialect>(dialect: D, options: &Options, watch: &Watch<'_>) -> io::R
     open_loop::put_saturation(&mut report, saturation.as_deref());
     let measured = fanout.schedule.measured();
     let Fanout { each, first, median, last, lag, .. } = fanout;
-    let histograms =
-        vec![("last", last), ("each", each), ("first", first), ("median", median), ("lag", lag)];
+    let histograms = vec![
+        ("last".into(), last),
+        ("each".into(), each),
+        ("first".into(), first),
+        ("median".into(), median),
+        ("lag".into(), lag),
+    ];
     let started_at = started_at + options.warm_up;
     Ok(Outcome { figures: report, histograms, started_at, measured })
 }

@@ -1,6 +1,7 @@
 //! `penstock-bench`: puts WebSocket servers under load and says what it cost them.
 //!
-//! `engine.rs` is many clients in one thread; `hold.rs`, `echo.rs`, `load.rs` and `fanout.rs` are
+//! `engine.rs` is many clients in one thread, `traffic.rs` what they send, `rig.rs` how they send it at a
+//! fixed rate; `hold.rs`, `echo.rs`, `load.rs` and `fanout.rs` are
 //! what they can be made to do; `serve.rs` is the bare servers that others are measured against. The protocol is in
 //! `websocket.rs`, the rings in `kernel.rs`, and nothing is shared with the gateway.
 
@@ -21,13 +22,18 @@ mod options;
 mod outcome;
 mod proc;
 mod progress;
+mod relay;
 mod repeat;
 mod report;
 mod result_file;
+mod rig;
+mod search;
 mod serve;
+mod sweep;
 mod target;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod websocket;
 mod workers;
 
@@ -68,6 +74,9 @@ enum Command {
     Echo(echo::Options),
     CompareEcho(echo::CompareOptions),
     Load(load::Options),
+    Relay(relay::Options),
+    Search(search::Options),
+    Sweep(sweep::Options),
     Fanout(fanout::Options),
     Compare(compare::Options),
     Repeat(repeat::Options),
@@ -158,6 +167,9 @@ fn run_scenario(
         Command::Echo(options) => echo::run(&options, &watch)?,
         Command::CompareEcho(options) => echo::compare(&options, &watch)?,
         Command::Load(options) => load::run(&options, &watch)?,
+        Command::Relay(options) => relay::run(&options, &watch)?,
+        Command::Sweep(options) => sweep::run(&options, &watch)?,
+        Command::Search(options) => search::run(&options, &watch)?,
         Command::Fanout(options) => fanout::run(&options, &watch)?,
         Command::Serve(options) => serve::run(&options, &watch)?,
         Command::Compare(_) | Command::Repeat(_) | Command::Merge(_) | Command::Html(_) => {

@@ -49,7 +49,11 @@ impl Schedule {
 
     /// When a message is due.
     pub(crate) fn due_ns(&self, number: u64) -> u64 {
-        (u128::from(number) * 1_000_000_000 / u128::from(self.rate)) as u64
+        // A division of 128 bits takes tens of nanoseconds, several times a message.
+        match number.checked_mul(1_000_000_000) {
+            Some(product) => product / u64::from(self.rate),
+            None => (u128::from(number) * 1_000_000_000 / u128::from(self.rate)) as u64,
+        }
     }
 
     /// Whether a message due at this time counts; those of the warm-up do not.
@@ -117,6 +121,8 @@ pub(crate) struct Course {
     pids: Vec<u32>,
     began: Option<Meter>,
     ended: Option<Meter>,
+    /// When `goes_on` was asked.
+    pub(crate) now_ns: u64,
     /// Whether nothing has ended it early.
     pub(crate) complete: bool,
 }
@@ -129,13 +135,14 @@ const TURN: Duration = Duration::from_millis(50);
 impl Course {
     /// `core` is the one we are kept on, `pids` the server.
     pub(crate) fn new(core: Option<usize>, pids: &[u32]) -> Course {
-        Course { core, pids: pids.to_vec(), began: None, ended: None, complete: true }
+        Course { core, pids: pids.to_vec(), began: None, ended: None, now_ns: 0, complete: true }
     }
 
     /// Takes note of the time, and of whether to `stop`; says whether the run goes on. It does until
     /// `all_back`, but not for long after the last message was due.
     pub(crate) fn goes_on(&mut self, schedule: &mut Schedule, stop: bool, all_back: bool) -> bool {
         let now_ns = schedule.now_ns();
+        self.now_ns = now_ns;
         if self.complete && stop && self.ended.is_none() {
             self.complete = false;
             schedule.stop(now_ns);
@@ -178,8 +185,65 @@ impl Course {
     }
 }
 
+/// How long the tool sleeps between turns, whatever happens meanwhile: nothing, until its thread has
+/// little time to spare.
+///
+/// A thread that is woken for each message spends most of its time on being woken. When it sleeps for
+/// some microseconds instead, what has happened meanwhile is done in one turn, and those who answer
+/// have nobody to wake. The price is that a message is sent, and its answer seen, later by as much; so
+/// it is paid only where the alternative is to fall behind altogether.
+pub(crate) struct Pace {
+    sleep: Duration,
+    longest: Duration,
+    since: (Instant, Duration),
+    turns: u32,
+}
+
+/// Sleeps grow and shrink in these steps, and up to here.
+const SLEEP_STEP: Duration = Duration::from_micros(5);
+const SLEEP_MAX: Duration = Duration::from_micros(50);
+/// Looked at each time that so much has passed; on the clock, that is looked at every 64th turn.
+const PACE_INTERVAL: Duration = Duration::from_millis(20);
+/// The thread's share of a core above which sleeps grow, and below which they shrink.
+const BUSY_SHARE: f64 = 0.85;
+const IDLE_SHARE: f64 = 0.60;
+
+impl Pace {
+    /// No sleep.
+    pub(crate) fn new() -> Pace {
+        let since = (Instant::now(), kernel::own_thread_cpu_time());
+        Pace { sleep: Duration::ZERO, longest: Duration::ZERO, since, turns: 0 }
+    }
+
+    /// How long to sleep before the next turn. Ask once a turn.
+    pub(crate) fn sleep(&mut self) -> Duration {
+        self.turns = self.turns.wrapping_add(1);
+        if self.turns.is_multiple_of(64) && self.since.0.elapsed() >= PACE_INTERVAL {
+            let now = (Instant::now(), kernel::own_thread_cpu_time());
+            let passed = now.0.duration_since(self.since.0).as_secs_f64();
+            self.adapt(now.1.saturating_sub(self.since.1).as_secs_f64() / passed);
+            self.since = now;
+        }
+        self.sleep
+    }
+
+    fn adapt(&mut self, busy: f64) {
+        if busy > BUSY_SHARE {
+            self.sleep = (self.sleep + SLEEP_STEP).min(SLEEP_MAX);
+        } else if busy < IDLE_SHARE {
+            self.sleep = self.sleep.saturating_sub(SLEEP_STEP);
+        }
+        self.longest = self.longest.max(self.sleep);
+    }
+
+    /// The longest sleep so far.
+    pub(crate) fn longest(&self) -> Duration {
+        self.longest
+    }
+}
+
 /// Processor time and clock at one moment.
-struct Meter {
+pub(crate) struct Meter {
     at: Instant,
     thread: Duration,
     core: Option<CoreTime>,
@@ -187,7 +251,8 @@ struct Meter {
 }
 
 impl Meter {
-    fn read(core: Option<usize>, pids: &[u32]) -> Meter {
+    /// Now. `core` is the one we are kept on, `pids` the server.
+    pub(crate) fn read(core: Option<usize>, pids: &[u32]) -> Meter {
         Meter {
             at: Instant::now(),
             thread: kernel::own_thread_cpu_time(),
@@ -197,7 +262,7 @@ impl Meter {
     }
 
     /// What passed between two readings.
-    fn usage_until(&self, end: &Meter) -> Usage {
+    pub(crate) fn usage_until(&self, end: &Meter) -> Usage {
         let seconds = end.at.duration_since(self.at).as_secs_f64();
         let thread_seconds = end.thread.saturating_sub(self.thread).as_secs_f64();
         let core = self.core.as_ref().zip(end.core.as_ref());
@@ -215,25 +280,44 @@ pub(crate) struct Usage {
     pub(crate) seconds: f64,
     thread_seconds: f64,
     /// Of the core that we are kept on, by whomever; 0 to 1.
-    core_busy: Option<f64>,
+    pub(crate) core_busy: Option<f64>,
     server: Option<(CpuTime, CpuTime)>,
+}
+
+#[cfg(test)]
+impl Usage {
+    /// So busy, for tests.
+    pub(crate) fn of(thread: f64, core_busy: Option<f64>, server: Option<f64>) -> Usage {
+        let server = server.map(|busy| CpuTime::between(busy * 2.0));
+        Usage { seconds: 2.0, thread_seconds: 2.0 * thread, core_busy, server }
+    }
 }
 
 impl Usage {
     /// How busy our thread was, 0 to 1.
-    fn thread_busy(&self) -> f64 {
+    pub(crate) fn thread_busy(&self) -> f64 {
         if self.seconds > 0.0 { self.thread_seconds / self.seconds } else { 0.0 }
+    }
+
+    /// How busy the server was, in cores: above 1 when it ran on several.
+    pub(crate) fn server_busy(&self) -> Option<f64> {
+        let (before, after) = self.server.as_ref()?;
+        Some((after.total_ns - before.total_ns) as f64 / 1e9 / self.seconds.max(1e-9))
+    }
+
+    /// The server's processor time for each of `count` things, in microseconds.
+    pub(crate) fn server_us_per(&self, count: u64) -> Value {
+        let Some((before, after)) = &self.server else { return Value::Null };
+        per((after.total_ns - before.total_ns) as f64 / 1e3, count)
     }
 
     /// The server's processor time, in all and for each of `count` things of the name `unit`.
     pub(crate) fn server_report(&self, unit: &str, count: u64) -> Value {
         let Some((before, after)) = &self.server else { return Value::Null };
-        let us = (after.total_ns - before.total_ns) as f64 / 1e3;
         let mut report = Map::new();
-        report.insert(format!("cpu_us_per_{unit}"), per(us, count));
-        // Above 100 when it runs on several cores.
-        let busy = us / 1e6 / self.seconds.max(1e-9);
-        report.insert("cpu_busy_percent".into(), round(100.0 * busy));
+        report.insert(format!("cpu_us_per_{unit}"), self.server_us_per(count));
+        let busy = self.server_busy().map_or(Value::Null, |busy| round(100.0 * busy));
+        report.insert("cpu_busy_percent".into(), busy);
         report.insert("cpu".into(), after.report_since(before));
         Value::Object(report)
     }
@@ -249,6 +333,15 @@ impl Usage {
         Value::Object(report)
     }
 
+    /// What the tool had no time to spare of, if anything.
+    pub(crate) fn busy_reasons(&self) -> Vec<String> {
+        if self.thread_busy() > 0.95 {
+            return vec![format!("its thread was busy {:.1} %", 100.0 * self.thread_busy())];
+        }
+        let core = self.core_busy.filter(|busy| *busy > 0.95);
+        core.iter().map(|busy| format!("its core was busy {:.1} %", 100.0 * busy)).collect()
+    }
+
     /// Why the result is about the tool rather than the server, if it is: it sent late, or had no
     /// processor time to spare.
     pub(crate) fn saturation(&self, lag: &Histogram<u64>, p99_ns: u64) -> Option<String> {
@@ -261,11 +354,7 @@ impl Usage {
                 p99_ns as f64 / 1e3
             ));
         }
-        if self.thread_busy() > 0.95 {
-            reasons.push(format!("its thread was busy {:.1} %", 100.0 * self.thread_busy()));
-        } else if let Some(busy) = self.core_busy.filter(|busy| *busy > 0.95) {
-            reasons.push(format!("its core was busy {:.1} %", 100.0 * busy));
-        }
+        reasons.extend(self.busy_reasons());
         (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 }
@@ -317,12 +406,27 @@ mod tests {
     }
 
     #[test]
+    fn a_busy_tool_sleeps_between_turns_and_an_idle_one_does_not() {
+        let mut pace = Pace::new();
+        pace.adapt(0.84);
+        assert_eq!(pace.sleep, Duration::ZERO);
+        (0..3).for_each(|_| pace.adapt(0.86));
+        assert_eq!(pace.sleep, 3 * SLEEP_STEP);
+        // Between the two it stays, or it would swing.
+        pace.adapt(0.7);
+        assert_eq!(pace.sleep, 3 * SLEEP_STEP);
+        (0..100).for_each(|_| pace.adapt(1.0));
+        assert_eq!(pace.sleep, SLEEP_MAX);
+        (0..100).for_each(|_| pace.adapt(0.1));
+        assert_eq!((pace.sleep, pace.longest()), (Duration::ZERO, SLEEP_MAX));
+    }
+
+    #[test]
     fn saturation_is_told_with_its_reason() {
         let check = |lag_us: u64, thread: f64, core: Option<f64>, want: &[&str]| {
             let mut lag = histogram::new();
             histogram::record(&mut lag, lag_us * 1000);
-            let usage =
-                Usage { seconds: 2.0, thread_seconds: 2.0 * thread, core_busy: core, server: None };
+            let usage = Usage::of(thread, core, None);
             let reason = usage.saturation(&lag, 1_000_000);
             assert_eq!(reason.is_some(), !want.is_empty(), "{reason:?}");
             let reason = reason.unwrap_or_default();

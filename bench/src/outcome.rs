@@ -1,5 +1,6 @@
 //! What a run found, and what a run is watched by.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +18,7 @@ pub(crate) struct Outcome {
     /// The figures, in the order in which they are told. Keys carry their units.
     pub(crate) figures: Map<String, Value>,
     /// Nanoseconds, by name; the first is the one to quote.
-    pub(crate) histograms: Vec<(&'static str, Histogram<u64>)>,
+    pub(crate) histograms: Vec<(Cow<'static, str>, Histogram<u64>)>,
     /// When the measured time began.
     pub(crate) started_at: SystemTime,
     /// How long it was.

@@ -194,6 +194,13 @@ impl CpuTime {
         })
     }
 
+    /// Two readings so many seconds of processor time apart, for tests.
+    #[cfg(test)]
+    pub(crate) fn between(seconds: f64) -> (CpuTime, CpuTime) {
+        let before = CpuTime { total_ns: 1, user_ticks: 0, system_ticks: 0 };
+        (before, CpuTime { total_ns: 1 + (seconds * 1e9) as u64, ..before })
+    }
+
     /// Of one process.
     pub(crate) fn read(pid: u32) -> Option<CpuTime> {
         let total_ns = kernel::process_cpu_time(pid)?.as_nanos() as u64;

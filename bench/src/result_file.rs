@@ -109,7 +109,7 @@ impl ResultFile {
         let figures = &outcome.figures;
         let histograms = outcome.histograms.iter().map(|(name, histogram)| {
             let encoded = json!({ "unit": "ns", "hdr": histogram::encode(histogram) });
-            ((*name).to_owned(), encoded)
+            (name.to_string(), encoded)
         });
         let document = json!({
             "format": FORMAT,

@@ -4,7 +4,10 @@ mod echo;
 mod fanout;
 mod hold;
 mod load;
+mod relay;
 pub(crate) mod results;
+mod search;
+mod sweep;
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -13,6 +13,7 @@
 mod check;
 mod machine;
 mod reader;
+mod upstreams;
 
 use std::error::Error;
 use std::fmt;
@@ -25,6 +26,7 @@ pub use machine::{Machine, raise_descriptor_limit};
 use crate::limits::Limits;
 use crate::rooms::RoomLimits;
 use crate::route::{Route, Routes};
+use crate::upstream::{GroupOptions, UpstreamSpec};
 
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,8 +88,8 @@ pub enum BackendKind {
     Echo,
     /// The embedded rooms.
     Local(Local),
-    /// A WebSocket server: each client gets a connection of its own to it.
-    Websocket(Upstream),
+    /// WebSocket servers: each client gets a connection of its own to one of them.
+    Websocket(Websocket),
 }
 
 /// The embedded rooms.
@@ -99,18 +101,20 @@ pub struct Local {
     pub rooms: RoomLimits,
 }
 
-/// A WebSocket server behind us.
+/// WebSocket servers behind us, one as good as the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Upstream {
-    /// What its name resolved to when the file was read.
-    pub address: SocketAddr,
-    /// The authority of its URL, for the `Host` header when the client's is not kept.
-    pub host: String,
-    /// Whether the client's `Host` goes on to it.
+pub struct Websocket {
+    /// At least one; the list is one that [`Group::new`](crate::upstream::Group::new) takes. Names
+    /// were resolved when the file was read. `connections_max` is the whole process's.
+    pub upstreams: Vec<UpstreamSpec>,
+    /// How clients are spread over them.
+    pub options: GroupOptions,
+    /// Whether the client's `Host` goes on to them; else it is that of their URL.
     pub preserve_host: bool,
-    /// The path it is asked for instead of the client's. The query is the client's either way.
+    /// The path they are asked for instead of the client's, where their URL has none. The query is
+    /// the client's either way.
     pub path: Option<String>,
-    /// Whether it is asked for what is no WebSocket too.
+    /// Whether they are asked for what is no WebSocket too.
     pub http: bool,
 }
 

@@ -14,6 +14,7 @@ use crate::handshake::Offer;
 use crate::http::{BodyReader, HeadScanner};
 use crate::metrics::Cause;
 use crate::time::Time;
+use crate::upstream::{Sticky, Tried, UpstreamId};
 use crate::ws::Decoder;
 use crate::ws::scan::Scanner;
 use outbox::Outbox;
@@ -44,6 +45,8 @@ pub struct Conn {
     pub flags: Flags,
     /// The route it was given, an index into the configuration's.
     pub route: u16,
+    /// Of an upstream that has accepted: where it counts as a connection.
+    pub counted: Option<Counted>,
     /// Which conversation it is in.
     pub state: State,
     /// What waits to be sent.
@@ -54,6 +57,15 @@ pub struct Conn {
     pub received_at: Time,
     /// When it has to have moved on; what that means depends on the state.
     pub deadline: Time,
+}
+
+/// Where a connection to an upstream counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// The backend whose group it is.
+    pub backend: u16,
+    /// The upstream in that group.
+    pub upstream: UpstreamId,
 }
 
 /// How far a connection is on its way out. Each step leads to the next, none leads back.
@@ -161,16 +173,32 @@ pub struct Head {
 
 /// A client that waits for its upstream.
 pub struct Connecting {
-    /// The backend it was routed to.
-    pub backend: u16,
-    /// The request as it will go to the upstream.
-    pub request: Vec<u8>,
-    /// What was asked for, to hold the answer against.
-    pub offer: Offer,
+    /// Which upstream is tried for it.
+    pub attempt: Attempt,
+    /// What this upstream was asked for, to hold its answer against; `None` before it is connected.
+    pub offer: Option<Offer>,
     /// What the client sent behind its request. Nothing of it leaves before the upstream's 101.
     pub early: Vec<u8>,
-    /// The upstream, once its socket is open.
+}
+
+/// A client's search for an upstream that takes it: one is tried after the other.
+pub struct Attempt {
+    /// The backend it was routed to.
+    pub backend: u16,
+    /// The client's request head; each upstream gets a request of its own made of it.
+    pub head: Vec<u8>,
+    /// What the client is placed by, and where it was before.
+    pub key: u64,
+    /// See `key`.
+    pub sticky: Sticky,
+    /// The upstream that is tried: picked, and the group has not heard how it went.
+    pub picked: Option<UpstreamId>,
+    /// The connection to it, once its socket is open.
     pub upstream: Option<ConnId>,
+    /// Those that were tried in vain.
+    pub tried: Tried,
+    /// All that are left have as many connections as they may have: the client waits for one.
+    pub waits: bool,
 }
 
 /// An upstream that has been asked.
@@ -196,9 +224,9 @@ pub struct Refusing {
 /// A client whose HTTP request is with an upstream. One request at a time: what comes behind it waits
 /// until it is answered.
 pub struct Forwarding {
-    /// The backend it was routed to.
-    pub backend: u16,
-    /// Head and body as they will go to the upstream; empty once it is connected.
+    /// Which upstream is tried for it, or answers.
+    pub attempt: Attempt,
+    /// What of the body has come; empty once the upstream is connected.
     pub request: Vec<u8>,
     /// Where the request's body ends.
     pub body: BodyReader,
@@ -214,9 +242,7 @@ pub struct Forwarding {
     pub keep_alive: bool,
     /// The head of the final response has been passed on.
     pub answered: bool,
-    /// The upstream, once its socket is open.
-    pub upstream: Option<ConnId>,
-    /// It is connected: the request goes straight on to it.
+    /// The upstream is connected: the request goes straight on to it.
     pub connected: bool,
     /// What came behind the request.
     pub next: Vec<u8>,

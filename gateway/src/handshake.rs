@@ -376,11 +376,13 @@ pub fn check_upstream_response<'a>(
     Ok(UpstreamAnswer::Accepted { protocol, rsv1 })
 }
 
-/// Appends the 101 for the client out of an accepted one of the upstream, with its other headers.
+/// Appends the 101 for the client out of an accepted one of the upstream, with its other headers,
+/// and with a cookie of ours.
 pub fn encode_switching_from_upstream(
     out: &mut Vec<u8>,
     response: &Response<'_>,
     client_accept: &[u8; 28],
+    cookie: Option<&str>,
 ) {
     out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\n");
     encode_header(out, "Upgrade", b"websocket");
@@ -398,6 +400,9 @@ pub fn encode_switching_from_upstream(
         if !is_ours && !is_hop(&response.headers, header.name) {
             encode_header(out, header.name, header.value);
         }
+    }
+    if let Some(cookie) = cookie {
+        encode_header(out, "Set-Cookie", cookie.as_bytes());
     }
     out.extend_from_slice(b"\r\n");
 }
@@ -422,8 +427,13 @@ pub fn encode_refusal(out: &mut Vec<u8>, response: &Response<'_>) {
 }
 
 /// Appends the head of an upstream's answer to an ordinary request, final or interim. The body of a
-/// final one follows as the upstream frames it.
-pub fn encode_forwarded_response(out: &mut Vec<u8>, response: &Response<'_>, keep_alive: bool) {
+/// final one follows as the upstream frames it. `cookie` is one of ours.
+pub fn encode_forwarded_response(
+    out: &mut Vec<u8>,
+    response: &Response<'_>,
+    keep_alive: bool,
+    cookie: Option<&str>,
+) {
     out.extend_from_slice(format!("HTTP/1.1 {} ", response.status).as_bytes());
     out.extend_from_slice(response.reason.as_bytes());
     out.extend_from_slice(b"\r\n");
@@ -431,6 +441,9 @@ pub fn encode_forwarded_response(out: &mut Vec<u8>, response: &Response<'_>, kee
         if !is_hop(&response.headers, header.name) {
             encode_header(out, header.name, header.value);
         }
+    }
+    if let Some(cookie) = cookie {
+        encode_header(out, "Set-Cookie", cookie.as_bytes());
     }
     if !keep_alive {
         encode_header(out, "Connection", b"close");
@@ -692,7 +705,7 @@ mod tests {
         );
         let response = parse_response(head.as_bytes(), &LIMITS).unwrap();
         let accept = accept_value(KEY);
-        let sent = text(|out| encode_switching_from_upstream(out, &response, &accept));
+        let sent = text(|out| encode_switching_from_upstream(out, &response, &accept, None));
         let want = "Upgrade Connection Sec-WebSocket-Accept Sec-WebSocket-Extensions \
                     Sec-WebSocket-Protocol Set-Cookie Set-Cookie X-End";
         assert_eq!(names(sent.as_bytes()), want);

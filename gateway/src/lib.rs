@@ -10,6 +10,7 @@ pub mod handshake;
 pub mod http;
 pub mod rooms;
 pub mod route;
+pub mod upstream;
 pub mod ws;
 
 pub mod config;

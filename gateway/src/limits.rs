@@ -50,6 +50,8 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// From the request to an upstream's `101`: connect and handshake together.
     pub connect_timeout: Duration,
+    /// From trying one upstream to its answer; then the next is tried.
+    pub attempt_timeout: Duration,
     /// From an ordinary HTTP request to an upstream until its answer, and between two parts of either.
     pub response_timeout: Duration,
     /// From an answer to the client's next request on the same connection.
@@ -90,6 +92,7 @@ const DEFAULTS: Limits = Limits {
     target_bytes_max: 8192,
     handshake_timeout: Duration::from_millis(5000),
     connect_timeout: Duration::from_millis(5000),
+    attempt_timeout: Duration::from_millis(2000),
     response_timeout: Duration::from_millis(60_000),
     keepalive_timeout: Duration::from_millis(60_000),
     request_body_bytes_max: 1 << 20,

@@ -142,8 +142,10 @@ fn summary(config: &Config) -> String {
             BackendKind::Echo => write!(text, "echo"),
             BackendKind::Local(local) if local.demo_page => write!(text, "rooms, with a demo page"),
             BackendKind::Local(_) => write!(text, "rooms"),
-            BackendKind::Websocket(upstream) => {
-                write!(text, "ws://{} at {}", upstream.host, upstream.address)
+            BackendKind::Websocket(websocket) => {
+                let upstreams = &websocket.upstreams;
+                let names = upstreams.iter().map(|it| format!("{} at {}", it.url, it.address));
+                write!(text, "{}", names.collect::<Vec<_>>().join(", "))
             }
         };
         let used = config.routes.iter().any(|route| usize::from(route.backend) == index);

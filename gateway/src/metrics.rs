@@ -99,6 +99,8 @@ pub struct Metrics {
     pub frames_sent: u64,
     /// Messages relayed, both ways.
     pub messages_relayed: u64,
+    /// Attempts at upstreams that failed before an answer; the client may have got another.
+    pub upstream_failures: u64,
     /// Ordinary HTTP requests that upstreams have answered.
     pub requests_forwarded: u64,
     /// Receives that found no buffer.
@@ -126,6 +128,7 @@ impl Metrics {
         self.messages_received += other.messages_received;
         self.frames_sent += other.frames_sent;
         self.messages_relayed += other.messages_relayed;
+        self.upstream_failures += other.upstream_failures;
         self.requests_forwarded += other.requests_forwarded;
         self.starved += other.starved;
         for (mine, theirs) in self.closed.iter_mut().zip(other.closed) {

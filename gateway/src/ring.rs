@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use crate::conn::ConnId;
 use crate::time::Time;
+use crate::upstream::UpstreamAddress;
 pub use buffers::Buffer;
 
 /// The kernel as one shard sees it: sockets in a table of direct descriptors, operations that are
@@ -67,13 +68,13 @@ pub trait Ring {
     /// sent or [`Failure::Cancelled`].
     fn cancel_send(&mut self, id: ConnId);
 
-    /// Opens a TCP socket for an upstream connection on behalf of the connection `owner`. Answers
+    /// Opens a stream socket for an upstream connection on behalf of the connection `owner`. Answers
     /// with [`Completion::SocketOpened`].
-    fn submit_socket(&mut self, owner: ConnId, address: &SocketAddr);
+    fn submit_socket(&mut self, owner: ConnId, address: &UpstreamAddress);
 
     /// Connects a socket that [`Completion::SocketOpened`] brought. Answers with
     /// [`Completion::Connected`].
-    fn submit_connect(&mut self, id: ConnId, address: &SocketAddr);
+    fn submit_connect(&mut self, id: ConnId, address: &UpstreamAddress);
 
     /// Ends a connect that has not been answered; it answers [`Completion::Connected`].
     fn cancel_connect(&mut self, id: ConnId);

@@ -276,13 +276,14 @@ fn summary(metrics: &Metrics) -> String {
     use std::fmt::Write as _;
     let mut text = format!(
         "accepted {}, upgraded {}, messages received {}, relayed {}, frames sent {}, \
-         requests forwarded {}, bytes received {}, starved of buffers {}\nclosed:",
+         requests forwarded {}, upstream failures {}, bytes received {}, starved of buffers {}\nclosed:",
         metrics.accepted,
         metrics.upgraded,
         metrics.messages_received,
         metrics.messages_relayed,
         metrics.frames_sent,
         metrics.requests_forwarded,
+        metrics.upstream_failures,
         metrics.received_bytes,
         metrics.starved,
     );

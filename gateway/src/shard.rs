@@ -2,7 +2,7 @@
 //!
 //! This file is the table of contents. A frame's life is a step a file: `accept.rs` (a client
 //! appears), `request.rs` (its request head, the upgrade), `recv.rs` (bytes arrive; messages of
-//! echo and rooms), `relay.rs` (an upstream, and the frames between it and a client), `forward.rs`
+//! echo and rooms), `attempt.rs` (which upstream takes it), `relay.rs` (an upstream, and the frames between it and a client), `forward.rs`
 //! (ordinary HTTP to an upstream and back), `send.rs`
 //! (outboxes are flushed), `close.rs` (closing is a join), `timer.rs` (deadlines), `mailbox.rs`
 //! (other shards).
@@ -11,6 +11,7 @@
 //! turn, when the outboxes are flushed and the next wait submits what was queued.
 
 mod accept;
+mod attempt;
 mod close;
 mod forward;
 pub mod mailbox;
@@ -35,6 +36,7 @@ use crate::ring::{Completion, Ring, Wait};
 use crate::rooms::{self, RoomLimits, Rooms};
 use crate::time::Time;
 use crate::timers::Wheel;
+use crate::upstream::Group;
 use accept::{AcceptLimits, Accepting};
 use mailbox::{Letter, Mailroom};
 
@@ -65,6 +67,12 @@ pub struct Shard<R: Ring> {
     mail: Mailroom,
     /// The rooms of each `local` backend, by backend.
     rooms: Vec<Option<Rooms>>,
+    /// The upstreams of each `websocket` backend, by backend.
+    groups: Vec<Option<Group>>,
+    /// Clients that wait until an upstream has room, by backend; each is here once.
+    waiting: Vec<VecDeque<ConnId>>,
+    /// A connection to an upstream has ended since `waiting` was looked at.
+    room_made: bool,
     random: Random,
     metrics: Metrics,
     /// `{"event":"ping"}` as a frame, for pages.
@@ -109,8 +117,13 @@ impl<R: Ring> Shard<R> {
             }
             _ => None,
         });
+        let rooms = rooms.collect();
+        let groups = attempt::groups_of(&config, index, || random.next_u64());
         Shard {
-            rooms: rooms.collect(),
+            rooms,
+            waiting: groups.iter().map(|_| VecDeque::new()).collect(),
+            groups,
+            room_made: false,
             now,
             table: Table::new(slots),
             timers: Wheel::new(now, slots),
@@ -161,6 +174,7 @@ impl<R: Ring> Shard<R> {
         self.read_mail();
         self.expire_timers();
         self.close_doomed();
+        self.serve_waiting();
         self.rearm_starved();
         self.flush_outboxes(); // One send per connection that has something to say.
         self.mail.dispatch();

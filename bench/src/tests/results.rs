@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::CommandFactory;
-use hdrhistogram::Histogram;
 use serde_json::json;
 
 use super::*;
@@ -71,7 +70,7 @@ fn a_result_reads_back_as_it_was_written() {
     assert_eq!((&parameters["rate"], &parameters["connections"]), (&json!("500/s"), &json!("3")));
     assert_eq!(parameters["in-flight-max"], json!("1024"), "defaults are told too");
     for ((name, got), (want_name, want)) in read.histograms().iter().zip(&outcome.histograms) {
-        assert_eq!((name.as_str(), got), (*want_name, want));
+        assert_eq!((name.as_str(), got), (&**want_name, want));
     }
     assert_eq!(read.histograms().len(), 3);
     assert_eq!(read.get("server")[0]["pid"], json!(std::process::id()));
@@ -91,7 +90,7 @@ fn intervals_add_up_to_the_run() {
     for text in result.intervals().iter().filter_map(|i| i["latency_hdr"].as_str()) {
         sum.add(crate::histogram::decode(text).unwrap()).unwrap();
     }
-    let (_, latency): &(_, Histogram<u64>) = &outcome.histograms[0];
+    let (_, latency) = &outcome.histograms[0];
     let lost = outcome.figures["lost_count"].as_u64().unwrap();
     assert_eq!(sum.len() + lost, latency.len());
     let phases: Vec<_> = result.intervals().iter().map(|i| i["phase"].as_str().unwrap()).collect();

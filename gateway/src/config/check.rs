@@ -5,15 +5,15 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::reader::{Place, Placed, Reader, Section, closest, not_one_of};
-use super::{
-    Backend, BackendKind, Config, Faults, Listener, Local, Machine, Overrides, Server, Upstream,
-};
+use super::upstreams::read_websocket;
+use super::{Backend, BackendKind, Config, Faults, Listener, Local, Machine, Overrides, Server};
 use crate::limits::{
     BACKENDS_MAX, LISTENERS_MAX, Limits, MESSAGE_BYTES_MAX, OUTBOX_SPARE_BYTES, ROUTES_MAX,
     SHARDS_MAX, SLOTS_DEFAULT_TOTAL, SLOTS_PER_SHARD_MAX, outbox_bytes_default,
 };
 use crate::rooms::RoomLimits;
 use crate::route::{HostPattern, PathPattern, Route, RouteIndex, Routes};
+use crate::upstream::UpstreamAddress;
 
 /// Ten minutes: nobody waits longer for a handshake or an answer.
 const TIMEOUT_MS_MAX: u64 = 600_000;
@@ -94,7 +94,7 @@ fn read_file(
     let backends = root.named("backend");
     let backends = backends
         .into_iter()
-        .map(|(name, section)| read_backend(reader, name, section, machine))
+        .map(|(name, section)| read_backend(reader, name, section, machine, server.shards))
         .collect();
     File { server, limits, listeners, routes, backends }
 }
@@ -163,6 +163,8 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         section.milliseconds("handshake_timeout_ms", timeout.clone(), default.handshake_timeout);
     let connect_timeout =
         section.milliseconds("connect_timeout_ms", timeout.clone(), default.connect_timeout);
+    let attempt_timeout =
+        section.milliseconds("attempt_timeout_ms", timeout.clone(), default.attempt_timeout);
     let response_timeout =
         section.milliseconds("response_timeout_ms", 1..=AGE_MS_MAX, default.response_timeout);
     let keepalive_timeout =
@@ -237,6 +239,7 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         target_bytes_max,
         handshake_timeout,
         connect_timeout,
+        attempt_timeout,
         response_timeout,
         keepalive_timeout,
         request_body_bytes_max,
@@ -351,6 +354,7 @@ fn read_backend(
     name: Placed<String>,
     mut section: Section<'_, '_>,
     machine: &Machine,
+    shards: u16,
 ) -> Placed<Backend> {
     const KINDS: [&str; 3] = ["echo", "local", "websocket"];
     check_name(reader, "backend", &name);
@@ -361,7 +365,7 @@ fn read_backend(
             BackendKind::Echo
         }
         Some(("local", _)) => BackendKind::Local(read_local(reader, section)),
-        Some(("websocket", _)) => read_upstream(reader, section, machine)
+        Some(("websocket", _)) => read_websocket(reader, section, machine, shards)
             .map_or(BackendKind::Echo, BackendKind::Websocket),
         Some((other, kind)) => {
             reader.fault(&kind.place, not_one_of("kind", other, &KINDS));
@@ -444,100 +448,6 @@ fn read_local(reader: &Reader<'_>, mut section: Section<'_, '_>) -> Local {
     Local { demo_page, rooms }
 }
 
-fn read_upstream(
-    reader: &Reader<'_>,
-    mut section: Section<'_, '_>,
-    machine: &Machine,
-) -> Option<Upstream> {
-    section.set_scope("backend.websocket");
-    let url = section.required("url", "ws://127.0.0.1:3000");
-    let preserve_host = section.word("host", &["preserve", "upstream"]) == "preserve";
-    let path = section.string("path");
-    let http = section.boolean("http", true);
-    section.finish();
-
-    if let Some(path) = &path {
-        match path.value.parse::<PathPattern>() {
-            Ok(PathPattern::Exact(_)) => {}
-            Ok(PathPattern::Prefix(_)) => {
-                let message = format!(
-                    "`path` is \"{}\": it replaces the client's path and cannot hold a `*`; leave \
-                     it out to keep the client's path",
-                    path.value
-                );
-                reader.fault(&path.place, message);
-            }
-            Err(why) => reader.fault(&path.place, format!("`path` is \"{}\": {why}", path.value)),
-        }
-    }
-    let url = url?;
-    let fault = |why: &str| {
-        reader.fault(&url.place, format!("`url` is \"{}\": {why}", url.value));
-        None
-    };
-    let (host, port) = match authority(&url.value) {
-        Ok(authority) => authority,
-        Err(why) => return fault(why),
-    };
-    match (machine.resolve)(host, port) {
-        Ok(address) => Some(Upstream {
-            address,
-            // The port that is a scheme's own is left out of `Host` (RFC 6455 §4.1, item 4).
-            host: if port == 80 { host.to_owned() } else { format!("{host}:{port}") },
-            preserve_host,
-            path: path.map(|path| path.value),
-            http,
-        }),
-        Err(error) => fault(&format!(
-            "`{host}` does not resolve ({error}); correct the name, add it to DNS or /etc/hosts, \
-             or write the address"
-        )),
-    }
-}
-
-/// Host and port of `ws://host[:port]`. The error says what is wrong and what to write instead.
-fn authority(url: &str) -> Result<(&str, u16), &'static str> {
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return Err("not a URL; write it like \"ws://127.0.0.1:3000\"");
-    };
-    match scheme.to_ascii_lowercase().as_str() {
-        "ws" => {}
-        "wss" => {
-            return Err(
-                "TLS to an upstream is not supported; use ws:// to a host that is near, or \
-                        a TLS client beside the gateway",
-            );
-        }
-        "http" | "https" => return Err("the backend is a WebSocket server; write ws://"),
-        _ => return Err("a URL of another scheme; write ws://"),
-    }
-    if rest.contains(['/', '?', '#']) {
-        return Err(
-            "only ws://host:port is meant here, without even a `/` behind it; to send all \
-                    clients to one path set `path`, else theirs is kept",
-        );
-    }
-    if rest.contains('@') {
-        return Err("credentials in a URL are not sent; leave out what precedes `@`");
-    }
-    let (host, port) = match rest.rfind(':') {
-        Some(colon) if !rest[colon..].contains(']') => (&rest[..colon], Some(&rest[colon + 1..])),
-        _ => (rest, None),
-    };
-    let port = match port {
-        None => 80,
-        Some(port) => match port.parse::<u16>() {
-            Ok(port) if port > 0 => port,
-            _ => return Err("the port is a number from 1 to 65535; write ws://host:port"),
-        },
-    };
-    match host.parse() {
-        Ok(HostPattern::Exact(_) | HostPattern::Ipv6(_)) => Ok((host, port)),
-        _ => Err("the host is a name, an IPv4 address or an IPv6 address in brackets; write \
-                  ws://host:port"),
-    }
-}
-
 /// What no single table can tell: names that are used twice or not defined, and what is missing
 /// altogether. Returns the routes with their backends.
 fn agree(reader: &Reader<'_>, root: &Section<'_, '_>, file: &mut File) -> Vec<Route> {
@@ -589,15 +499,19 @@ fn agree(reader: &Reader<'_>, root: &Section<'_, '_>, file: &mut File) -> Vec<Ro
         }
     }
     for backend in &*backends {
-        if let BackendKind::Websocket(upstream) = &backend.value.kind
-            && listeners.iter().any(|listener| listener.value.address == upstream.address)
-        {
-            let message = format!(
-                "backend \"{}\" is {}: that is a listener of this gateway, so a client would go \
-                 round in circles; point `url` at the server behind",
-                backend.value.name, upstream.address
-            );
-            reader.echo(&backend.place, message);
+        let BackendKind::Websocket(websocket) = &backend.value.kind else { continue };
+        for upstream in &websocket.upstreams {
+            let is_own = |listener: &Placed<Listener>| {
+                upstream.address == UpstreamAddress::Tcp(listener.value.address)
+            };
+            if listeners.iter().any(is_own) {
+                let message = format!(
+                    "backend \"{}\" is {}: that is a listener of this gateway, so a client would \
+                     go round in circles; point `url` at the server behind",
+                    backend.value.name, upstream.address
+                );
+                reader.echo(&backend.place, message);
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use std::io;
 
 use super::check::check;
 use super::*;
+use crate::upstream::{Balance, GroupOptions, HashKey, Mode, UpstreamAddress, UpstreamSpec};
 
 /// The annotated file, which is also the reference of all keys.
 const DOCUMENTED: &str = include_str!("../../../docs/penstock.toml");
@@ -203,7 +204,7 @@ fn backends() {
         &[
             "2:8: `kind` is \"websockt\": not known; did you mean \"websocket\"?",
             "3:1: `kind` is missing: [backend.b] needs it",
-            "4:1: `url` is missing: [backend.c] needs it; add url = \"ws://127.0.0.1:3000\"",
+            "4:1: `url` is missing: a websocket backend needs it, or a list of [[backend.NAME.upstream]]; add url = \"ws://127.0.0.1:3000\"",
             "6:10: backend \"d e\": it goes into logs",
             "8:10: backend \"f\" is 127.0.0.1:8080: that is a listener of this gateway",
             "11:8: `host` is \"keep\": not known; choose one of `preserve`, `upstream`",
@@ -214,10 +215,10 @@ fn backends() {
     for (url, why) in [
         ("127.0.0.1:3000", "not a URL"),
         ("wss://a:1", "TLS to an upstream is not supported"),
-        ("http://a:1", "the backend is a WebSocket server; write ws://"),
+        ("https://127.0.0.1:1", "TLS to an upstream is not supported"),
         ("ftp://a:1", "a URL of another scheme"),
-        ("ws://127.0.0.1:1/", "only ws://host:port is meant"),
-        ("ws://127.0.0.1:1?a=b", "only ws://host:port is meant"),
+        ("ws://127.0.0.1:1/", "a lone `/`"),
+        ("ws://127.0.0.1:1/a?b=c", "the query is always the client's"),
         ("ws://u@127.0.0.1:1", "credentials in a URL are not sent"),
         ("ws://127.0.0.1:0", "the port is a number from 1 to 65535"),
         ("ws://127.0.0.1:x", "the port is a number from 1 to 65535"),
@@ -291,10 +292,10 @@ fn upstreams() {
          [backend.z]\nkind = \"websocket\"\nurl = \"WS://backend.test\"\nhost = \"upstream\"\n\
          [backend.a]\nkind = \"websocket\"\nurl = \"ws://[::1]:81\"\npath = \"/socket\"\n",
     );
-    let upstream = |address: &str, host: &str, preserve_host, path: Option<&str>| {
-        BackendKind::Websocket(Upstream {
-            address: address.parse().expect("an address"),
-            host: host.to_owned(),
+    let upstream = |address: &str, url: &str, preserve_host, path: Option<&str>| {
+        BackendKind::Websocket(Websocket {
+            upstreams: vec![spec(url, address)],
+            options: GroupOptions::default(),
             preserve_host,
             http: true,
             path: path.map(str::to_owned),
@@ -302,10 +303,82 @@ fn upstreams() {
     };
     // In the order of the file, which is not that of the alphabet.
     assert_eq!(config.backends[0].name, "z");
-    assert_eq!(config.backends[0].kind, upstream("192.0.2.7:80", "backend.test", false, None));
-    assert_eq!(config.backends[1].kind, upstream("[::1]:81", "[::1]:81", true, Some("/socket")));
+    assert_eq!(config.backends[0].kind, upstream("192.0.2.7:80", "ws://backend.test", false, None));
+    assert_eq!(
+        config.backends[1].kind,
+        upstream("[::1]:81", "ws://[::1]:81", true, Some("/socket"))
+    );
     let route = config.routes.find("any", "/a?b", [].into_iter()).expect("a route");
     assert_eq!(config.backend(route).name, "a");
+}
+
+fn spec(url: &str, address: &str) -> UpstreamSpec {
+    UpstreamSpec {
+        url: url.parse().expect("a URL"),
+        address: UpstreamAddress::Tcp(address.parse().expect("an address")),
+        weight: 1,
+        connections_max: 0,
+        mode: Mode::Active,
+    }
+}
+
+#[test]
+fn groups() {
+    let config = good(&format!(
+        "{GOOD}[backend.g]\nkind = \"websocket\"\nbalance = \"hash\"\nhash_key = \"cookie:user\"\n\
+         hash_load_percent = 0\nslow_start_ms = 1000\npanic_percent = 0\neject_failures = 1\n\
+         sticky_cookie = true\nsticky_cookie_name = \"at\"\nsticky_cookie_secret = \"s\"\n\
+         [[backend.g.upstream]]\nurl = \"ws://127.0.0.1:1\"\nweight = 3\nconnections_max = 5\n\
+         [[backend.g.upstream]]\nurl = \"unix:/run/app.sock\"\nmode = \"draining\"\n"
+    ));
+    let group = config.backends.iter().find(|backend| backend.name == "g").expect("it is there");
+    let BackendKind::Websocket(group) = &group.kind else { panic!("{group:?}") };
+    let first =
+        UpstreamSpec { weight: 3, connections_max: 5, ..spec("ws://127.0.0.1:1", "127.0.0.1:1") };
+    assert_eq!(group.upstreams[0], first);
+    assert_eq!(group.upstreams[1].address, UpstreamAddress::Unix("/run/app.sock".into()));
+    assert_eq!(group.upstreams[1].mode, Mode::Draining);
+    let key = HashKey::Cookie("user".to_owned());
+    assert_eq!(group.options.balance, Balance::Hash { key, load_factor_percent: None });
+    assert_eq!(group.options.slow_start, Duration::from_secs(1));
+    assert_eq!((group.options.panic_percent, group.options.health.eject_failures), (0, 1));
+    let cookie = group.options.cookie.as_ref().expect("it was asked for");
+    assert_eq!((cookie.name.as_str(), &cookie.secret[..]), ("at", &b"s"[..]));
+}
+
+#[test]
+fn faulty_groups() {
+    let group = |lines: &str| format!("[backend.g]\nkind = \"websocket\"\n{lines}");
+    let list = "[[backend.g.upstream]]\nurl = \"ws://127.0.0.1:1\"\n";
+    for (lines, fault) in [
+        (format!("balance = \"ip-hash\"\n{list}"), "3:11: `balance` is \"ip-hash\": not known"),
+        (
+            format!("hash_key = \"header\"\n{list}"),
+            "3:12: `hash_key` is \"header\": write \"client-ip\", \"sid\", \"header:NAME\"",
+        ),
+        (
+            format!("hash_load_percent = 50\n{list}"),
+            "3:21: `hash_load_percent` is 50: an upstream has to take its even share",
+        ),
+        (
+            format!("eject_ms = 10\neject_max_ms = 5\n{list}"),
+            "4:16: `eject_max_ms` is less than `eject_ms`",
+        ),
+        (
+            format!("sticky_cookie_name = \"a b\"\n{list}"),
+            "3:22: `sticky_cookie_name` is \"a b\": a cookie's name",
+        ),
+        (format!("url = \"ws://127.0.0.1:1\"\n{list}"), "3:7: `url` beside [[upstream]]"),
+        (format!("{list}weight = 0\n"), "5:10: `weight` is 0"),
+        (format!("{list}mode = \"off\"\n"), "5:8: `mode` is \"off\": not known"),
+        (
+            format!("{list}connections_max = 1\n"),
+            "5:19: `connections_max` is 1: each of the 2 shards needs one at least",
+        ),
+        (format!("{list}{list}"), "1:1: ws://127.0.0.1:1 is listed twice"),
+    ] {
+        faulty_below(&group(&lines), &[fault]);
+    }
 }
 
 #[test]
@@ -372,6 +445,11 @@ fn the_documentation_has_the_keys_that_the_reader_asks_for() {
     for line in text.lines() {
         match line {
             "[backend.app]" => scope = "backend.websocket",
+            "[backend.chat]" => scope = "backend.websocket",
+            "[[backend.chat.upstream]]" => {
+                scope = "backend.websocket.upstream";
+                documented.insert(scope.to_owned());
+            }
             "[backend.rooms]" => scope = "backend.local",
             "[backend.echo]" => scope = "backend",
             _ if line.starts_with('[') => scope = line.trim_matches(['[', ']']),

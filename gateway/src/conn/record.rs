@@ -52,7 +52,7 @@ impl Record {
             State::Echo(decoder) => ("echo", decoder.assembly_bytes(), None),
             State::Rooms(decoder) => ("rooms", decoder.assembly_bytes(), None),
             State::Connecting(connecting) => {
-                ("connecting", connecting.early.len(), connecting.upstream)
+                ("connecting", connecting.early.len(), connecting.attempt.upstream)
             }
             State::Handshaking(handshaking) => {
                 ("handshaking", handshaking.bytes.len(), Some(handshaking.client))
@@ -60,7 +60,7 @@ impl Record {
             State::Refusing(refusing) => ("refusing", 0, Some(refusing.client)),
             State::Forwarding(forwarding) => {
                 let bytes = forwarding.request.len() + forwarding.next.len();
-                ("forwarding", bytes, forwarding.upstream)
+                ("forwarding", bytes, forwarding.attempt.upstream)
             }
             State::Answering(answering) => {
                 ("answering", answering.bytes.len(), Some(answering.client))

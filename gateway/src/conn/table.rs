@@ -118,6 +118,7 @@ impl Conn {
             cause: None,
             flags: Flags::default(),
             route: 0,
+            counted: None,
             state: State::None,
             outbox: Outbox::default(),
             peer: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),

@@ -32,6 +32,7 @@ use super::{Completion, Failure, Ring, SendMode, Wait, Waker};
 use crate::conn::ConnId;
 use crate::limits::human_bytes;
 use crate::time::Time;
+use crate::upstream::UpstreamAddress;
 
 /// How a ring is made.
 #[derive(Clone, Copy, Debug)]
@@ -453,8 +454,12 @@ impl Ring for LinuxRing {
         self.push(&opcode::AsyncCancel::new(target.0).build(), Token::of(Op::Cancel, id));
     }
 
-    fn submit_socket(&mut self, owner: ConnId, address: &SocketAddr) {
-        match upstream_socket(address, self.local_ports) {
+    fn submit_socket(&mut self, owner: ConnId, address: &UpstreamAddress) {
+        let socket = match address {
+            UpstreamAddress::Tcp(address) => upstream_socket(address, self.local_ports),
+            UpstreamAddress::Unix(_) => Socket::new(Domain::UNIX, Type::STREAM, None),
+        };
+        match socket {
             Ok(socket) => self.start_move(OwnedFd::from(socket), Move::Opened { owner }),
             Err(error) => {
                 let failure = Failure::from_errno(error.raw_os_error().unwrap_or(libc::EIO));
@@ -463,10 +468,21 @@ impl Ring for LinuxRing {
         }
     }
 
-    fn submit_connect(&mut self, id: ConnId, address: &SocketAddr) {
+    fn submit_connect(&mut self, id: ConnId, address: &UpstreamAddress) {
         if self.gather.is_full() {
             self.enter(0, None);
         }
+        let address = match address {
+            UpstreamAddress::Tcp(address) => SockAddr::from(*address),
+            UpstreamAddress::Unix(path) => match SockAddr::unix(path) {
+                Ok(address) => address,
+                // Longer than an address can be, which the configuration does not let pass.
+                Err(_) => {
+                    let result = Err(Failure::Refused);
+                    return self.ready.push_back(Completion::Connected { id, result });
+                }
+            },
+        };
         let (address, length) = self.gather.add_address(address);
         let entry = opcode::Connect::new(Fixed(id.slot), address, length).build();
         self.push(&entry, Token::of(Op::Connect, id));
@@ -697,9 +713,9 @@ impl Gather {
         &raw const *self.messages.last().expect("pushed above")
     }
 
-    fn add_address(&mut self, address: &SocketAddr) -> (*const libc::sockaddr, libc::socklen_t) {
+    fn add_address(&mut self, address: SockAddr) -> (*const libc::sockaddr, libc::socklen_t) {
         assert!(!self.is_full());
-        self.addresses.push(SockAddr::from(*address));
+        self.addresses.push(address);
         let address = self.addresses.last().expect("pushed above");
         (address.as_ptr().cast(), address.len())
     }

@@ -46,6 +46,7 @@ use std::time::Duration;
 use super::{Completion, Ring, SendMode, Wait, Waker};
 use crate::conn::ConnId;
 use crate::time::Time;
+use crate::upstream::UpstreamAddress;
 pub use faults::{Fault, Faults, Random};
 use kernel::{Op, Payload, Submission, World};
 use link::{ACCEPTOR, CONNECTOR};
@@ -346,12 +347,18 @@ impl Ring for SimRing {
         self.submit(Submission::Cancel(id, Op::Send));
     }
 
-    fn submit_socket(&mut self, owner: ConnId, _address: &SocketAddr) {
+    fn submit_socket(&mut self, owner: ConnId, _address: &UpstreamAddress) {
         self.submit(Submission::Socket(owner));
     }
 
-    fn submit_connect(&mut self, id: ConnId, address: &SocketAddr) {
-        self.submit(Submission::Connect(id, *address));
+    fn submit_connect(&mut self, id: ConnId, address: &UpstreamAddress) {
+        // There are no Unix sockets here: nobody listens at this one.
+        let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
+        let address = match address {
+            UpstreamAddress::Tcp(address) => *address,
+            UpstreamAddress::Unix(_) => nobody,
+        };
+        self.submit(Submission::Connect(id, address));
     }
 
     fn cancel_connect(&mut self, id: ConnId) {
@@ -451,7 +458,7 @@ mod tests {
                     self.accepts += 1;
                     let id = self.opened(slot);
                     self.conn(id).busy += 1;
-                    self.ring.submit_socket(id, &UPSTREAM);
+                    self.ring.submit_socket(id, &UpstreamAddress::Tcp(UPSTREAM));
                 }
                 Completion::AcceptEnded { .. } => self.ring.arm_accept(0),
                 Completion::AcceptRefused { .. } => {}
@@ -486,7 +493,7 @@ mod tests {
                     if let Ok(slot) = result {
                         let id = self.opened(slot);
                         self.conn(id).busy += 1;
-                        self.ring.submit_connect(id, &UPSTREAM);
+                        self.ring.submit_connect(id, &UpstreamAddress::Tcp(UPSTREAM));
                     }
                 }
                 Completion::Connected { id, result } => {
@@ -740,7 +747,7 @@ mod tests {
 
     fn upstream(network: &Network, ring: &mut SimRing) -> ConnId {
         let _client = accepted(network, ring);
-        ring.submit_socket(FIRST, &UPSTREAM);
+        ring.submit_socket(FIRST, &UpstreamAddress::Tcp(UPSTREAM));
         let taken = completions(network, ring);
         let [Completion::SocketOpened { owner: FIRST, result: Ok(slot) }] = taken[..] else {
             panic!("{taken:?}")
@@ -761,7 +768,7 @@ mod tests {
         network.listen(UPSTREAM);
         let id = upstream(&network, &mut ring);
         let start = network.now();
-        ring.submit_connect(id, &UPSTREAM);
+        ring.submit_connect(id, &UpstreamAddress::Tcp(UPSTREAM));
         ring.submit_and_wait(Wait::No);
         assert!(ring.next_completion().is_none());
         ring.cancel_connect(id);
@@ -776,7 +783,7 @@ mod tests {
         let mut ring = network.ring(3, 2, 64, 1);
         network.listen(UPSTREAM);
         let id = upstream(&network, &mut ring);
-        ring.submit_connect(id, &UPSTREAM);
+        ring.submit_connect(id, &UpstreamAddress::Tcp(UPSTREAM));
         assert_eq!(connected(&network, &mut ring), Ok(()));
         network.stop_listening(UPSTREAM);
         ring.arm_recv(id);
@@ -787,10 +794,10 @@ mod tests {
         );
         ring.submit_close(id);
         completions(&network, &mut ring);
-        ring.submit_socket(FIRST, &UPSTREAM);
+        ring.submit_socket(FIRST, &UpstreamAddress::Tcp(UPSTREAM));
         assert!(matches!(completions(&network, &mut ring)[..], [Completion::SocketOpened { .. }]));
         let id = ConnId { generation: 2, ..id };
-        ring.submit_connect(id, &UPSTREAM);
+        ring.submit_connect(id, &UpstreamAddress::Tcp(UPSTREAM));
         assert_eq!(connected(&network, &mut ring), Err(Failure::Refused));
     }
 

@@ -184,7 +184,11 @@ impl<R: Ring> Shard<R> {
         if conn.side == Side::Client {
             metrics.count_close(conn.cause.unwrap_or(Cause::InternalError));
         }
+        let counted = conn.counted;
         table.vacate(id);
+        if let Some(counted) = counted {
+            self.uncount(counted);
+        }
         self.accept_again_when_room();
     }
 
@@ -201,8 +205,7 @@ impl<R: Ring> Shard<R> {
                 let backend = self.backend_of(id);
                 self.with_rooms(backend, |rooms, post| rooms.closed(id, now, post));
             }
-            State::Connecting(_) => self.abandon_connecting(id),
-            State::Forwarding(_) => self.abandon_forwarding(id),
+            State::Connecting(_) | State::Forwarding(_) => self.abandon_attempt(id),
             State::Handshaking(_) | State::Refusing(_) | State::Answering(_) => {}
             State::Head(_) | State::Echo(_) | State::Relay(_) | State::None => {}
         }

@@ -4,8 +4,8 @@
 //! ```text
 //!   client                    shard                          upstream
 //!     | request, body           |                               |
-//!     | ----------------------> | start_forward: socket         |
-//!     |                         | forward_connected: request -> |
+//!     | ----------------------> | start_forward; attempt.rs:    |
+//!     |                         | on_connected: request ------> |
 //!     | body ...                | forward_body          body -> |
 //!     |                         |  <--- head: forward_answer    |
 //!     |  <------- head and body |  <--- body                    |
@@ -19,12 +19,11 @@
 
 use super::Shard;
 use super::send::PAUSE_AT_BYTES;
-use crate::config::Upstream;
-use crate::conn::{Answering, ConnId, Forwarding, Head, Phase, State};
-use crate::handshake::{self, Forwarded};
+use crate::conn::{ConnId, Forwarding, Head, Phase, State};
+use crate::handshake;
 use crate::http::{self, BodyReader, HeadScanner, HttpError, Request};
 use crate::metrics::Cause;
-use crate::ring::{Failure, Ring};
+use crate::ring::Ring;
 use crate::time::Time;
 
 /// Interim responses (1xx) that an upstream may send before its answer.
@@ -37,8 +36,8 @@ impl<R: Ring> Shard<R> {
         &mut self,
         id: ConnId,
         backend: u16,
-        upstream: &Upstream,
         request: &Request<'_>,
+        head: &[u8],
         rest: &[u8],
     ) {
         let limits = &self.config.limits;
@@ -47,16 +46,13 @@ impl<R: Ring> Shard<R> {
         if matches!(body, BodyReader::Length(length) if length > body_bytes_left) {
             return self.refuse(id, 413, Cause::TooBig, BODY_TOO_LARGE);
         }
-        let mut bytes = self.stores.spares.take(1024);
-        let forwarded = Forwarded { client: self.table[id].peer.ip(), proto: "http" };
-        let host = (!upstream.preserve_host).then_some(upstream.host.as_str());
-        let path = upstream.path.as_deref();
-        handshake::encode_forwarded_request(&mut bytes, request, host, path, &forwarded);
+        let connect_timeout = limits.connect_timeout;
+        let attempt = self.start_attempt(id, backend, request, head);
         let is_http_10 = request.minor_version == 0;
         let conn = &mut self.table[id];
         conn.state = State::Forwarding(Box::new(Forwarding {
-            backend,
-            request: bytes,
+            attempt,
+            request: Vec::new(),
             body,
             body_bytes_left,
             request_done: false,
@@ -64,15 +60,16 @@ impl<R: Ring> Shard<R> {
             is_http_10,
             keep_alive: !is_http_10 && !request.headers.has_token("connection", "close"),
             answered: false,
-            upstream: None,
             connected: false,
             next: Vec::new(),
         }));
-        conn.deadline = self.now + limits.connect_timeout;
+        conn.deadline = self.now + connect_timeout;
         self.timers.set(id.slot, conn.deadline);
-        conn.flags.socket_in_flight = true;
-        self.ring.submit_socket(id, &upstream.address);
         self.forward_body(id, rest);
+        // Unless its body was refused already.
+        if self.table[id].phase == Phase::Open {
+            self.try_upstream(id, None);
+        }
     }
 
     /// Bytes of a client whose request is on its way: its body, or what comes behind it.
@@ -95,7 +92,7 @@ impl<R: Ring> Shard<R> {
         // Nothing behind a request is read on before its answer.
         forwarding.next.extend_from_slice(behind);
         let mut full = !forwarding.next.is_empty();
-        match forwarding.upstream.filter(|_| forwarding.connected) {
+        match forwarding.attempt.upstream.filter(|_| forwarding.connected) {
             None => {
                 forwarding.request.extend_from_slice(body);
                 full |= forwarding.request.len() > config.limits.early_bytes_max;
@@ -114,20 +111,11 @@ impl<R: Ring> Shard<R> {
         }
     }
 
-    /// The upstream of a request is connected, or is not going to be.
-    pub(super) fn forward_connected(&mut self, id: ConnId, result: Result<(), Failure>) {
-        let State::Answering(answering) = &self.table[id].state else { return };
-        let client = answering.client;
-        if let Err(failure) = result {
-            self.start_close(id, Cause::BackendGone);
-            let why = format!("the upstream could not be reached: {failure}");
-            return self.fail_request(client, 502, Cause::BackendGone, &why);
-        }
+    /// The upstream of a request is connected, and the request's head is queued for it.
+    pub(super) fn forward_connected(&mut self, id: ConnId, client: ConnId) {
         let Shard { table, stores, now, config, timers, .. } = self;
-        let State::Forwarding(forwarding) = &mut table[client].state else {
-            return self.start_close(id, Cause::ClientGone);
-        };
-        let request = std::mem::take(&mut forwarding.request);
+        let State::Forwarding(forwarding) = &mut table[client].state else { return };
+        let body = std::mem::take(&mut forwarding.request);
         forwarding.connected = true;
         let behind = !forwarding.next.is_empty();
         // From here on it is this connection that has to move on.
@@ -135,10 +123,7 @@ impl<R: Ring> Shard<R> {
         let conn = &mut table[id];
         conn.deadline = *now + config.limits.response_timeout;
         timers.set(id.slot, conn.deadline);
-        conn.outbox.write(stores, *now, |out| out.extend_from_slice(&request));
-        stores.spares.give(request);
-        self.mark_dirty(id);
-        self.arm_recv(id);
+        conn.outbox.write(stores, *now, |out| out.extend_from_slice(&body));
         if !behind {
             self.resume(client);
         }
@@ -210,12 +195,13 @@ impl<R: Ring> Shard<R> {
                 return None;
             }
         };
-        let Shard { table, stores, now, stop_deadline, .. } = self;
+        let Shard { table, stop_deadline, .. } = self;
         let State::Forwarding(forwarding) = &mut table[client].state else {
             self.start_close(id, Cause::ClientGone);
             return None;
         };
         let is_interim = response.status < 200;
+        let mut cookie = None;
         if !is_interim {
             let method = if forwarding.is_head { "HEAD" } else { "GET" };
             let body = BodyReader::new(&response, method);
@@ -228,13 +214,19 @@ impl<R: Ring> Shard<R> {
             if let State::Answering(answering) = &mut table[id].state {
                 answering.body = Some(body);
             }
+            if (502..=504).contains(&response.status) {
+                self.attempt_answered(client, response.status);
+            } else {
+                cookie = self.attempt_opened(id, client);
+            }
         }
+        let Shard { table, stores, now, .. } = self;
         let State::Forwarding(forwarding) = &table[client].state else { return None };
         let keep_alive = is_interim || forwarding.keep_alive;
         // HTTP/1.0 knows no interim responses (RFC 9110 §15.2).
         if !(is_interim && forwarding.is_http_10) {
             table[client].outbox.write(stores, *now, |out| {
-                handshake::encode_forwarded_response(out, &response, keep_alive);
+                handshake::encode_forwarded_response(out, &response, keep_alive, cookie.as_deref());
             });
             self.mark_dirty(client);
         }
@@ -261,10 +253,11 @@ impl<R: Ring> Shard<R> {
         // Who asks without reading the answers is not given more of them.
         let keeps_up = conn.outbox.bytes() <= PAUSE_AT_BYTES;
         if !(forwarding.keep_alive && keeps_up) {
-            forwarding.upstream = None;
+            forwarding.attempt.upstream = None;
             return self.start_finish(client, Cause::HttpDone);
         }
         let mut next = std::mem::take(&mut forwarding.next);
+        self.stores.spares.give(std::mem::take(&mut forwarding.attempt.head));
         conn.state = State::Head(Head::default());
         conn.flags.served = true;
         conn.deadline = self.now + keepalive_timeout;
@@ -296,8 +289,7 @@ impl<R: Ring> Shard<R> {
     }
 
     fn bad_answer(&mut self, id: ConnId, client: ConnId, why: &str) {
-        self.start_close(id, Cause::BackendGone);
-        self.fail_request(client, 502, Cause::BackendGone, why);
+        self.attempt_failed(id, client, 502, Cause::BackendGone, why);
     }
 
     /// Refuses a request that is with an upstream. Once its answer has begun, it can only end too
@@ -318,8 +310,7 @@ impl<R: Ring> Shard<R> {
     pub(super) fn forwarding_deadline(&mut self, id: ConnId) {
         let State::Forwarding(forwarding) = &self.table[id].state else { return };
         if !forwarding.connected {
-            let why = "the upstream did not connect within connect_timeout_ms";
-            self.refuse(id, 504, Cause::BackendTimeout, why);
+            self.attempt_late(id);
         }
     }
 
@@ -333,6 +324,10 @@ impl<R: Ring> Shard<R> {
         // While a request still comes in, the answer need not.
         let (heard, waits_for_client) = match self.table.get(client) {
             Some(conn) => match &conn.state {
+                State::Forwarding(forwarding) if !forwarding.connected => {
+                    let why = "the upstream did not connect within attempt_timeout_ms";
+                    return self.attempt_failed(id, client, 504, Cause::BackendTimeout, why);
+                }
                 State::Forwarding(forwarding) => {
                     (heard.max(conn.received_at), !forwarding.request_done)
                 }
@@ -351,21 +346,8 @@ impl<R: Ring> Shard<R> {
             let why = "the request's body took longer than response_timeout_ms";
             self.fail_request(client, 408, Cause::ClientTimeoutHandshake, why);
         } else {
-            self.start_close(id, Cause::BackendTimeout);
             let why = "the upstream did not answer within response_timeout_ms";
-            self.fail_request(client, 504, Cause::BackendTimeout, why);
-        }
-    }
-
-    /// The client of an upstream that has not answered, or not to the end, is going.
-    pub(super) fn abandon_forwarding(&mut self, client: ConnId) {
-        let State::Forwarding(forwarding) = &mut self.table[client].state else { return };
-        if let Some(upstream) = forwarding.upstream.take()
-            && let Some(conn) = self.table.get_mut(upstream)
-            && matches!(conn.state, State::Answering(_))
-            && conn.phase == Phase::Open
-        {
-            self.start_close(upstream, Cause::ClientGone);
+            self.attempt_failed(id, client, 504, Cause::BackendTimeout, why);
         }
     }
 
@@ -377,17 +359,6 @@ impl<R: Ring> Shard<R> {
         if !forwarding.answered {
             self.refuse(id, 503, Cause::Drain, "the gateway is stopping");
         }
-    }
-
-    /// What an upstream is connected for, once its socket is open.
-    pub(super) fn answering(client: ConnId) -> State {
-        State::Answering(Box::new(Answering {
-            client,
-            scanner: HeadScanner::default(),
-            bytes: Vec::new(),
-            interim_count: 0,
-            body: None,
-        }))
     }
 }
 

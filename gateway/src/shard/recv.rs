@@ -124,7 +124,7 @@ impl<R: Ring> Shard<R> {
             }
             // A request's answer waits for its client, its body for the upstream.
             State::Forwarding(forwarding) => {
-                let upstream = forwarding.upstream;
+                let upstream = forwarding.attempt.upstream;
                 if let Some(upstream) = upstream.filter(|id| self.table.get_mut(*id).is_some()) {
                     self.resume(upstream);
                 }

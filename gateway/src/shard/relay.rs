@@ -3,8 +3,7 @@
 //! ```text
 //!   client                    shard                         upstream
 //!     | request head            |                               |
-//!     | ----------------------> | start_upstream: socket        |
-//!     |                         | on_socket_opened: connect ->  |
+//!     | ----------------------> | start_upstream; attempt.rs:   |
 //!     | early bytes: held       | on_connected: request ----->  |
 //!     |                         |  <----- 101: read_answer      |
 //!     |  <----------------- 101 | relay                         |
@@ -20,16 +19,13 @@
 //! is told to the client as 1011, where a frame of ours may stand. Toward the upstream we never
 //! make up a Close frame for a client that has gone: it sees 1006, as it would without us.
 
-use std::net::SocketAddr;
-
 use super::Shard;
 use super::send::PAUSE_AT_BYTES;
-use crate::config::{BackendKind, Upstream};
-use crate::conn::{ConnId, Connecting, Handshaking, Phase, Refusing, Relay, Side, State};
-use crate::handshake::{self, Forwarded, Offer, Upgrade, UpstreamAnswer};
+use crate::conn::{ConnId, Connecting, Phase, Refusing, Relay, Side, State};
+use crate::handshake::{self, UpstreamAnswer};
 use crate::http::{self, BodyReader, HeadScanner, Request};
 use crate::metrics::Cause;
-use crate::ring::{Buffer, Failure, Ring};
+use crate::ring::{Buffer, Ring};
 use crate::ws::frame::{self, Direction};
 use crate::ws::scan::{Scanned, Scanner};
 use crate::ws::{self};
@@ -38,38 +34,25 @@ use crate::ws::{self};
 const INTERIM_MAX: u8 = 16;
 
 impl<R: Ring> Shard<R> {
-    /// Asks for an upstream connection for a client that wants to upgrade.
+    /// Looks for an upstream for a client that wants to upgrade.
     pub(super) fn start_upstream(
         &mut self,
         id: ConnId,
         backend: u16,
-        upstream: &Upstream,
         request: &Request<'_>,
-        upgrade: &Upgrade<'_>,
+        head: &[u8],
         early: &[u8],
     ) {
-        let key = handshake::fresh_key([self.random.next_u64(), self.random.next_u64()]);
-        let mut bytes = self.stores.spares.take(1024);
-        let forwarded = Forwarded { client: self.table[id].peer.ip(), proto: "http" };
-        let host = (!upstream.preserve_host).then_some(upstream.host.as_str());
-        let path = upstream.path.as_deref();
-        handshake::encode_upstream_request(&mut bytes, request, &key, host, path, &forwarded);
-        let offer = Offer::new(upgrade, &key);
+        let attempt = self.start_attempt(id, backend, request, head);
         let conn = &mut self.table[id];
-        conn.state = State::Connecting(Box::new(Connecting {
-            backend,
-            request: bytes,
-            offer,
-            early: Vec::new(),
-            upstream: None,
-        }));
+        conn.state =
+            State::Connecting(Box::new(Connecting { attempt, offer: None, early: Vec::new() }));
         conn.deadline = self.now + self.config.limits.connect_timeout;
         self.timers.set(id.slot, conn.deadline);
-        conn.flags.socket_in_flight = true;
-        self.ring.submit_socket(id, &upstream.address);
         if !early.is_empty() {
             self.hold_early(id, early);
         }
+        self.try_upstream(id, None);
     }
 
     /// Bytes behind the request. They wait until the upstream has accepted, up to a small bound at
@@ -81,94 +64,6 @@ impl<R: Ring> Shard<R> {
         if connecting.early.len() >= early_bytes_max {
             self.pause(id);
         }
-    }
-
-    pub(super) fn on_socket_opened(&mut self, client: ConnId, result: Result<u32, Failure>) {
-        self.table[client].flags.socket_in_flight = false;
-        let conn = &self.table[client];
-        let address = match &conn.state {
-            State::Connecting(connecting) if conn.phase == Phase::Open => {
-                Some(self.upstream_address(connecting.backend))
-            }
-            State::Forwarding(forwarding) if conn.phase == Phase::Open => {
-                Some(self.upstream_address(forwarding.backend))
-            }
-            _ => None,
-        };
-        match (result, address) {
-            (Ok(slot), Some(address)) => {
-                let id = self.table.occupy(slot, Side::Upstream, address, self.now);
-                let route = self.table[client].route;
-                let state = match &mut self.table[client].state {
-                    State::Forwarding(forwarding) => {
-                        forwarding.upstream = Some(id);
-                        Self::answering(client)
-                    }
-                    state => {
-                        if let State::Connecting(connecting) = state {
-                            connecting.upstream = Some(id);
-                        }
-                        State::Handshaking(Box::new(Handshaking {
-                            client,
-                            scanner: HeadScanner::default(),
-                            bytes: Vec::new(),
-                            interim_count: 0,
-                        }))
-                    }
-                };
-                let conn = &mut self.table[id];
-                conn.state = state;
-                conn.route = route;
-                self.table[id].flags.connect_in_flight = true;
-                self.ring.submit_connect(id, &address);
-            }
-            // The client has gone meanwhile: the socket has no use.
-            (Ok(slot), None) => {
-                let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-                let id = self.table.occupy(slot, Side::Upstream, nowhere, self.now);
-                self.start_close(id, Cause::ClientGone);
-            }
-            (Err(failure), Some(_)) => {
-                let why = format!("no socket for the upstream: {failure}");
-                self.refuse(client, 503, Cause::MemoryPressure, &why);
-            }
-            (Err(_), None) => {}
-        }
-        self.close_join(client);
-    }
-
-    fn upstream_address(&self, backend: u16) -> SocketAddr {
-        match &self.config.backends[usize::from(backend)].kind {
-            BackendKind::Websocket(upstream) => upstream.address,
-            _ => unreachable!("only a websocket backend has upstreams"),
-        }
-    }
-
-    pub(super) fn on_connected(&mut self, id: ConnId, result: Result<(), Failure>) {
-        let conn = &mut self.table[id];
-        conn.flags.connect_in_flight = false;
-        if conn.phase != Phase::Open {
-            return self.close_join(id);
-        }
-        if let State::Answering(_) = &conn.state {
-            return self.forward_connected(id, result);
-        }
-        let State::Handshaking(handshaking) = &conn.state else { return };
-        let client = handshaking.client;
-        if let Err(failure) = result {
-            self.start_close(id, Cause::BackendGone);
-            let why = format!("the upstream could not be reached: {failure}");
-            return self.refuse(client, 502, Cause::BackendGone, &why);
-        }
-        let State::Connecting(connecting) = &mut self.table[client].state else {
-            return self.start_close(id, Cause::ClientGone);
-        };
-        let request = std::mem::take(&mut connecting.request);
-        let Shard { table, stores, now, .. } = self;
-        table[id].outbox.write(stores, *now, |out| out.extend_from_slice(&request));
-        stores.spares.give(request);
-        self.mark_dirty(id);
-        self.arm_recv(id);
     }
 
     /// Bytes of an upstream's answer to our request.
@@ -218,13 +113,22 @@ impl<R: Ring> Shard<R> {
             self.start_close(id, Cause::ClientGone);
             return None;
         };
-        match handshake::check_upstream_response(&response, &connecting.offer) {
+        let Some(offer) = &connecting.offer else { return None };
+        match handshake::check_upstream_response(&response, offer) {
             Ok(UpstreamAnswer::Accepted { rsv1, .. }) => {
-                let accept = connecting.offer.client_accept;
+                let accept = offer.client_accept;
                 let early = std::mem::take(&mut connecting.early);
+                let head = std::mem::take(&mut connecting.attempt.head);
+                self.stores.spares.give(head);
+                let cookie = self.attempt_opened(id, client);
                 let Shard { table, stores, now, .. } = self;
                 table[client].outbox.write(stores, *now, |out| {
-                    handshake::encode_switching_from_upstream(out, &response, &accept);
+                    handshake::encode_switching_from_upstream(
+                        out,
+                        &response,
+                        &accept,
+                        cookie.as_deref(),
+                    );
                 });
                 self.metrics.upgraded += 1;
                 self.mark_dirty(client);
@@ -236,6 +140,7 @@ impl<R: Ring> Shard<R> {
                 }
             }
             Ok(UpstreamAnswer::Refused) => {
+                self.attempt_answered(client, response.status);
                 let body = BodyReader::new(&response, "GET");
                 let Shard { table, stores, now, .. } = self;
                 table[client].outbox.write(stores, *now, |out| {
@@ -279,8 +184,15 @@ impl<R: Ring> Shard<R> {
     }
 
     fn bad_gateway(&mut self, id: ConnId, client: ConnId, why: &str) {
-        self.start_close(id, Cause::BackendGone);
-        self.refuse(client, 502, Cause::BackendGone, why);
+        self.attempt_failed(id, client, 502, Cause::BackendGone, why);
+    }
+
+    /// An upstream takes too long over the handshake, or a connect.
+    pub(super) fn upstream_late(&mut self, id: ConnId) {
+        let State::Handshaking(handshaking) = &self.table[id].state else { return };
+        let client = handshaking.client;
+        let why = "the upstream did not answer within attempt_timeout_ms";
+        self.attempt_failed(id, client, 504, Cause::BackendTimeout, why);
     }
 
     /// An upstream went before it had answered.
@@ -288,17 +200,6 @@ impl<R: Ring> Shard<R> {
         let State::Handshaking(handshaking) = &self.table[id].state else { return };
         let client = handshaking.client;
         self.bad_gateway(id, client, "the upstream closed the connection before it answered");
-    }
-
-    /// The client of an upstream that has not accepted is going.
-    pub(super) fn abandon_connecting(&mut self, client: ConnId) {
-        let State::Connecting(connecting) = &mut self.table[client].state else { return };
-        if let Some(upstream) = connecting.upstream.take()
-            && let Some(conn) = self.table.get_mut(upstream)
-            && matches!(conn.state, State::Handshaking(_) | State::Refusing(_))
-        {
-            self.start_close(upstream, Cause::ClientGone);
-        }
     }
 
     // A refusal on its way to the client.
@@ -329,7 +230,7 @@ impl<R: Ring> Shard<R> {
         let client = refusing.client;
         if self.table.get_mut(client).is_some_and(|conn| conn.phase == Phase::Open) {
             if let State::Connecting(connecting) = &mut self.table[client].state {
-                connecting.upstream = None;
+                connecting.attempt.upstream = None;
             }
             self.start_finish(client, Cause::HandshakeRejected);
         }
@@ -339,7 +240,7 @@ impl<R: Ring> Shard<R> {
     /// The upstream whose refusal goes to `client`.
     pub(super) fn refusing_upstream_of(&self, client: ConnId) -> Option<ConnId> {
         match &self.table[client].state {
-            State::Connecting(connecting) => connecting.upstream.filter(|upstream| {
+            State::Connecting(connecting) => connecting.attempt.upstream.filter(|upstream| {
                 let conn = self.table.get(*upstream);
                 conn.is_some_and(|conn| matches!(conn.state, State::Refusing(_)))
             }),

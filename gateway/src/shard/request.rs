@@ -69,7 +69,7 @@ impl<R: Ring> Shard<R> {
         };
         let upgrade = match handshake::upgrade_of(&request) {
             Ok(Some(upgrade)) => upgrade,
-            Ok(None) => return self.on_plain_request(id, &request, rest),
+            Ok(None) => return self.on_plain_request(id, &request, head, rest),
             Err(error) => return self.refuse_head(id, error),
         };
         let config = std::sync::Arc::clone(&self.config);
@@ -96,8 +96,8 @@ impl<R: Ring> Shard<R> {
                 });
                 self.read_messages(id, rest);
             }
-            BackendKind::Websocket(upstream) => {
-                self.start_upstream(id, route.backend, upstream, &request, &upgrade, rest);
+            BackendKind::Websocket(_) => {
+                self.start_upstream(id, route.backend, &request, head, rest);
             }
         }
     }
@@ -122,7 +122,7 @@ impl<R: Ring> Shard<R> {
     }
 
     /// A request without an upgrade: an upstream's, or for the demo page where it is switched on.
-    fn on_plain_request(&mut self, id: ConnId, request: &Request<'_>, rest: &[u8]) {
+    fn on_plain_request(&mut self, id: ConnId, request: &Request<'_>, head: &[u8], rest: &[u8]) {
         let config = std::sync::Arc::clone(&self.config);
         let route = config.routes.find(request.host, request.path, std::iter::empty());
         if let Some(route) = route {
@@ -140,11 +140,11 @@ impl<R: Ring> Shard<R> {
                 "HEAD" => self.answer_with_page(id, rooms::DEMO_PAGE.as_bytes(), false),
                 _ => self.refuse_head(id, HttpError::MethodNotAllowed),
             },
-            Some(BackendKind::Websocket(upstream)) if upstream.http => {
+            Some(BackendKind::Websocket(websocket)) if websocket.http => {
                 match super::forward::check_method(request.method) {
                     Ok(()) => {
                         let backend = route.map_or(0, |route| route.backend);
-                        self.start_forward(id, backend, upstream, request, rest);
+                        self.start_forward(id, backend, request, head, rest);
                     }
                     Err(error) => self.refuse_head(id, error),
                 }

@@ -84,10 +84,7 @@ impl<R: Ring> Shard<R> {
                 }
             }
             (Phase::Open, State::Echo(_) | State::Rooms(_)) => self.heartbeat(id),
-            (Phase::Open, State::Connecting(_)) => {
-                let why = "the upstream did not answer within connect_timeout_ms";
-                self.refuse(id, 504, Cause::BackendTimeout, why);
-            }
+            (Phase::Open, State::Connecting(_)) => self.attempt_late(id),
             (Phase::Open, State::Relay(_)) => self.relay_deadline(id),
             (Phase::Open, State::Forwarding(_)) => self.forwarding_deadline(id),
             (Phase::Open, State::Answering(_)) => self.answering_deadline(id),
@@ -102,7 +99,8 @@ impl<R: Ring> Shard<R> {
                     self.body_read_done(id);
                 }
             }
-            (Phase::Open, State::Handshaking(_) | State::None) => {}
+            (Phase::Open, State::Handshaking(_)) => self.upstream_late(id),
+            (Phase::Open, State::None) => {}
         }
     }
 

@@ -20,6 +20,7 @@ mod autobahn;
 mod backpressure;
 mod check;
 mod forward;
+mod groups;
 mod http;
 mod page;
 mod programs;

@@ -349,7 +349,7 @@ pub fn upgrade(target: &str, more: &str) -> String {
 }
 
 impl Peer {
-    fn new(stream: TcpStream) -> Peer {
+    pub fn new(stream: TcpStream) -> Peer {
         stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
         stream.set_write_timeout(Some(PATIENCE)).expect("a socket");
         stream.set_nodelay(true).expect("a socket");

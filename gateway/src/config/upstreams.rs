@@ -1,0 +1,241 @@
+//! `[backend.NAME]` of the kind `websocket`: its upstreams and how clients are spread over them.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use super::Websocket;
+use super::machine::Machine;
+use super::reader::{Placed, Reader, Section};
+use crate::route::PathPattern;
+use crate::upstream::{
+    Balance, COOKIE_NAME_DEFAULT, Group, GroupOptions, HashKey, HealthOptions,
+    LOAD_FACTOR_PERCENT_DEFAULT, Mode, SameSite, StickyCookie, UpstreamAddress, UpstreamSpec,
+    UpstreamUrl, WEIGHT_MAX,
+};
+
+/// A day.
+const AGE_MS_MAX: u64 = 86_400_000;
+
+/// Reads the section; `None` when it has no upstream, which has been reported.
+pub(super) fn read_websocket(
+    reader: &Reader<'_>,
+    mut section: Section<'_, '_>,
+    machine: &Machine,
+    shards: u16,
+) -> Option<Websocket> {
+    section.set_scope("backend.websocket");
+    let place = section.place().clone();
+    let url = section.string("url");
+    let preserve_host = section.word("host", &["preserve", "upstream"]) == "preserve";
+    let path = section.string("path");
+    let http = section.boolean("http", true);
+    let options = read_options(reader, &mut section);
+    let entries = section.sections("upstream");
+    let missing = url.is_none() && !section.has("url") && !section.has("upstream");
+    section.finish();
+
+    if let Some(path) = &path {
+        check_path(reader, path);
+    }
+    let mut upstreams = Vec::new();
+    match (url, entries.is_empty()) {
+        (Some(url), true) => {
+            upstreams.extend(resolve(reader, &url, machine).map(|(url, address)| UpstreamSpec {
+                url,
+                address,
+                weight: 1,
+                connections_max: 0,
+                mode: Mode::Active,
+            }));
+        }
+        (Some(url), false) => reader.fault(
+            &url.place,
+            "`url` beside [[upstream]]: is it one of them? Add it to the list and leave `url` out",
+        ),
+        (None, _) => {}
+    }
+    for entry in entries {
+        upstreams.extend(read_upstream(reader, entry, machine, shards));
+    }
+    if missing {
+        reader.echo(
+            &place,
+            "`url` is missing: a websocket backend needs it, or a list of [[backend.NAME.upstream]]; \
+             add url = \"ws://127.0.0.1:3000\"",
+        );
+    }
+    // What it says of the list is said here, with a place; a shard may rely on it.
+    if let Err(fault) = Group::new(options.clone(), upstreams.clone(), 0) {
+        reader.echo(&place, fault);
+    }
+    let path = path.map(|path| path.value);
+    (!upstreams.is_empty()).then_some(Websocket { upstreams, options, preserve_host, path, http })
+}
+
+fn check_path(reader: &Reader<'_>, path: &Placed<String>) {
+    match path.value.parse::<PathPattern>() {
+        Ok(PathPattern::Exact(_)) => {}
+        Ok(PathPattern::Prefix(_)) => {
+            let message = format!(
+                "`path` is \"{}\": it replaces the client's path and cannot hold a `*`; leave it \
+                 out to keep the client's path",
+                path.value
+            );
+            reader.fault(&path.place, message);
+        }
+        Err(why) => reader.fault(&path.place, format!("`path` is \"{}\": {why}", path.value)),
+    }
+}
+
+fn read_upstream(
+    reader: &Reader<'_>,
+    mut section: Section<'_, '_>,
+    machine: &Machine,
+    shards: u16,
+) -> Option<UpstreamSpec> {
+    section.set_scope("backend.websocket.upstream");
+    let url = section.required("url", "ws://127.0.0.1:3000");
+    let weight = section.integer("weight", 1..=u64::from(WEIGHT_MAX)).unwrap_or(1) as u32;
+    let connections_max = section.integer("connections_max", 0..=u64::from(u32::MAX));
+    let connections_max = connections_max.unwrap_or(0) as u32;
+    let mode = match section.word("mode", &["active", "draining", "disabled"]) {
+        "draining" => Mode::Draining,
+        "disabled" => Mode::Disabled,
+        _ => Mode::Active,
+    };
+    if (1..u32::from(shards)).contains(&connections_max) {
+        let message = format!(
+            "`connections_max` is {connections_max}: each of the {shards} shards needs one at least; \
+             raise it, or lower server.shards"
+        );
+        reader.fault(&section.place_of("connections_max"), message);
+    }
+    section.finish();
+    let (url, address) = resolve(reader, &url?, machine)?;
+    Some(UpstreamSpec { url, address, weight, connections_max, mode })
+}
+
+/// What a URL names, and where that is.
+fn resolve(
+    reader: &Reader<'_>,
+    text: &Placed<String>,
+    machine: &Machine,
+) -> Option<(UpstreamUrl, UpstreamAddress)> {
+    let fault = |why: &dyn Display| {
+        reader.fault(&text.place, format!("`url` is \"{}\": {why}", text.value));
+        None
+    };
+    let url: UpstreamUrl = match text.value.parse() {
+        Ok(url) => url,
+        Err(why) => return fault(&why),
+    };
+    if let Some(path) = url.unix_path() {
+        let address = UpstreamAddress::Unix(path.to_owned());
+        return Some((url, address));
+    }
+    let (host, port) = url.host_and_port()?;
+    match (machine.resolve)(host, port) {
+        Ok(address) => Some((url, UpstreamAddress::Tcp(address))),
+        Err(error) => fault(&format!(
+            "`{host}` does not resolve ({error}); correct the name, add it to DNS or /etc/hosts, \
+             or write the address"
+        )),
+    }
+}
+
+fn read_options(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> GroupOptions {
+    let default = GroupOptions::default();
+    let words = ["least-connections", "round-robin", "random-two", "hash"];
+    let balance = section.word("balance", &words);
+    let key = section.string("hash_key");
+    let load = section.integer("hash_load_percent", 0..=1000);
+    let load = load.unwrap_or(u64::from(LOAD_FACTOR_PERCENT_DEFAULT)) as u32;
+    if (1..100).contains(&load) {
+        let message = format!(
+            "`hash_load_percent` is {load}: an upstream has to take its even share, which is 100; \
+             set it to 100 or more, or to 0 for no bound"
+        );
+        reader.fault(&section.place_of("hash_load_percent"), message);
+    }
+    let key = match &key {
+        Some(text) => hash_key(&text.value).unwrap_or_else(|why| {
+            reader.fault(&text.place, format!("`hash_key` is \"{}\": {why}", text.value));
+            HashKey::ClientIp
+        }),
+        None => HashKey::ClientIp,
+    };
+    let balance = match balance {
+        "round-robin" => Balance::RoundRobin,
+        "random-two" => Balance::RandomTwo,
+        "hash" => Balance::Hash { key, load_factor_percent: (load > 0).then_some(load) },
+        _ => Balance::LeastConnections,
+    };
+    let health = HealthOptions {
+        eject_failures: section
+            .integer("eject_failures", 0..=1000)
+            .map_or(default.health.eject_failures, |number| number as u32),
+        eject: section.milliseconds("eject_ms", 1..=AGE_MS_MAX, default.health.eject),
+        eject_max: section.milliseconds("eject_max_ms", 1..=AGE_MS_MAX, default.health.eject_max),
+        ..default.health
+    };
+    if health.eject > health.eject_max {
+        let message = "`eject_max_ms` is less than `eject_ms`: the first ejection would be longer \
+                       than the longest; raise it";
+        reader.fault(&section.place_of("eject_max_ms"), message);
+    }
+    let slow_start = section.milliseconds("slow_start_ms", 0..=AGE_MS_MAX, Duration::ZERO);
+    let panic_percent = section.integer("panic_percent", 0..=100);
+    let panic_percent = panic_percent.map_or(default.panic_percent, |number| number as u32);
+    let cookie = read_cookie(reader, section);
+    GroupOptions { balance, health, slow_start, panic_percent, cookie }
+}
+
+fn read_cookie(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> Option<StickyCookie> {
+    let wanted = section.boolean("sticky_cookie", false);
+    let name = section.string("sticky_cookie_name");
+    let secret = section.string("sticky_cookie_secret");
+    let max_age =
+        section.milliseconds("sticky_cookie_age_ms", 0..=365 * AGE_MS_MAX, Duration::ZERO);
+    let same_site = match section.word("sticky_cookie_same_site", &["lax", "none"]) {
+        "none" => SameSite::None,
+        _ => SameSite::Lax,
+    };
+    let is_token = |name: &str| {
+        let is_mark = |byte: u8| b"!#$%&'*+-.^_`|~".contains(&byte);
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || is_mark(byte))
+    };
+    if let Some(name) = name.as_ref().filter(|name| !is_token(&name.value)) {
+        let message = format!(
+            "`sticky_cookie_name` is \"{}\": a cookie's name has letters, digits and marks like `_`; \
+             write \"{COOKIE_NAME_DEFAULT}\", or leave it out",
+            name.value
+        );
+        reader.fault(&name.place, message);
+    }
+    wanted.then(|| StickyCookie {
+        name: name.map_or_else(|| COOKIE_NAME_DEFAULT.to_owned(), |name| name.value),
+        secret: secret.map(|secret| secret.value.into_bytes()).unwrap_or_default(),
+        max_age,
+        same_site,
+    })
+}
+
+/// Reads what clients are told apart by. The error says what to write instead.
+fn hash_key(text: &str) -> Result<HashKey, &'static str> {
+    const KNOWN: &str = "write \"client-ip\", \"sid\", \"header:NAME\", \"cookie:NAME\", \
+                         \"query:NAME\" or \"path:INDEX\"";
+    let (what, name) = text.split_once(':').unwrap_or((text, ""));
+    let named = |key: fn(String) -> HashKey| match name {
+        "" => Err(KNOWN),
+        name => Ok(key(name.to_owned())),
+    };
+    match what {
+        "client-ip" if name.is_empty() => Ok(HashKey::ClientIp),
+        "sid" if name.is_empty() => Ok(HashKey::SocketIoSid),
+        "header" => named(HashKey::Header),
+        "cookie" => named(HashKey::Cookie),
+        "query" => named(HashKey::QueryParameter),
+        "path" => name.parse().map(HashKey::PathSegment).map_err(|_| KNOWN),
+        _ => Err(KNOWN),
+    }
+}

@@ -1,0 +1,418 @@
+//! Upstreams are tried for a client, one after the other, until one takes it.
+//!
+//! ```text
+//!   start_attempt --> try_upstream --> on_socket_opened --> on_connected --> an answer
+//!                        ^   | nobody has room: waits          |               |
+//!                        |   +----> serve_waiting              v               v
+//!                        +------------------------------- attempt_failed    attempt_opened
+//! ```
+//!
+//! A client that has heard nothing yet goes on to the next upstream when one cannot be reached, or
+//! is reached and does not answer the handshake. An ordinary request is not sent twice: it moves on
+//! only while nothing of it has been sent. What the group is told, and when, is the contract of
+//! `upstream.rs`: every pick has exactly one outcome.
+
+use std::net::SocketAddr;
+
+use super::Shard;
+use crate::config::{BackendKind, Websocket};
+use crate::conn::{Answering, Attempt, ConnId, Counted, Handshaking, Phase, Side, State};
+use crate::handshake::{self, Forwarded, Offer};
+use crate::http::{self, HeadScanner, Request};
+use crate::metrics::Cause;
+use crate::ring::{Failure, Ring};
+use crate::time::Time;
+use crate::upstream::{Balance, Client, Pick, Sticky, Tried, UpstreamAddress, UpstreamId};
+
+/// Clients that wait for room at an upstream and are tried again in one turn.
+const WAITING_PER_TURN: usize = 64;
+
+impl<R: Ring> Shard<R> {
+    /// The search for an upstream for a request whose head this is. `try_upstream` begins it.
+    pub(super) fn start_attempt(
+        &mut self,
+        id: ConnId,
+        backend: u16,
+        request: &Request<'_>,
+        head: &[u8],
+    ) -> Attempt {
+        let client = self.table[id].peer.ip();
+        let group = self.groups[usize::from(backend)].as_ref().expect("a websocket backend");
+        let key = match &group.options().balance {
+            Balance::Hash { key, .. } => key.of(request, client),
+            _ => 0,
+        };
+        let sticky = group.find_cookie(&request.headers).map_or(Sticky::Nowhere, Sticky::Cookie);
+        let mut copy = self.stores.spares.take(head.len());
+        copy.extend_from_slice(head);
+        Attempt {
+            backend,
+            head: copy,
+            key,
+            sticky,
+            picked: None,
+            upstream: None,
+            tried: Tried::default(),
+            waits: false,
+        }
+    }
+
+    /// Asks for a connection to the next upstream. `failed` is what the client is told when there is
+    /// none: how the last one failed.
+    pub(super) fn try_upstream(&mut self, id: ConnId, failed: Option<(u16, Cause, &str)>) {
+        let Shard { table, ring, groups, waiting, random, now, .. } = self;
+        let conn = &mut table[id];
+        let Some(attempt) = attempt_of(&mut conn.state) else { return };
+        let backend = usize::from(attempt.backend);
+        let group = groups[backend].as_mut().expect("a websocket backend");
+        let client = Client { key: attempt.key, sticky: attempt.sticky, random: random.next_u64() };
+        match group.pick(&client, *now, &attempt.tried) {
+            Pick::Upstream(upstream) => {
+                group.on_picked(upstream);
+                attempt.picked = Some(upstream);
+                conn.flags.socket_in_flight = true;
+                let upstream = group.get(upstream).expect("what was picked is in the list");
+                ring.submit_socket(id, &upstream.spec().address);
+            }
+            Pick::Wait => {
+                attempt.waits = true;
+                waiting[backend].push_back(id);
+            }
+            Pick::None => {
+                let nobody = (503, Cause::BackendGone, "no upstream is available");
+                let (status, cause, why) = failed.unwrap_or(nobody);
+                self.refuse(id, status, cause, why);
+            }
+        }
+    }
+
+    /// Connections to upstreams have ended: clients that waited for that are tried again, in the
+    /// order in which they came.
+    pub(super) fn serve_waiting(&mut self) {
+        if !std::mem::take(&mut self.room_made) {
+            return;
+        }
+        for backend in 0..self.waiting.len() {
+            for _ in 0..self.waiting[backend].len().min(WAITING_PER_TURN) {
+                let Some(id) = self.waiting[backend].pop_front() else { break };
+                let Some(conn) = self.table.get_mut(id).filter(|conn| conn.phase == Phase::Open)
+                else {
+                    continue;
+                };
+                let Some(attempt) = attempt_of(&mut conn.state).filter(|it| it.waits) else {
+                    continue;
+                };
+                attempt.waits = false;
+                self.try_upstream(id, None);
+            }
+        }
+    }
+
+    pub(super) fn on_socket_opened(&mut self, client: ConnId, result: Result<u32, Failure>) {
+        let Shard { table, groups, .. } = self;
+        let conn = &mut table[client];
+        conn.flags.socket_in_flight = false;
+        let is_open = conn.phase == Phase::Open;
+        let attempt = attempt_of(&mut conn.state).filter(|_| is_open);
+        let address = attempt.and_then(|attempt| {
+            let group = groups[usize::from(attempt.backend)].as_ref()?;
+            // It may have left the list meanwhile.
+            Some(group.get(attempt.picked?)?.spec().address.clone())
+        });
+        match (result, address) {
+            (Ok(slot), Some(address)) => self.connect_upstream(client, slot, &address),
+            // The client has gone meanwhile, or the upstream has: the socket has no use.
+            (Ok(slot), None) => {
+                let id = self.table.occupy(slot, Side::Upstream, NOWHERE, self.now);
+                self.start_close(id, Cause::ClientGone);
+                if is_open {
+                    self.refuse(client, 503, Cause::BackendGone, "the upstream was taken away");
+                }
+            }
+            (Err(failure), _) if is_open => {
+                let why = format!("no socket for the upstream: {failure}");
+                self.refuse(client, 503, Cause::MemoryPressure, &why);
+            }
+            (Err(_), _) => {}
+        }
+        self.close_join(client);
+    }
+
+    fn connect_upstream(&mut self, client: ConnId, slot: u32, address: &UpstreamAddress) {
+        let peer = match address {
+            UpstreamAddress::Tcp(address) => *address,
+            UpstreamAddress::Unix(_) => NOWHERE,
+        };
+        let id = self.table.occupy(slot, Side::Upstream, peer, self.now);
+        let route = self.table[client].route;
+        let is_request = matches!(self.table[client].state, State::Forwarding(_));
+        let mut deadline = self.now + self.config.limits.attempt_timeout;
+        if let Some(attempt) = attempt_of(&mut self.table[client].state) {
+            attempt.upstream = Some(id);
+            let group = self.groups[usize::from(attempt.backend)].as_ref();
+            let upstreams = group.map_or(0, |group| group.upstreams().len());
+            // The last there is has all the time that is left to the client.
+            if attempt.tried.count() + 1 >= upstreams {
+                deadline = Time::NEVER;
+            }
+        }
+        let conn = &mut self.table[id];
+        conn.route = route;
+        conn.deadline = deadline;
+        conn.state = if is_request {
+            State::Answering(Box::new(Answering {
+                client,
+                scanner: HeadScanner::default(),
+                bytes: Vec::new(),
+                interim_count: 0,
+                body: None,
+            }))
+        } else {
+            State::Handshaking(Box::new(Handshaking {
+                client,
+                scanner: HeadScanner::default(),
+                bytes: Vec::new(),
+                interim_count: 0,
+            }))
+        };
+        self.timers.set(id.slot, deadline);
+        self.table[id].flags.connect_in_flight = true;
+        self.ring.submit_connect(id, address);
+    }
+
+    pub(super) fn on_connected(&mut self, id: ConnId, result: Result<(), Failure>) {
+        let conn = &mut self.table[id];
+        conn.flags.connect_in_flight = false;
+        if conn.phase != Phase::Open {
+            return self.close_join(id);
+        }
+        let client = match &conn.state {
+            State::Handshaking(handshaking) => handshaking.client,
+            State::Answering(answering) => answering.client,
+            _ => return,
+        };
+        if let Err(failure) = result {
+            let why = format!("the upstream could not be reached: {failure}");
+            return self.attempt_failed(id, client, 502, Cause::BackendGone, &why);
+        }
+        let Some(attempt) = attempt_of(&mut self.table[client].state) else {
+            return self.start_close(id, Cause::ClientGone);
+        };
+        // Lent for the moment, since what is made of it goes into another connection's outbox.
+        let head = std::mem::take(&mut attempt.head);
+        let sent = self.send_request(id, client, &head);
+        if let Some(attempt) = attempt_of(&mut self.table[client].state) {
+            attempt.head = head;
+        }
+        match sent {
+            Some(()) => self.arm_recv(id),
+            // It was read in order when it came; the limits of a head have become narrower since.
+            None => self.refuse(client, 431, Cause::HandshakeRejected, "the head is too large now"),
+        }
+    }
+
+    /// Queues the client's request for the upstream that is connected.
+    fn send_request(&mut self, id: ConnId, client: ConnId, head: &[u8]) -> Option<()> {
+        let request = http::parse_request(head, &self.head_limits()).ok()?;
+        let config = std::sync::Arc::clone(&self.config);
+        let attempt = attempt_of(&mut self.table[client].state)?;
+        let BackendKind::Websocket(websocket) = &config.backends[usize::from(attempt.backend)].kind
+        else {
+            return None;
+        };
+        let group = self.groups[usize::from(attempt.backend)].as_ref()?;
+        let url = &group.get(attempt.picked?)?.spec().url;
+        let host = (!websocket.preserve_host).then(|| url.host_header());
+        let path = url.path().or(websocket.path.as_deref());
+        let forwarded = Forwarded { client: self.table[client].peer.ip(), proto: "http" };
+        let Shard { table, stores, now, random, .. } = self;
+        let is_request = matches!(table[client].state, State::Forwarding(_));
+        if is_request {
+            table[id].outbox.write(stores, *now, |out| {
+                handshake::encode_forwarded_request(
+                    out,
+                    &request,
+                    host.as_deref(),
+                    path,
+                    &forwarded,
+                );
+            });
+            self.mark_dirty(id);
+            self.forward_connected(id, client);
+            return Some(());
+        }
+        let upgrade = handshake::upgrade_of(&request).ok()??;
+        let key = handshake::fresh_key([random.next_u64(), random.next_u64()]);
+        table[id].outbox.write(stores, *now, |out| {
+            handshake::encode_upstream_request(
+                out,
+                &request,
+                &key,
+                host.as_deref(),
+                path,
+                &forwarded,
+            );
+        });
+        if let State::Connecting(connecting) = &mut table[client].state {
+            connecting.offer = Some(Offer::new(&upgrade, &key));
+        }
+        self.mark_dirty(id);
+        Some(())
+    }
+
+    /// An upstream could not be reached, or broke off before it answered. The client goes on to the
+    /// next, where that can be; else it is told.
+    pub(super) fn attempt_failed(
+        &mut self,
+        id: ConnId,
+        client: ConnId,
+        status: u16,
+        cause: Cause,
+        why: &str,
+    ) {
+        self.start_close(id, cause);
+        let Shard { table, groups, random, metrics, now, .. } = self;
+        let Some(conn) = table.get_mut(client).filter(|conn| conn.phase == Phase::Open) else {
+            return;
+        };
+        let is_sent = matches!(&conn.state, State::Forwarding(forwarding) if forwarding.connected);
+        let Some(attempt) = attempt_of(&mut conn.state) else { return };
+        attempt.upstream = None;
+        if let Some(upstream) = attempt.picked.take() {
+            let group = groups[usize::from(attempt.backend)].as_mut();
+            let group = group.expect("a websocket backend");
+            group.on_connect_failed(upstream, *now, random.next_u64());
+            attempt.tried.push(upstream);
+            metrics.upstream_failures += 1;
+            self.room_made = true;
+        }
+        if is_sent {
+            return self.fail_request(client, status, cause, why);
+        }
+        self.try_upstream(client, Some((status, cause, why)));
+    }
+
+    /// The client's time for connecting is over.
+    pub(super) fn attempt_late(&mut self, client: ConnId) {
+        let Shard { table, groups, random, metrics, now, .. } = self;
+        let Some(attempt) = attempt_of(&mut table[client].state) else { return };
+        let (status, why) = if attempt.waits {
+            (503, "every upstream has as many connections as it may have")
+        } else {
+            (504, "no upstream answered within connect_timeout_ms")
+        };
+        if let Some(upstream) = attempt.picked.take() {
+            let group = groups[usize::from(attempt.backend)].as_mut();
+            let group = group.expect("a websocket backend");
+            group.on_connect_failed(upstream, *now, random.next_u64());
+            metrics.upstream_failures += 1;
+            self.room_made = true;
+        }
+        self.refuse(client, status, Cause::BackendTimeout, why);
+    }
+
+    /// The upstream has taken the client: its connection counts until it is closed. Returns the
+    /// cookie that brings the client back to it, where it has not brought that.
+    pub(super) fn attempt_opened(&mut self, id: ConnId, client: ConnId) -> Option<String> {
+        let Shard { table, groups, now, .. } = self;
+        let attempt = attempt_of(&mut table[client].state)?;
+        let upstream = attempt.picked.take()?;
+        let (backend, sticky) = (attempt.backend, attempt.sticky);
+        let group = groups[usize::from(backend)].as_mut().expect("a websocket backend");
+        group.on_opened(upstream, *now);
+        table[id].counted = Some(Counted { backend, upstream });
+        cookie(group, upstream, sticky)
+    }
+
+    /// The upstream has answered a handshake with something else than a WebSocket. A gateway's
+    /// refusals and a 503 speak of it, others of the client.
+    pub(super) fn attempt_answered(&mut self, client: ConnId, status: u16) {
+        let Shard { table, groups, random, now, .. } = self;
+        let Some(attempt) = attempt_of(&mut table[client].state) else { return };
+        let Some(upstream) = attempt.picked.take() else { return };
+        let group = groups[usize::from(attempt.backend)].as_mut().expect("a websocket backend");
+        if (502..=504).contains(&status) {
+            group.on_handshake_failed(upstream, *now, random.next_u64());
+        } else {
+            group.on_answered(upstream, *now);
+        }
+        self.room_made = true;
+    }
+
+    /// The client is going, or is told that it does not get an upstream.
+    pub(super) fn abandon_attempt(&mut self, client: ConnId) {
+        let Shard { table, groups, stores, .. } = self;
+        let Some(attempt) = attempt_of(&mut table[client].state) else { return };
+        stores.spares.give(std::mem::take(&mut attempt.head));
+        attempt.waits = false;
+        let upstream = attempt.upstream.take();
+        if let Some(picked) = attempt.picked.take() {
+            let group = groups[usize::from(attempt.backend)].as_mut();
+            group.expect("a websocket backend").on_abandoned(picked);
+            self.room_made = true;
+        }
+        if let Some(upstream) = upstream
+            && let Some(conn) = self.table.get_mut(upstream)
+            && matches!(
+                conn.state,
+                State::Handshaking(_) | State::Refusing(_) | State::Answering(_)
+            )
+            && conn.phase == Phase::Open
+        {
+            self.start_close(upstream, Cause::ClientGone);
+        }
+    }
+
+    /// A connection to an upstream is no more.
+    pub(super) fn uncount(&mut self, counted: Counted) {
+        if let Some(group) = &mut self.groups[usize::from(counted.backend)] {
+            group.on_closed(counted.upstream);
+            self.room_made = true;
+        }
+    }
+}
+
+/// The search that a client is in.
+pub(super) fn attempt_of(state: &mut State) -> Option<&mut Attempt> {
+    match state {
+        State::Connecting(connecting) => Some(&mut connecting.attempt),
+        State::Forwarding(forwarding) => Some(&mut forwarding.attempt),
+        _ => None,
+    }
+}
+
+/// What `Set-Cookie` has to say to a client that is at `upstream` now.
+fn cookie(group: &crate::upstream::Group, upstream: UpstreamId, sticky: Sticky) -> Option<String> {
+    let options = group.options().cookie.as_ref()?;
+    if sticky == Sticky::Cookie(upstream) {
+        return None;
+    }
+    let token = group.get(upstream)?.token()?;
+    Some(options.encode(token, false))
+}
+
+/// The peer of what has no address of the internet.
+const NOWHERE: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
+
+/// The groups of a configuration, by backend, as shard `index` sees them.
+pub(super) fn groups_of(
+    config: &crate::config::Config,
+    index: u16,
+    mut random: impl FnMut() -> u64,
+) -> Vec<Option<crate::upstream::Group>> {
+    let groups = config.backends.iter().map(|backend| match &backend.kind {
+        BackendKind::Websocket(Websocket { upstreams, options, .. }) => {
+            let mut list = upstreams.clone();
+            for upstream in &mut list {
+                let shards = config.server.shards;
+                upstream.connections_max =
+                    crate::upstream::connections_share(upstream.connections_max, index, shards);
+            }
+            let group = crate::upstream::Group::new(options.clone(), list, random());
+            Some(group.expect("the configuration has checked the list"))
+        }
+        _ => None,
+    });
+    groups.collect()
+}

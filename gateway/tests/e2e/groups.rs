@@ -1,0 +1,260 @@
+//! Several upstreams behind one route.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use crate::support::{Gateway, HEAD, Peer, Upstream, header, switching, upgrade};
+
+/// An upstream that accepts everybody and says its name, in a frame or as a body.
+struct Named {
+    address: SocketAddr,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Named {
+    fn start(name: &'static str) -> Named {
+        let upstream = Upstream::listen();
+        let address = upstream.address();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut open = Vec::new();
+            loop {
+                let (stream, _) = upstream.0.accept().expect("a connection");
+                if stopped.load(Ordering::Acquire) {
+                    return;
+                }
+                let mut peer = Peer::new(stream);
+                let head = peer.head();
+                if header(&head, "upgrade").is_some() {
+                    peer.write(switching(&head, ""));
+                    peer.write([&[0x81, name.len() as u8], name.as_bytes()].concat());
+                } else {
+                    let len = name.len();
+                    peer.write(format!("HTTP/1.1 200 OK\r\nContent-Length: {len}\r\n\r\n{name}"));
+                }
+                open.push(peer);
+            }
+        });
+        Named { address, stop, thread: Some(thread) }
+    }
+
+    /// Ends it, and all its connections.
+    fn kill(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        drop(TcpStream::connect(self.address));
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("an upstream");
+        }
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            self.kill();
+        }
+    }
+}
+
+/// A route to a group of these upstreams, with more lines for the backend. One shard, so that what
+/// it has counted is all there is.
+fn group(upstreams: &[SocketAddr], lines: &str) -> String {
+    let list = upstreams
+        .iter()
+        .map(|address| format!("[[backend.app.upstream]]\nurl = \"ws://{address}\"\n"));
+    let (head, list) = (HEAD.replace("shards = 2", "shards = 1"), list.collect::<String>());
+    format!(
+        "{head}[[route]]\nbackend = \"app\"\n[backend.app]\nkind = \"websocket\"\n{lines}{list}"
+    )
+}
+
+/// A client that is open, and the name of its upstream.
+#[track_caller]
+fn join(gateway: &Gateway, target: &str, more: &str) -> (Peer, String, String) {
+    let mut client = Peer::connect(gateway.address());
+    client.write(upgrade(target, more));
+    let head = client.head();
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    let name = String::from_utf8(client.frame().payload).expect("a name");
+    (client, name, head)
+}
+
+#[test]
+fn clients_take_turns_and_pass_over_an_upstream_that_is_gone() {
+    let mut servers = ["a", "b", "c"].map(Named::start);
+    let lines = "balance = \"round-robin\"\neject_failures = 2\n";
+    let gateway = Gateway::start(&group(&servers.each_ref().map(|it| it.address), lines));
+    let mut seen = BTreeMap::<String, u32>::new();
+    let mut open = Vec::new();
+    for _ in 0..6 {
+        let (client, name, _) = join(&gateway, "/", "");
+        *seen.entry(name.clone()).or_default() += 1;
+        open.push((client, name));
+    }
+    assert!(["a", "b", "c"].iter().all(|name| seen[*name] == 2), "{seen:?}");
+    servers[2].kill();
+    // Its clients are told; those of the others notice nothing.
+    for (client, name) in &mut open {
+        if name == "c" {
+            assert_eq!(client.close_frame().0, 1011);
+        }
+    }
+    for _ in 0..10 {
+        let (client, name, _) = join(&gateway, "/", "");
+        assert_ne!(name, "c");
+        open.push((client, name));
+    }
+    for (client, _) in open.iter_mut().filter(|(_, name)| name != "c") {
+        client.stream.set_nonblocking(true).expect("a socket");
+        let read = std::io::Read::read(&mut client.stream, &mut [0; 16]);
+        let error = read.expect_err("nothing was sent, and nothing has ended");
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    }
+}
+
+/// Four ways to fail a handshake; the client sees none of them.
+#[test]
+fn an_upstream_that_breaks_off_is_passed_over() {
+    for (way, answer) in
+        ["", "HTTP/1.1 101 Switching Protocols\r\n\r\n", "no HTTP at all\r\n\r\n", "silence"]
+            .into_iter()
+            .enumerate()
+    {
+        let (broken, good) = (Upstream::listen(), Named::start("good"));
+        let lines = "balance = \"hash\"\nhash_key = \"query:to\"\n";
+        let limits = "[limits]\nattempt_timeout_ms = 200\n";
+        let config = group(&[broken.address(), good.address], lines) + limits;
+        let gateway = Gateway::start(&config);
+        // Some key leads to the broken one.
+        let server = std::thread::spawn(move || {
+            let (mut peer, head) = broken.accept();
+            if answer != "silence" {
+                peer.write(answer);
+                drop(peer);
+                return (head, None);
+            }
+            (head, Some(peer))
+        });
+        let mut asked = 0;
+        while !server.is_finished() && asked < 64 {
+            asked += 1;
+            let (_, name, _) = join(&gateway, &format!("/?to={asked}"), "");
+            assert_eq!(name, "good", "way {way}");
+        }
+        let (head, _held) = server.join().expect("an upstream");
+        assert!(head.contains("Sec-WebSocket-Key: "), "{head}");
+    }
+}
+
+#[test]
+fn when_nobody_is_left_the_client_is_told() {
+    let gone = [(); 2].map(|()| Upstream::listen().address());
+    let gateway = Gateway::start(&group(&gone, "panic_percent = 0\neject_failures = 1\n"));
+    let ask = || {
+        let mut client = Peer::connect(gateway.address());
+        client.write(upgrade("/", ""));
+        client.answer()
+    };
+    // Both were tried, and then both are out.
+    let first = ask();
+    assert!(first.starts_with("HTTP/1.1 502 "), "{first}");
+    let second = ask();
+    assert!(
+        second.starts_with("HTTP/1.1 503 ") && second.contains("\r\nRetry-After: "),
+        "{second}"
+    );
+}
+
+#[test]
+fn a_full_upstream_makes_clients_wait() {
+    let server = Named::start("only");
+    let config = group(&[server.address], "");
+    let config = config + "connections_max = 1\n[limits]\nconnect_timeout_ms = 400\n";
+    let gateway = Gateway::start(&config);
+    let (mut first, ..) = join(&gateway, "/", "");
+    // One waits in vain.
+    let mut late = Peer::connect(gateway.address());
+    late.write(upgrade("/", ""));
+    let answer = late.answer();
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("connections"), "{answer}");
+    // The next gets its turn when the first has gone.
+    let mut next = Peer::connect(gateway.address());
+    next.write(upgrade("/", ""));
+    first.send(0x88, &[]);
+    drop(first);
+    let head = next.head();
+    assert!(head.starts_with("HTTP/1.1 101 ") || head.starts_with("HTTP/1.1 503 "), "{head}");
+}
+
+#[test]
+fn a_cookie_brings_a_client_back() {
+    let servers = ["a", "b", "c"].map(Named::start);
+    let lines = "balance = \"round-robin\"\nsticky_cookie = true\nsticky_cookie_secret = \"s\"\n";
+    let gateway = Gateway::start(&group(&servers.each_ref().map(|it| it.address), lines));
+    // By ordinary requests, as a polling transport begins.
+    let mut client = Peer::connect(gateway.address());
+    client.write("GET /poll HTTP/1.1\r\nHost: t\r\n\r\n");
+    let head = client.head();
+    let first = String::from_utf8(client.bytes(1)).expect("a name");
+    let cookie = header(&head, "set-cookie").expect("a cookie");
+    assert!(cookie.starts_with("penstock_upstream="), "{cookie}");
+    assert!(cookie.ends_with("; Path=/; HttpOnly; SameSite=Lax"), "{cookie}");
+    let pair = cookie.split(';').next().expect("a pair").to_owned();
+    for _ in 0..7 {
+        let (_client, name, head) = join(&gateway, "/", &format!("Cookie: x=y; {pair}\r\n"));
+        assert_eq!(name, first);
+        // It has it already.
+        assert_eq!(header(&head, "set-cookie"), None, "{head}");
+    }
+    let (_client, _, head) = join(&gateway, "/", "Cookie: penstock_upstream=0123456789abcdef\r\n");
+    assert!(header(&head, "set-cookie").is_some(), "{head}");
+}
+
+/// Clients of one key share an upstream, over HTTP and WebSocket alike.
+#[test]
+fn a_key_leads_to_one_upstream() {
+    let servers = ["a", "b", "c"].map(Named::start);
+    let lines = "balance = \"hash\"\nhash_key = \"header:X-Room\"\nhash_load_percent = 0\n";
+    let gateway = Gateway::start(&group(&servers.each_ref().map(|it| it.address), lines));
+    let mut names = std::collections::BTreeSet::new();
+    for room in 0..16 {
+        let header = format!("X-Room: {room}\r\n");
+        let (_client, name, _) = join(&gateway, "/", &header);
+        let mut client = Peer::connect(gateway.address());
+        client.write(format!("GET / HTTP/1.1\r\nHost: t\r\n{header}\r\n"));
+        client.head();
+        assert_eq!(client.bytes(1), name.as_bytes());
+        names.insert(name);
+    }
+    assert_eq!(names.len(), 3, "{names:?}");
+}
+
+#[test]
+fn an_upstream_may_be_a_unix_socket() {
+    let path = std::env::temp_dir().join(format!("penstock-e2e-{}.sock", std::process::id()));
+    let listener = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+    let head = HEAD.replace("shards = 2", "shards = 1");
+    let url = format!("unix:{}:/inner", path.display());
+    let gateway = Gateway::start(&format!(
+        "{head}[[route]]\nbackend = \"app\"\n[backend.app]\nkind = \"websocket\"\nurl = \"{url}\"\n\
+         host = \"upstream\"\n"
+    ));
+    let mut client = Peer::connect(gateway.address());
+    client.write("GET /outer?q HTTP/1.1\r\nHost: t\r\n\r\n");
+    let (mut server, _) = listener.accept().expect("a connection");
+    std::fs::remove_file(&path).expect("it was made above");
+    let mut request = [0; 4096];
+    let len = std::io::Read::read(&mut server, &mut request).expect("a request");
+    let request = String::from_utf8_lossy(&request[..len]).into_owned();
+    assert!(request.starts_with("GET /inner?q HTTP/1.1\r\n"), "{request}");
+    assert_eq!(header(&request, "host"), Some("localhost"));
+    std::io::Write::write_all(&mut server, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        .expect("it is read");
+    client.head();
+    assert_eq!(client.bytes(2), b"ok");
+}
