@@ -7,6 +7,7 @@
 //!
 //! Start reading at `turn`.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::CString;
 use std::io;
@@ -25,6 +26,13 @@ use crate::websocket::{self, CLOSE, CONTINUATION, Frame, PING, PONG};
 /// What is said on open connections. Whatever a handler appends to `out` is sent, in order; frames
 /// are made by [`websocket::encode_frame`].
 pub(crate) trait Scenario {
+    /// What a client asks for in its handshake, where that is not what its target says. Asked
+    /// twice for one connection, when the request is made and when the answer is read, and has to
+    /// say the same.
+    fn request(&self, _client: u32) -> Request<'_> {
+        Request::default()
+    }
+
     /// The handshake is done.
     fn on_open(&mut self, client: u32, now: Instant, out: &mut Vec<u8>);
 
@@ -40,6 +48,17 @@ pub(crate) trait Scenario {
 
     /// The connection is over, or was never opened. Not called twice for one client.
     fn on_end(&mut self, client: u32, ending: &Ending);
+}
+
+/// What one client asks for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Request<'a> {
+    /// Put behind the target's path and before its query, such as "/sub/7"; see
+    /// [`websocket::join_path`]. What cannot stand in a path ends the connection as failed.
+    pub(crate) path_suffix: Cow<'a, str>,
+    /// The subprotocols to offer, as the header lists them ("a, b"), instead of the target's;
+    /// `Some("")` for none.
+    pub(crate) subprotocols: Option<Cow<'a, str>>,
 }
 
 /// Why a connection is over.
@@ -378,8 +397,9 @@ impl Engine {
         }
         state.phase = Phase::Upgrading;
         let target = &self.settings.targets[client as usize % self.settings.targets.len()];
-        let key = websocket::key(u64::from(client));
-        websocket::encode_request(&mut state.outgoing, &target.host, &target.path, &key);
+        if let Err(reason) = encode_request(&mut state.outgoing, target, scenario, client) {
+            return self.end(scenario, client, &Ending::Failed(reason));
+        }
         self.flush_later(client);
         self.arm_recv(client);
     }
@@ -437,7 +457,8 @@ impl Engine {
         now: Instant,
     ) -> Result<(), Ending> {
         let (ring, _) = self.place(client);
-        let Engine { lanes, clients, counts, .. } = self;
+        let Engine { lanes, clients, counts, settings, .. } = self;
+        let target = &settings.targets[client as usize % settings.targets.len()];
         let state = &mut clients[client as usize];
         if state.phase == Phase::Ended {
             lanes.rings[ring].release(chunk);
@@ -446,13 +467,13 @@ impl Engine {
         let was_upgrading = state.phase == Phase::Upgrading;
         let bytes = lanes.rings[ring].bytes(&chunk);
         let result = if state.partial.is_empty() {
-            state.consume(counts, scenario, client, bytes, now).map(|taken| {
+            state.consume(counts, target, scenario, client, bytes, now).map(|taken| {
                 state.partial.extend_from_slice(&bytes[taken..]);
             })
         } else {
             let mut whole = std::mem::take(&mut state.partial);
             whole.extend_from_slice(bytes);
-            state.consume(counts, scenario, client, &whole, now).map(|taken| {
+            state.consume(counts, target, scenario, client, &whole, now).map(|taken| {
                 // Emptied, it keeps no memory: an idle client has to be small.
                 if taken < whole.len() {
                     whole.drain(..taken);
@@ -617,6 +638,7 @@ impl Client {
     fn consume(
         &mut self,
         counts: &mut Counts,
+        target: &Target,
         scenario: &mut impl Scenario,
         client: u32,
         bytes: &[u8],
@@ -625,7 +647,10 @@ impl Client {
         let mut taken = 0;
         if self.phase == Phase::Upgrading {
             let accept = websocket::accept(&websocket::key(u64::from(client)));
-            match websocket::decode_response(bytes, &accept) {
+            let request = scenario.request(client);
+            let subprotocols = request.subprotocols.as_deref().unwrap_or(&target.subprotocols);
+            let offer = websocket::Offer { accept: &accept, subprotocols };
+            match websocket::decode_response(bytes, &offer) {
                 Ok(None) => return Ok(0),
                 Err(reason) => return Err(Ending::Failed(format!("handshake: {reason}"))),
                 Ok(Some(head)) => taken = head,
@@ -663,6 +688,36 @@ impl Client {
         }
         Ok(taken)
     }
+}
+
+/// Appends the handshake of a client. An error is the scenario's: it asks for what cannot be sent.
+fn encode_request(
+    out: &mut Vec<u8>,
+    target: &Target,
+    scenario: &impl Scenario,
+    client: u32,
+) -> Result<(), String> {
+    let Request { path_suffix, subprotocols } = scenario.request(client);
+    let path = match &*path_suffix {
+        "" => Cow::Borrowed(&*target.path),
+        suffix => Cow::Owned(websocket::join_path(&target.path, suffix)),
+    };
+    if !websocket::is_path(&path) {
+        return Err(format!("request: {path:?} is not a path that could stand in one"));
+    }
+    let subprotocols = subprotocols.as_deref().unwrap_or(&target.subprotocols);
+    if !subprotocols.is_empty() && !subprotocols.split(", ").all(websocket::is_token) {
+        return Err(format!("request: {subprotocols:?} is not a list of subprotocols"));
+    }
+    let request = websocket::Request {
+        host: &target.host,
+        path: &path,
+        key: &websocket::key(u64::from(client)),
+        subprotocols,
+        headers: &target.headers,
+    };
+    websocket::encode_request(out, &request);
+    Ok(())
 }
 
 fn close_reason(payload: &[u8]) -> String {

@@ -9,6 +9,7 @@ use clap::Args;
 
 use crate::kernel;
 use crate::target::Target;
+use crate::websocket;
 
 /// What every command that makes connections takes.
 #[derive(Args, Clone, Debug, Default)]
@@ -25,6 +26,13 @@ pub(crate) struct Common {
     /// The server's processes, for their memory and processor time, such as "120,121".
     #[arg(long = "pid", value_delimiter = ',', value_name = "PID")]
     pub(crate) pids: Vec<u32>,
+    /// A header to send along in the handshake, such as "Authorization: Bearer x"; give it once
+    /// for each.
+    #[arg(long = "header", value_name = "NAME: VALUE", value_parser = websocket::header)]
+    pub(crate) headers: Vec<String>,
+    /// The subprotocols to offer, such as "mqtt"; the server has to accept one of them.
+    #[arg(long = "subprotocol", value_name = "NAME,NAME", value_parser = websocket::subprotocols)]
+    pub(crate) subprotocols: Option<String>,
 }
 
 impl Common {
@@ -33,9 +41,12 @@ impl Common {
         self.cpu.map_or(Ok(()), kernel::pin_to_cpu)
     }
 
-    /// Reads a URL, with the caution that was asked for.
+    /// Reads a URL, with the caution that was asked for, and what is to be said in a handshake.
     pub(crate) fn target(&self, url: &str) -> io::Result<Target> {
-        Target::parse(url, self.allow_remote).map_err(io::Error::other)
+        let mut target = Target::parse(url, self.allow_remote).map_err(io::Error::other)?;
+        target.subprotocols = self.subprotocols.clone().unwrap_or_default();
+        target.headers.clone_from(&self.headers);
+        Ok(target)
     }
 }
 

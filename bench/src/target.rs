@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 
-/// A server, from a `ws://` URL.
+/// A server, from a `ws://` URL, and what is asked of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) address: SocketAddr,
@@ -10,6 +10,10 @@ pub(crate) struct Target {
     pub(crate) host: String,
     /// Path and query.
     pub(crate) path: String,
+    /// The subprotocols that are offered, as the header lists them; empty for none.
+    pub(crate) subprotocols: String,
+    /// Headers that are sent along, "Name: value" each.
+    pub(crate) headers: Vec<String>,
 }
 
 impl Target {
@@ -40,7 +44,13 @@ impl Target {
         if !address.ip().is_loopback() && !allow_remote {
             return Err(format!("{url}: {address} is not this machine (--allow-remote to insist)"));
         }
-        Ok(Target { address, host: host.to_owned(), path })
+        Ok(Target {
+            address,
+            host: host.to_owned(),
+            path,
+            subprotocols: String::new(),
+            headers: Vec::new(),
+        })
     }
 
     /// Whether connections to it may come from any address of 127.0.0.0/8.

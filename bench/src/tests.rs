@@ -7,6 +7,7 @@ mod load;
 mod relay;
 mod search;
 mod sweep;
+mod transport;
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
