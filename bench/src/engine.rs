@@ -14,7 +14,10 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use hdrhistogram::Histogram;
+use serde_json::{Map, Value, json};
+
+use crate::histogram;
 
 use crate::kernel::descriptors_max;
 use crate::kernel::lanes::Lanes;
@@ -36,7 +39,8 @@ pub(crate) trait Scenario {
     /// The handshake is done.
     fn on_open(&mut self, client: u32, now: Instant, out: &mut Vec<u8>);
 
-    /// A whole message or a Pong has come. An error is a fault of the server: the connection is
+    /// A whole message or a Pong has come; of a message that came in fragments, the frame is what
+    /// they add up to. An error is a fault of the server: the connection is
     /// ended, and the text is counted.
     fn on_frame(
         &mut self,
@@ -108,6 +112,41 @@ pub(crate) struct Engine {
     /// Clients whose receive has to be armed again, once buffers are back.
     to_arm: Vec<u32>,
     pub(crate) counts: Counts,
+    pub(crate) times: Times,
+}
+
+/// How long the steps of opening took, in nanoseconds, of connections that did open. The clock is
+/// read once a turn, so a step includes the wait for others that are answered in the same turn.
+pub(crate) struct Times {
+    /// From the begin of an open until the handshake's answer is read: all that follows.
+    pub(crate) open: Histogram<u64>,
+    /// TCP.
+    pub(crate) connect: Histogram<u64>,
+    /// The WebSocket handshake.
+    pub(crate) upgrade: Histogram<u64>,
+}
+
+impl Times {
+    fn new() -> Times {
+        let new = histogram::new;
+        Times { open: new(), connect: new(), upgrade: new() }
+    }
+
+    /// Puts them among the figures of a run: `open_us`, `connect_us`, `upgrade_us`.
+    pub(crate) fn put(&self, report: &mut Map<String, Value>) {
+        report.insert("open_us".into(), histogram::report(&self.open));
+        report.insert("connect_us".into(), histogram::report(&self.connect));
+        report.insert("upgrade_us".into(), histogram::report(&self.upgrade));
+    }
+
+    /// The histograms as an outcome wants them.
+    pub(crate) fn histograms(&self) -> Vec<(Cow<'static, str>, Histogram<u64>)> {
+        vec![
+            ("open".into(), self.open.clone()),
+            ("connect".into(), self.connect.clone()),
+            ("upgrade".into(), self.upgrade.clone()),
+        ]
+    }
 }
 
 /// What has happened so far.
@@ -145,7 +184,7 @@ impl Reasons {
     }
 }
 
-/// One connection: 56 bytes, and no memory elsewhere while it is quiet.
+/// One connection: 64 bytes, and no memory elsewhere while it is quiet.
 #[derive(Default)]
 struct Client {
     phase: Phase,
@@ -158,6 +197,34 @@ struct Client {
     partial: Vec<u8>,
     /// What goes out with the next send.
     outgoing: Vec<u8>,
+    /// What few clients have, or for a short time.
+    session: Option<Box<Session>>,
+}
+
+// There may be millions.
+const _: () = assert!(size_of::<Client>() <= 64);
+
+/// What a client has while it opens, or while a message comes in pieces.
+#[derive(Default)]
+struct Session {
+    opening: Option<Opening>,
+    /// The opcode of the message that is coming in fragments, or 0.
+    message_opcode: u8,
+    /// What has come of it: at most [`websocket::PAYLOAD_BYTES_MAX`].
+    message: Vec<u8>,
+}
+
+impl Session {
+    fn is_empty(&self) -> bool {
+        self.opening.is_none() && self.message_opcode == 0
+    }
+}
+
+/// When the steps of an open were done.
+#[derive(Clone, Copy)]
+struct Opening {
+    begun: Instant,
+    connected: Instant,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -220,6 +287,7 @@ impl Engine {
             to_flush: Vec::new(),
             to_arm: Vec::new(),
             counts: Counts::default(),
+            times: Times::new(),
         })
     }
 
@@ -307,6 +375,10 @@ impl Engine {
             let state = &mut self.clients[client as usize];
             state.phase = Phase::Connecting;
             state.connecting = true;
+            state.session = Some(Box::new(Session {
+                opening: Some(Opening { begun: now, connected: now }),
+                ..Session::default()
+            }));
             self.open_deadlines.push_back((now + self.settings.open_timeout, client));
             let (ring, slot) = self.place(client);
             let target = self.target_of(client);
@@ -366,7 +438,7 @@ impl Engine {
     ) {
         match completion {
             Completion::Connected { slot, result } => {
-                self.on_connected(scenario, first + slot, result);
+                self.on_connected(scenario, first + slot, result, now);
             }
             Completion::Received { slot, result, more } => {
                 self.on_received(scenario, first + slot, result, more, now);
@@ -386,6 +458,7 @@ impl Engine {
         scenario: &mut impl Scenario,
         client: u32,
         result: Result<(), (&'static str, io::Error)>,
+        now: Instant,
     ) {
         let state = &mut self.clients[client as usize];
         state.connecting = false;
@@ -396,6 +469,9 @@ impl Engine {
             return self.end(scenario, client, &Ending::Failed(format!("{step}: {error}")));
         }
         state.phase = Phase::Upgrading;
+        if let Some(opening) = state.opening() {
+            opening.connected = now;
+        }
         let target = &self.settings.targets[client as usize % self.settings.targets.len()];
         if let Err(reason) = encode_request(&mut state.outgoing, target, scenario, client) {
             return self.end(scenario, client, &Ending::Failed(reason));
@@ -483,7 +559,7 @@ impl Engine {
         };
         lanes.rings[ring].release(chunk);
         if was_upgrading && self.clients[client as usize].phase != Phase::Upgrading {
-            self.on_opened(now);
+            self.on_opened(client, now);
         }
         if !self.clients[client as usize].outgoing.is_empty() {
             self.flush_later(client);
@@ -491,7 +567,20 @@ impl Engine {
         result
     }
 
-    fn on_opened(&mut self, now: Instant) {
+    fn on_opened(&mut self, client: u32, now: Instant) {
+        let state = &mut self.clients[client as usize];
+        if let Some(session) = &mut state.session {
+            if let Some(Opening { begun, connected }) = session.opening.take() {
+                let since = |then: Instant| now.saturating_duration_since(then).as_nanos() as u64;
+                let connect = connected.saturating_duration_since(begun).as_nanos() as u64;
+                histogram::record(&mut self.times.open, since(begun));
+                histogram::record(&mut self.times.connect, connect);
+                histogram::record(&mut self.times.upgrade, since(connected));
+            }
+            if session.is_empty() {
+                state.session = None;
+            }
+        }
         self.opening -= 1;
         self.counts.opened += 1;
         self.counts.open += 1;
@@ -562,6 +651,7 @@ impl Engine {
         state.phase = Phase::Ended;
         state.partial = Vec::new();
         state.outgoing = Vec::new();
+        state.session = None;
         match ending {
             Ending::Failed(reason) => self.counts.failed.add(reason),
             Ending::Early(reason) => self.counts.early.add(reason),
@@ -634,6 +724,10 @@ impl Engine {
 }
 
 impl Client {
+    fn opening(&mut self) -> Option<&mut Opening> {
+        self.session.as_mut()?.opening.as_mut()
+    }
+
     /// Handles everything whole at the front of `bytes`; says how much that was.
     fn consume(
         &mut self,
@@ -674,19 +768,52 @@ impl Client {
                 }
                 // §5.5.1: we have sent our Close frame and may send nothing more.
                 (PING, _) => {}
-                (CONTINUATION, _) => {
-                    return Err(Ending::Early("fragmented message: not understood here".into()));
-                }
-                (_, _) if !frame.fin => {
-                    return Err(Ending::Early("fragmented message: not understood here".into()));
-                }
-                (_, Phase::Open) => scenario
+                (_, Phase::Open) if frame.opcode == PONG || self.is_whole(&frame) => scenario
                     .on_frame(client, &frame, now, &mut self.outgoing)
                     .map_err(Ending::Early)?,
+                (_, Phase::Open) => {
+                    let Some(opcode) = self.on_fragment(&frame).map_err(Ending::Early)? else {
+                        continue;
+                    };
+                    let session = self.session.as_mut().expect("the message is in it");
+                    let payload = std::mem::take(&mut session.message);
+                    if session.is_empty() {
+                        self.session = None;
+                    }
+                    let message = Frame { opcode, fin: true, payload: &payload };
+                    scenario
+                        .on_frame(client, &message, now, &mut self.outgoing)
+                        .map_err(Ending::Early)?;
+                }
                 (_, _) => {}
             }
         }
         Ok(taken)
+    }
+
+    /// Whether a data frame is a message by itself, on a connection where none is unfinished.
+    fn is_whole(&self, frame: &Frame<'_>) -> bool {
+        frame.fin && frame.opcode != CONTINUATION && self.session.is_none()
+    }
+
+    /// Puts a data frame to those before it. With the last one, the opcode of the message that is
+    /// then whole in the session (RFC 6455 §5.4).
+    fn on_fragment(&mut self, frame: &Frame<'_>) -> Result<Option<u8>, String> {
+        let session = self.session.get_or_insert_default();
+        match (frame.opcode, session.message_opcode) {
+            (CONTINUATION, 0) => {
+                return Err("continuation of no message (RFC 6455 §5.4)".into());
+            }
+            (CONTINUATION, _) => {}
+            (opcode, 0) => session.message_opcode = opcode,
+            (..) => return Err("a message within a message (RFC 6455 §5.4)".into()),
+        }
+        let message_bytes = (session.message.len() + frame.payload.len()) as u64;
+        if message_bytes > websocket::PAYLOAD_BYTES_MAX {
+            return Err(format!("message above {} bytes", websocket::PAYLOAD_BYTES_MAX));
+        }
+        session.message.extend_from_slice(frame.payload);
+        Ok(frame.fin.then(|| std::mem::take(&mut session.message_opcode)))
     }
 }
 

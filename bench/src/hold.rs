@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use clap::Args;
 use serde_json::{Map, Value, json};
@@ -83,6 +83,7 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
     let sockets_before = proc::socket_counts();
     let cpu_before = read_cpu();
 
+    let started_at = SystemTime::now();
     let started = Instant::now();
     while !engine.opening_is_over() && !stopped() && started.elapsed() < options.opening_timeout {
         engine.open_more(Instant::now());
@@ -180,7 +181,9 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
     );
     put("kernel_memory", kernel_after.report_growth(&kernel_before, open_count));
     put("tcp_sockets", json!({ "before": sockets_before, "held": sockets_after }));
-    Ok(Outcome::of_figures(report))
+    engine.times.put(&mut report);
+    let histograms = engine.times.histograms();
+    Ok(Outcome { figures: report, histograms, started_at, measured: opening })
 }
 
 /// Sends a Ping with a number on connections picked at random, and waits for the same number back.

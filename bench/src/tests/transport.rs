@@ -171,3 +171,78 @@ fn a_subprotocol_that_was_not_offered_is_refused() {
         assert_eq!(reasons["handshake: subprotocol x was not offered"], 1, "{report:#}");
     });
 }
+
+/// Plays one connection on which the server sends `wire`, in two pieces cut at `cut`, then closes.
+fn hears(wire: &[u8], cut: usize) -> Notes {
+    let serve = |mut stream: TcpStream| {
+        stream.set_nodelay(true).unwrap();
+        for piece in [&wire[..cut], &wire[cut..], &[0x88, 2, 3, 0xE8]] {
+            // A client that has found a fault may be gone.
+            let _ = stream.write_all(piece);
+        }
+        while stream.read(&mut [0; 512]).is_ok_and(|len| len > 0) {}
+    };
+    let mut notes = Notes::default();
+    with_odd_server(serve, |address| notes.play(target("", &format!("ws://{address}/"))));
+    notes
+}
+
+#[test]
+fn section_5_4_fragments_are_one_message() {
+    let wire = b"\x01\x03Hel\x89\x01p\x80\x02lo\x82\x01x\x02\x00\x00\x01a\x8A\x01q\x80\x00";
+    let want: [(u8, &[u8]); 4] = [(1, b"Hello"), (2, b"x"), (10, b"q"), (2, b"a")];
+    for cut in 0..=wire.len() {
+        let notes = hears(wire, cut);
+        let heard: Vec<_> = notes.heard.iter().map(|(code, bytes)| (*code, &bytes[..])).collect();
+        assert_eq!(heard, want, "cut at {cut}");
+        assert_eq!(notes.ended, [Ending::Early("Close frame 1000".into())], "cut at {cut}");
+    }
+}
+
+#[test]
+fn section_5_4_mistakes_of_a_server() {
+    let check = |wire: &[u8], want: &str| {
+        let notes = hears(wire, wire.len());
+        let [Ending::Early(reason)] = &notes.ended[..] else { panic!("{:?}", notes.ended) };
+        assert!(reason.contains(want), "{reason}");
+    };
+    check(b"\x80\x01x", "continuation of no message");
+    check(b"\x00\x01x", "continuation of no message");
+    check(b"\x01\x01x\x81\x01y", "a message within a message");
+    check(b"\x01\x01x\x01\x01y", "a message within a message");
+    check(b"\x01\x01x\x80\x01y\x80\x01z", "continuation of no message");
+}
+
+#[test]
+fn section_5_4_a_message_has_a_bound_however_it_is_cut() {
+    // As much as may be in one message, and a byte more.
+    let serve = |mut stream: TcpStream| {
+        let half = vec![b'x'; (websocket::PAYLOAD_BYTES_MAX / 2) as usize];
+        for first in [0x02, 0x00] {
+            let mut header = vec![first, 127];
+            header.extend_from_slice(&(half.len() as u64).to_be_bytes());
+            stream.write_all(&header).unwrap();
+            stream.write_all(&half).unwrap();
+        }
+        let _ = stream.write_all(b"\x80\x01x");
+        while stream.read(&mut [0; 512]).is_ok_and(|len| len > 0) {}
+    };
+    let mut notes = Notes::default();
+    with_odd_server(serve, |address| notes.play(target("", &format!("ws://{address}/"))));
+    assert_eq!(notes.ended, [Ending::Early("message above 67108864 bytes".into())]);
+}
+
+#[test]
+fn the_steps_of_opening_are_timed() {
+    with_echo(1, |address| {
+        let line = format!("--url ws://{address}/ --connections 20 --seconds 0 --sample 0");
+        let outcome = hold(&parse(&line), &Watch::new(&NEVER)).unwrap();
+        let names: Vec<_> = outcome.histograms.iter().map(|(name, h)| (&**name, h.len())).collect();
+        assert_eq!(names, [("open", 20), ("connect", 20), ("upgrade", 20)]);
+        let [open, connect, upgrade] = [0, 1, 2].map(|i| outcome.histograms[i].1.max());
+        // Each value is within a thousandth of what was measured.
+        assert!(open <= (connect + upgrade) * 1002 / 1000 + 1, "{open} {connect} {upgrade}");
+        assert!(open * 1002 / 1000 + 1 >= connect.max(upgrade), "{open} {connect} {upgrade}");
+        assert_eq!(outcome.figures["open_us"]["count"], 20);
+    });
+}
