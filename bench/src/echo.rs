@@ -199,7 +199,8 @@ fn run_slices(
         "ended_early_by_reason": early.report(),
         "servers": reports,
     });
-    let Value::Object(figures) = figures else { unreachable!("it was written as an object") };
+    let Value::Object(mut figures) = figures else { unreachable!("it was written as an object") };
+    engine.put_transport(&mut figures);
     Ok(Outcome::of_figures(figures))
 }
 

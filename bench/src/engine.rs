@@ -17,14 +17,17 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
+use crate::deflate::{Agreement, Codec, Inflater};
 use crate::histogram;
 
 use crate::kernel::descriptors_max;
 use crate::kernel::lanes::Lanes;
 use crate::kernel::pool::Chunk;
 use crate::kernel::ring::{Completion, Payload, Setup};
+use crate::proc::per;
 use crate::target::Target;
-use crate::websocket::{self, CLOSE, CONTINUATION, Frame, PING, PONG};
+use crate::tls::{Security, Tls};
+use crate::websocket::{self, CLOSE, CONTINUATION, Frame, PING, PONG, RSV1};
 
 /// What is said on open connections. Whatever a handler appends to `out` is sent, in order; frames
 /// are made by [`websocket::encode_frame`].
@@ -109,6 +112,10 @@ pub(crate) struct Engine {
     open_deadlines: VecDeque<(Instant, u32)>,
     /// Clients that have something to send.
     to_flush: Vec<u32>,
+    /// Where received records are decrypted to; at most what one receive brings.
+    plain: Vec<u8>,
+    /// What makes messages smaller and larger.
+    codec: Codec,
     /// Clients whose receive has to be armed again, once buffers are back.
     to_arm: Vec<u32>,
     pub(crate) counts: Counts,
@@ -122,6 +129,8 @@ pub(crate) struct Times {
     pub(crate) open: Histogram<u64>,
     /// TCP.
     pub(crate) connect: Histogram<u64>,
+    /// The TLS handshake, when there is one.
+    pub(crate) tls: Histogram<u64>,
     /// The WebSocket handshake.
     pub(crate) upgrade: Histogram<u64>,
 }
@@ -129,23 +138,29 @@ pub(crate) struct Times {
 impl Times {
     fn new() -> Times {
         let new = histogram::new;
-        Times { open: new(), connect: new(), upgrade: new() }
+        Times { open: new(), connect: new(), tls: new(), upgrade: new() }
     }
 
-    /// Puts them among the figures of a run: `open_us`, `connect_us`, `upgrade_us`.
+    /// Puts them among the figures of a run: `open_us`, `connect_us`, `tls_us` if there is
+    /// TLS, `upgrade_us`.
     pub(crate) fn put(&self, report: &mut Map<String, Value>) {
         report.insert("open_us".into(), histogram::report(&self.open));
         report.insert("connect_us".into(), histogram::report(&self.connect));
+        if !self.tls.is_empty() {
+            report.insert("tls_us".into(), histogram::report(&self.tls));
+        }
         report.insert("upgrade_us".into(), histogram::report(&self.upgrade));
     }
 
     /// The histograms as an outcome wants them.
     pub(crate) fn histograms(&self) -> Vec<(Cow<'static, str>, Histogram<u64>)> {
-        vec![
-            ("open".into(), self.open.clone()),
-            ("connect".into(), self.connect.clone()),
-            ("upgrade".into(), self.upgrade.clone()),
-        ]
+        let mut all =
+            vec![("open".into(), self.open.clone()), ("connect".into(), self.connect.clone())];
+        if !self.tls.is_empty() {
+            all.push(("tls".into(), self.tls.clone()));
+        }
+        all.push(("upgrade".into(), self.upgrade.clone()));
+        all
     }
 }
 
@@ -159,6 +174,10 @@ pub(crate) struct Counts {
     pub(crate) failed: Reasons,
     pub(crate) early: Reasons,
     pub(crate) closed_in_order: u64,
+    /// Of the opened: those whose TLS session was resumed.
+    pub(crate) tls_resumed: u64,
+    /// Of the opened: those on which messages are compressed.
+    pub(crate) deflated: u64,
     /// Handshakes finished in each second since the first was begun.
     pub(crate) opened_by_second: Vec<u32>,
 }
@@ -193,8 +212,6 @@ struct Client {
     connecting: bool,
     /// It is in `to_flush`.
     flush_due: bool,
-    /// The first part of a head or frame that was cut.
-    partial: Vec<u8>,
     /// What goes out with the next send.
     outgoing: Vec<u8>,
     /// What few clients have, or for a short time.
@@ -204,10 +221,20 @@ struct Client {
 // There may be millions.
 const _: () = assert!(size_of::<Client>() <= 64);
 
-/// What a client has while it opens, or while a message comes in pieces.
+/// What a client has while it opens, or while a message comes in pieces; with TLS, always.
 #[derive(Default)]
 struct Session {
     opening: Option<Opening>,
+    /// What is sent and received goes through it.
+    tls: Option<Box<Tls>>,
+    /// The first part of a head or frame that was cut.
+    partial: Vec<u8>,
+    /// Messages may be compressed.
+    deflate: Option<Agreement>,
+    /// What the server's next message refers to, when it does.
+    inflater: Option<Box<Inflater>>,
+    /// The message that is coming in fragments is compressed.
+    message_compressed: bool,
     /// The opcode of the message that is coming in fragments, or 0.
     message_opcode: u8,
     /// What has come of it: at most [`websocket::PAYLOAD_BYTES_MAX`].
@@ -216,8 +243,19 @@ struct Session {
 
 impl Session {
     fn is_empty(&self) -> bool {
-        self.opening.is_none() && self.message_opcode == 0
+        self.opening.is_none()
+            && self.tls.is_none()
+            && self.deflate.is_none()
+            && self.partial.is_empty()
+            && self.message_opcode == 0
     }
+}
+
+/// What the connections of an engine have in common while one of them is looked at.
+struct Shared<'a> {
+    counts: &'a mut Counts,
+    codec: &'a mut Codec,
+    target: &'a Target,
 }
 
 /// When the steps of an open were done.
@@ -225,6 +263,8 @@ impl Session {
 struct Opening {
     begun: Instant,
     connected: Instant,
+    /// With TLS, when it was; else when connected.
+    secured: Instant,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -232,6 +272,8 @@ enum Phase {
     #[default]
     Unopened,
     Connecting,
+    /// TLS is shaking hands.
+    Securing,
     Upgrading,
     Open,
     /// Our Close frame is on its way; the server's has not come.
@@ -240,6 +282,13 @@ enum Phase {
     CloseAnswered,
     /// Over; what is outstanding is being ended, then the slot is closed.
     Ended,
+}
+
+impl Phase {
+    /// Whether the connection is under way and not open yet.
+    fn is_opening(self) -> bool {
+        matches!(self, Phase::Connecting | Phase::Securing | Phase::Upgrading)
+    }
 }
 
 /// Clients per source address: half of the default range of ports, so that one is found quickly.
@@ -285,6 +334,8 @@ impl Engine {
             opening_started: None,
             open_deadlines: VecDeque::new(),
             to_flush: Vec::new(),
+            plain: Vec::new(),
+            codec: Codec::default(),
             to_arm: Vec::new(),
             counts: Counts::default(),
             times: Times::new(),
@@ -299,6 +350,32 @@ impl Engine {
     /// Rings in use.
     pub(crate) fn ring_count(&self) -> usize {
         self.lanes.rings.len()
+    }
+
+    /// Puts what TLS and compression did among the figures of a run: nothing when neither was asked
+    /// for.
+    pub(crate) fn put_transport(&self, report: &mut Map<String, Value>) {
+        let targets = &self.settings.targets;
+        if targets.iter().any(|target| target.is_secure) {
+            report.insert("tls".into(), json!({ "resumed_count": self.counts.tls_resumed }));
+        }
+        if targets.iter().any(|target| target.deflate) {
+            let volume = &self.codec.volume;
+            let ratio = |wire: u64, payload: u64| per(wire as f64, payload);
+            let (sent, received) = (volume.sent_wire_bytes, volume.received_wire_bytes);
+            report.insert(
+                "deflate".into(),
+                json!({
+                    "agreed_count": self.counts.deflated,
+                    "sent_payload_bytes": volume.sent_payload_bytes,
+                    "sent_wire_bytes": sent,
+                    "sent_ratio": ratio(sent, volume.sent_payload_bytes),
+                    "received_payload_bytes": volume.received_payload_bytes,
+                    "received_wire_bytes": received,
+                    "received_ratio": ratio(received, volume.received_payload_bytes),
+                }),
+            );
+        }
     }
 
     /// Which target a client is one of. They alternate, so that all are opened alike.
@@ -322,7 +399,7 @@ impl Engine {
         scenario: &mut impl Scenario,
         timeout: Duration,
     ) -> io::Result<()> {
-        self.flush();
+        self.flush(scenario);
         self.lanes.submit_and_wait(timeout)?;
         let now = Instant::now(); // The only clock read of the turn.
         for ring in 0..self.lanes.rings.len() {
@@ -376,7 +453,7 @@ impl Engine {
             state.phase = Phase::Connecting;
             state.connecting = true;
             state.session = Some(Box::new(Session {
-                opening: Some(Opening { begun: now, connected: now }),
+                opening: Some(Opening { begun: now, connected: now, secured: now }),
                 ..Session::default()
             }));
             self.open_deadlines.push_back((now + self.settings.open_timeout, client));
@@ -468,12 +545,15 @@ impl Engine {
         if let Err((step, error)) = result {
             return self.end(scenario, client, &Ending::Failed(format!("{step}: {error}")));
         }
-        state.phase = Phase::Upgrading;
         if let Some(opening) = state.opening() {
-            opening.connected = now;
+            (opening.connected, opening.secured) = (now, now);
         }
         let target = &self.settings.targets[client as usize % self.settings.targets.len()];
-        if let Err(reason) = encode_request(&mut state.outgoing, target, scenario, client) {
+        let started = match &target.security {
+            Some(security) => state.start_tls(security),
+            None => state.start_upgrade(target, scenario, client),
+        };
+        if let Err(reason) = started {
             return self.end(scenario, client, &Ending::Failed(reason));
         }
         self.flush_later(client);
@@ -509,6 +589,7 @@ impl Engine {
             Ok(None) => {
                 let ending = match self.clients[client as usize].phase {
                     Phase::CloseAnswered => Ending::Closed,
+                    Phase::Securing => Ending::Failed("closed during the TLS handshake".into()),
                     Phase::Upgrading => Ending::Failed("closed during the handshake".into()),
                     _ => Ending::Early("end of stream without a Close frame".into()),
                 };
@@ -516,7 +597,9 @@ impl Engine {
             }
             Err(error) => {
                 let ending = match self.clients[client as usize].phase {
-                    Phase::Upgrading => Ending::Failed(format!("receive: {error}")),
+                    Phase::Securing | Phase::Upgrading => {
+                        Ending::Failed(format!("receive: {error}"))
+                    }
                     _ => Ending::Early(format!("receive: {error}")),
                 };
                 self.end(scenario, client, &ending);
@@ -529,39 +612,26 @@ impl Engine {
         &mut self,
         scenario: &mut impl Scenario,
         client: u32,
-        chunk: Chunk,
+        mut chunk: Chunk,
         now: Instant,
     ) -> Result<(), Ending> {
         let (ring, _) = self.place(client);
-        let Engine { lanes, clients, counts, settings, .. } = self;
+        let Engine { lanes, clients, counts, settings, plain, codec, .. } = self;
         let target = &settings.targets[client as usize % settings.targets.len()];
         let state = &mut clients[client as usize];
         if state.phase == Phase::Ended {
             lanes.rings[ring].release(chunk);
             return Ok(());
         }
-        let was_upgrading = state.phase == Phase::Upgrading;
-        let bytes = lanes.rings[ring].bytes(&chunk);
-        let result = if state.partial.is_empty() {
-            state.consume(counts, target, scenario, client, bytes, now).map(|taken| {
-                state.partial.extend_from_slice(&bytes[taken..]);
-            })
-        } else {
-            let mut whole = std::mem::take(&mut state.partial);
-            whole.extend_from_slice(bytes);
-            state.consume(counts, target, scenario, client, &whole, now).map(|taken| {
-                // Emptied, it keeps no memory: an idle client has to be small.
-                if taken < whole.len() {
-                    whole.drain(..taken);
-                    state.partial = whole;
-                }
-            })
-        };
+        let was_opening = state.phase.is_opening();
+        let bytes = lanes.rings[ring].bytes_mut(&mut chunk);
+        let shared = &mut Shared { counts, codec, target };
+        let result = state.on_bytes(shared, plain, scenario, client, bytes, now);
         lanes.rings[ring].release(chunk);
-        if was_upgrading && self.clients[client as usize].phase != Phase::Upgrading {
+        if was_opening && !self.clients[client as usize].phase.is_opening() {
             self.on_opened(client, now);
         }
-        if !self.clients[client as usize].outgoing.is_empty() {
+        if self.clients[client as usize].has_outgoing() {
             self.flush_later(client);
         }
         result
@@ -570,12 +640,18 @@ impl Engine {
     fn on_opened(&mut self, client: u32, now: Instant) {
         let state = &mut self.clients[client as usize];
         if let Some(session) = &mut state.session {
-            if let Some(Opening { begun, connected }) = session.opening.take() {
-                let since = |then: Instant| now.saturating_duration_since(then).as_nanos() as u64;
-                let connect = connected.saturating_duration_since(begun).as_nanos() as u64;
-                histogram::record(&mut self.times.open, since(begun));
-                histogram::record(&mut self.times.connect, connect);
-                histogram::record(&mut self.times.upgrade, since(connected));
+            if let Some(Opening { begun, connected, secured }) = session.opening.take() {
+                let ns = |from: Instant, to: Instant| {
+                    to.saturating_duration_since(from).as_nanos() as u64
+                };
+                histogram::record(&mut self.times.open, ns(begun, now));
+                histogram::record(&mut self.times.connect, ns(begun, connected));
+                self.counts.deflated += u64::from(session.deflate.is_some());
+                if let Some(tls) = &session.tls {
+                    histogram::record(&mut self.times.tls, ns(connected, secured));
+                    self.counts.tls_resumed += u64::from(tls.is_resumed());
+                }
+                histogram::record(&mut self.times.upgrade, ns(secured, now));
             }
             if session.is_empty() {
                 state.session = None;
@@ -611,29 +687,40 @@ impl Engine {
             // A reset peer shows here or in the receive, whichever comes first.
             let ending = match state.phase {
                 Phase::CloseAnswered => Ending::Closed,
-                Phase::Upgrading => Ending::Failed(format!("send: {error}")),
+                Phase::Securing | Phase::Upgrading => Ending::Failed(format!("send: {error}")),
                 _ => Ending::Early(format!("send: {error}")),
             };
             return self.end(scenario, client, &ending);
         }
-        if !state.outgoing.is_empty() {
+        if state.has_outgoing() {
             self.flush_later(client);
         } else if let (true, Payload::Bytes(mut bytes)) = (keep_buffers, payload) {
             bytes.clear();
-            state.outgoing = bytes;
+            match &mut state.session {
+                Some(session) => {
+                    if let Some(tls) = &mut session.tls {
+                        tls.outgoing = bytes;
+                    }
+                }
+                None => state.outgoing = bytes,
+            }
         }
     }
 
     fn expire_opens(&mut self, scenario: &mut impl Scenario, now: Instant) {
         while let Some((deadline, client)) = self.open_deadlines.front().copied() {
             let phase = self.clients[client as usize].phase;
-            let pending = matches!(phase, Phase::Connecting | Phase::Upgrading);
+            let pending = phase.is_opening();
             if pending && deadline > now {
                 break;
             }
             self.open_deadlines.pop_front();
             if pending {
-                let step = if phase == Phase::Connecting { "connect" } else { "handshake" };
+                let step = match phase {
+                    Phase::Connecting => "connect",
+                    Phase::Securing => "TLS handshake",
+                    _ => "handshake",
+                };
                 self.end(scenario, client, &Ending::Failed(format!("{step}: timed out")));
             }
         }
@@ -645,11 +732,10 @@ impl Engine {
         let state = &mut self.clients[client as usize];
         match state.phase {
             Phase::Ended => return self.end_join(client),
-            Phase::Connecting | Phase::Upgrading => self.opening -= 1,
+            phase if phase.is_opening() => self.opening -= 1,
             _ => self.counts.open -= 1,
         }
         state.phase = Phase::Ended;
-        state.partial = Vec::new();
         state.outgoing = Vec::new();
         state.session = None;
         match ending {
@@ -701,18 +787,27 @@ impl Engine {
     }
 
     /// One send per client that has something to say and is not sending.
-    fn flush(&mut self) {
+    fn flush(&mut self, scenario: &mut impl Scenario) {
         let mut to_flush = std::mem::take(&mut self.to_flush);
         for client in to_flush.drain(..) {
             let (ring, slot) = self.place(client);
             let state = &mut self.clients[client as usize];
             state.flush_due = false;
             // While sending, the completion of the send comes back for the rest.
-            if state.send_in_flight || state.outgoing.is_empty() {
+            if state.send_in_flight || !state.has_outgoing() {
+                continue;
+            }
+            let bytes = match state.take_outgoing(&mut self.codec, self.settings.keep_buffers) {
+                Ok(bytes) => bytes,
+                Err(reason) => {
+                    self.end(scenario, client, &Ending::Early(reason));
+                    continue;
+                }
+            };
+            if bytes.is_empty() {
                 continue;
             }
             state.send_in_flight = true;
-            let bytes = std::mem::take(&mut state.outgoing);
             self.lanes.rings[ring].send(slot, Payload::Bytes(bytes));
         }
         self.to_flush = to_flush; // Keeps its memory.
@@ -728,33 +823,179 @@ impl Client {
         self.session.as_mut()?.opening.as_mut()
     }
 
+    fn has_outgoing(&self) -> bool {
+        let tls = self.session.as_ref().and_then(|session| session.tls.as_ref());
+        !self.outgoing.is_empty() || tls.is_some_and(|tls| !tls.outgoing.is_empty())
+    }
+
+    /// What goes out with one send, as it goes over the wire. It may be nothing: a frame of which
+    /// only the beginning was said is not compressed yet.
+    fn take_outgoing(&mut self, codec: &mut Codec, keep_buffers: bool) -> Result<Vec<u8>, String> {
+        let mut plain = std::mem::take(&mut self.outgoing);
+        let Some(session) = &mut self.session else { return Ok(plain) };
+        if let Some(agreement) = session.deflate {
+            let mut frames = Vec::with_capacity(plain.len().min(4096));
+            codec.compress_frames(agreement, &mut plain, &mut frames);
+            // What is left over is not whole.
+            self.outgoing = plain;
+            plain = frames;
+        }
+        let Some(tls) = &mut session.tls else { return Ok(plain) };
+        if !plain.is_empty() {
+            tls.seal(&plain).map_err(|error| format!("TLS: {error}"))?;
+        }
+        let sealed = std::mem::take(&mut tls.outgoing);
+        if keep_buffers && session.deflate.is_none() {
+            plain.clear();
+            self.outgoing = plain;
+        }
+        Ok(sealed)
+    }
+
+    /// Begins the TLS handshake.
+    fn start_tls(&mut self, security: &Security) -> Result<(), String> {
+        self.phase = Phase::Securing;
+        let tls = Tls::new(security).map_err(|error| format!("TLS handshake: {error}"))?;
+        self.session.get_or_insert_default().tls = Some(Box::new(tls));
+        Ok(())
+    }
+
+    /// Begins the WebSocket handshake.
+    fn start_upgrade(
+        &mut self,
+        target: &Target,
+        scenario: &impl Scenario,
+        client: u32,
+    ) -> Result<(), String> {
+        self.phase = Phase::Upgrading;
+        encode_request(&mut self.outgoing, target, scenario, client)
+    }
+
+    /// Takes what was received: decrypts it if need be, joins it to what was left over, and keeps
+    /// what is not whole. `plain` is room for what is decrypted.
+    fn on_bytes(
+        &mut self,
+        shared: &mut Shared<'_>,
+        plain: &mut Vec<u8>,
+        scenario: &mut impl Scenario,
+        client: u32,
+        bytes: &mut [u8],
+        now: Instant,
+    ) -> Result<(), Ending> {
+        let Some(session) = &mut self.session else {
+            // Most receives of a plain client: nothing is left over and nothing to decrypt.
+            let taken = self.consume(shared, scenario, client, bytes, now)?;
+            self.keep_partial(&bytes[taken..]);
+            return Ok(());
+        };
+        let Some(tls) = &mut session.tls else {
+            return self.on_plain(shared, scenario, client, bytes, now);
+        };
+        plain.clear();
+        let received = tls.on_received(bytes, plain);
+        let (is_open, is_over) = (tls.is_open(), tls.is_over);
+        if let Err(error) = received {
+            return Err(match self.phase {
+                Phase::Securing => Ending::Failed(format!("TLS handshake: {error}")),
+                _ => Ending::Early(format!("TLS: {error}")),
+            });
+        }
+        if self.phase == Phase::Securing && is_open {
+            if let Some(opening) = self.opening() {
+                opening.secured = now;
+            }
+            self.start_upgrade(shared.target, scenario, client).map_err(Ending::Failed)?;
+        }
+        if !plain.is_empty() {
+            self.on_plain(shared, scenario, client, plain, now)?;
+        }
+        match self.phase {
+            _ if !is_over => Ok(()),
+            // The stream ends with this alert (RFC 8446 §6.1); TCP's own end says no more.
+            Phase::CloseAnswered => Err(Ending::Closed),
+            Phase::Securing | Phase::Upgrading => {
+                Err(Ending::Failed("closed during the handshake".into()))
+            }
+            _ => Err(Ending::Early("end of stream without a Close frame".into())),
+        }
+    }
+
+    /// The same, when there is a session and nothing to decrypt.
+    fn on_plain(
+        &mut self,
+        shared: &mut Shared<'_>,
+        scenario: &mut impl Scenario,
+        client: u32,
+        bytes: &[u8],
+        now: Instant,
+    ) -> Result<(), Ending> {
+        let mut whole = match &mut self.session {
+            Some(session) => std::mem::take(&mut session.partial),
+            None => Vec::new(),
+        };
+        if whole.is_empty() {
+            let taken = self.consume(shared, scenario, client, bytes, now)?;
+            self.keep_partial(&bytes[taken..]);
+            return Ok(());
+        }
+        whole.extend_from_slice(bytes);
+        let taken = self.consume(shared, scenario, client, &whole, now)?;
+        if taken < whole.len() {
+            whole.drain(..taken);
+            self.session.get_or_insert_default().partial = whole;
+        } else if self.session.as_ref().is_some_and(|session| session.is_empty()) {
+            // Emptied, it keeps no memory: an idle client has to be small.
+            self.session = None;
+        }
+        Ok(())
+    }
+
+    fn keep_partial(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.session.get_or_insert_default().partial.extend_from_slice(bytes);
+        }
+    }
+
     /// Handles everything whole at the front of `bytes`; says how much that was.
     fn consume(
         &mut self,
-        counts: &mut Counts,
-        target: &Target,
+        shared: &mut Shared<'_>,
         scenario: &mut impl Scenario,
         client: u32,
         bytes: &[u8],
         now: Instant,
     ) -> Result<usize, Ending> {
+        let Shared { counts, codec, target } = shared;
         let mut taken = 0;
         if self.phase == Phase::Upgrading {
             let accept = websocket::accept(&websocket::key(u64::from(client)));
             let request = scenario.request(client);
             let subprotocols = request.subprotocols.as_deref().unwrap_or(&target.subprotocols);
-            let offer = websocket::Offer { accept: &accept, subprotocols };
+            let deflate = target.deflate;
+            let offer = websocket::Offer { accept: &accept, subprotocols, deflate };
             match websocket::decode_response(bytes, &offer) {
                 Ok(None) => return Ok(0),
                 Err(reason) => return Err(Ending::Failed(format!("handshake: {reason}"))),
-                Ok(Some(head)) => taken = head,
+                Ok(Some(answer)) => {
+                    taken = answer.head_bytes;
+                    if let Some(agreement) = answer.deflate {
+                        let session = self.session.get_or_insert_default();
+                        session.deflate = Some(agreement);
+                        session.inflater = agreement.server_takes_over.then(Box::default);
+                    }
+                }
             }
             self.phase = Phase::Open;
             scenario.on_open(client, now, &mut self.outgoing);
         }
+        let allowed = match &self.session {
+            Some(session) if session.deflate.is_some() => RSV1,
+            _ => 0,
+        };
         while let Some((frame, len)) =
-            websocket::decode_frame(&bytes[taken..]).map_err(Ending::Early)?
+            websocket::decode_extended_frame(&bytes[taken..], allowed).map_err(Ending::Early)?
         {
+            let compressed = bytes[taken] & RSV1 != 0;
             taken += len;
             match (frame.opcode, self.phase) {
                 // RFC 6455 §5.5.1: nothing that follows a Close frame counts.
@@ -772,14 +1013,10 @@ impl Client {
                     .on_frame(client, &frame, now, &mut self.outgoing)
                     .map_err(Ending::Early)?,
                 (_, Phase::Open) => {
-                    let Some(opcode) = self.on_fragment(&frame).map_err(Ending::Early)? else {
+                    let message = self.on_fragment(codec, &frame, compressed);
+                    let Some((opcode, payload)) = message.map_err(Ending::Early)? else {
                         continue;
                     };
-                    let session = self.session.as_mut().expect("the message is in it");
-                    let payload = std::mem::take(&mut session.message);
-                    if session.is_empty() {
-                        self.session = None;
-                    }
                     let message = Frame { opcode, fin: true, payload: &payload };
                     scenario
                         .on_frame(client, &message, now, &mut self.outgoing)
@@ -791,21 +1028,34 @@ impl Client {
         Ok(taken)
     }
 
-    /// Whether a data frame is a message by itself, on a connection where none is unfinished.
+    /// Whether a data frame is a message by itself, on a connection where none is unfinished and
+    /// none compressed.
     fn is_whole(&self, frame: &Frame<'_>) -> bool {
-        frame.fin && frame.opcode != CONTINUATION && self.session.is_none()
+        let is_plain = match &self.session {
+            Some(session) => session.message_opcode == 0 && session.deflate.is_none(),
+            None => true,
+        };
+        frame.fin && frame.opcode != CONTINUATION && is_plain
     }
 
-    /// Puts a data frame to those before it. With the last one, the opcode of the message that is
-    /// then whole in the session (RFC 6455 §5.4).
-    fn on_fragment(&mut self, frame: &Frame<'_>) -> Result<Option<u8>, String> {
+    /// Puts a data frame to those before it; with the last one, the message that they are (RFC 6455
+    /// §5.4, RFC 7692 §6.2).
+    fn on_fragment(
+        &mut self,
+        codec: &mut Codec,
+        frame: &Frame<'_>,
+        compressed: bool,
+    ) -> Result<Option<(u8, Vec<u8>)>, String> {
         let session = self.session.get_or_insert_default();
         match (frame.opcode, session.message_opcode) {
             (CONTINUATION, 0) => {
                 return Err("continuation of no message (RFC 6455 §5.4)".into());
             }
             (CONTINUATION, _) => {}
-            (opcode, 0) => session.message_opcode = opcode,
+            (opcode, 0) => {
+                session.message_opcode = opcode;
+                session.message_compressed = compressed;
+            }
             (..) => return Err("a message within a message (RFC 6455 §5.4)".into()),
         }
         let message_bytes = (session.message.len() + frame.payload.len()) as u64;
@@ -813,7 +1063,28 @@ impl Client {
             return Err(format!("message above {} bytes", websocket::PAYLOAD_BYTES_MAX));
         }
         session.message.extend_from_slice(frame.payload);
-        Ok(frame.fin.then(|| std::mem::take(&mut session.message_opcode)))
+        if !frame.fin {
+            return Ok(None);
+        }
+        let opcode = std::mem::take(&mut session.message_opcode);
+        let mut payload = std::mem::take(&mut session.message);
+        let wire_bytes = payload.len() as u64;
+        if session.message_compressed {
+            let mut inflated = Vec::with_capacity(payload.len().saturating_mul(2).min(64 * 1024));
+            match &mut session.inflater {
+                Some(inflater) => inflater.inflate(&payload, &mut inflated)?,
+                None => codec.inflate(&payload, &mut inflated)?,
+            }
+            payload = inflated;
+        }
+        if session.deflate.is_some() {
+            codec.volume.received_wire_bytes += wire_bytes;
+            codec.volume.received_payload_bytes += payload.len() as u64;
+        }
+        if session.is_empty() {
+            self.session = None;
+        }
+        Ok(Some((opcode, payload)))
     }
 }
 
@@ -841,6 +1112,7 @@ fn encode_request(
         path: &path,
         key: &websocket::key(u64::from(client)),
         subprotocols,
+        deflate: target.deflate,
         headers: &target.headers,
     };
     websocket::encode_request(out, &request);

@@ -182,6 +182,7 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
     put("kernel_memory", kernel_after.report_growth(&kernel_before, open_count));
     put("tcp_sockets", json!({ "before": sockets_before, "held": sockets_after }));
     engine.times.put(&mut report);
+    engine.put_transport(&mut report);
     let histograms = engine.times.histograms();
     Ok(Outcome { figures: report, histograms, started_at, measured: opening })
 }

@@ -5,6 +5,7 @@
 //! what they can be made to do; `serve.rs` is the bare servers that others are measured against. The protocol is in
 //! `websocket.rs`, the rings in `kernel.rs`, and nothing is shared with the gateway.
 
+mod deflate;
 mod echo;
 mod engine;
 mod fanout;
@@ -25,6 +26,7 @@ mod sweep;
 mod target;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod traffic;
 mod websocket;
 

@@ -6,6 +6,8 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use crate::deflate::{self, Agreement};
+
 /// The key of an opening handshake, 16 bytes in base64 (RFC 6455 §4.1). A load tool needs them to
 /// differ, not to be secret: they follow from the number.
 pub(crate) fn key(number: u64) -> String {
@@ -41,13 +43,15 @@ pub(crate) struct Request<'a> {
     pub(crate) key: &'a str,
     /// As the header lists them, "a, b"; empty for none (RFC 6455 §4.1, item 10).
     pub(crate) subprotocols: &'a str,
+    /// permessage-deflate is offered.
+    pub(crate) deflate: bool,
     /// Further headers, "Name: value" each, as [`header`] has read them.
     pub(crate) headers: &'a [String],
 }
 
 /// Appends the opening handshake.
 pub(crate) fn encode_request(out: &mut Vec<u8>, request: &Request<'_>) {
-    let Request { host, path, key, subprotocols, headers } = request;
+    let Request { host, path, key, subprotocols, deflate, headers } = request;
     out.extend_from_slice(
         format!(
             "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -58,6 +62,11 @@ pub(crate) fn encode_request(out: &mut Vec<u8>, request: &Request<'_>) {
     if !subprotocols.is_empty() {
         out.extend_from_slice(b"Sec-WebSocket-Protocol: ");
         out.extend_from_slice(subprotocols.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    if *deflate {
+        out.extend_from_slice(b"Sec-WebSocket-Extensions: ");
+        out.extend_from_slice(deflate::OFFER.as_bytes());
         out.extend_from_slice(b"\r\n");
     }
     for header in *headers {
@@ -143,11 +152,21 @@ pub(crate) struct Offer<'a> {
     pub(crate) accept: &'a str,
     /// The subprotocols, as in [`Request`].
     pub(crate) subprotocols: &'a str,
+    /// permessage-deflate was.
+    pub(crate) deflate: bool,
+}
+
+/// An answer that accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    /// The length of the head; the first frame may follow right behind.
+    pub(crate) head_bytes: usize,
+    /// What was agreed to, if it was offered and accepted.
+    pub(crate) deflate: Option<Agreement>,
 }
 
 /// Reads the answer to an opening handshake and holds it against §4.1. `None`: more has to arrive.
-/// Otherwise the length of the head; the first frame may follow right behind.
-pub(crate) fn decode_response(buf: &[u8], offer: &Offer<'_>) -> Result<Option<usize>, String> {
+pub(crate) fn decode_response(buf: &[u8], offer: &Offer<'_>) -> Result<Option<Answer>, String> {
     let Some(end) = buf.windows(4).position(|four| four == b"\r\n\r\n") else {
         if buf.len() > RESPONSE_BYTES_MAX {
             return Err(format!("response head above {RESPONSE_BYTES_MAX} bytes"));
@@ -162,7 +181,7 @@ pub(crate) fn decode_response(buf: &[u8], offer: &Offer<'_>) -> Result<Option<us
         return Err(format!("refused: {status}"));
     }
     let (mut upgrade, mut connection, mut accepted) = (false, false, false);
-    let (mut subprotocol, mut several) = (None, false);
+    let (mut subprotocol, mut several, mut deflate) = (None, false, None);
     for line in lines {
         let (name, value) = line.split_once(':').ok_or("a header without a colon")?;
         let value = value.trim();
@@ -175,9 +194,12 @@ pub(crate) fn decode_response(buf: &[u8], offer: &Offer<'_>) -> Result<Option<us
             "sec-websocket-protocol" if !value.is_empty() => {
                 several |= subprotocol.replace(value).is_some();
             }
-            // None was offered, so none may be agreed to.
+            // Only one was offered, so two cannot be agreed to.
             "sec-websocket-extensions" if !value.is_empty() => {
-                return Err(format!("{name} was not offered"));
+                if !offer.deflate || deflate.is_some() {
+                    return Err(format!("{name} was not offered"));
+                }
+                deflate = Some(deflate::decode_answer(value)?);
             }
             _ => {}
         }
@@ -199,7 +221,7 @@ pub(crate) fn decode_response(buf: &[u8], offer: &Offer<'_>) -> Result<Option<us
             let name: String = name.chars().take(60).collect();
             Err(format!("subprotocol {name} was not offered"))
         }
-        _ => Ok(Some(end + 4)),
+        _ => Ok(Some(Answer { head_bytes: end + 4, deflate })),
     }
 }
 
@@ -222,11 +244,22 @@ pub(crate) struct Frame<'a> {
 /// The largest payload that is taken from a server.
 pub(crate) const PAYLOAD_BYTES_MAX: u64 = 64 << 20;
 
+/// The reserved bit that says of a message's first frame that it is compressed (RFC 7692 §6).
+pub(crate) const RSV1: u8 = 0x40;
+
 /// Takes the frame at the front of `buf` and says how long it is. `None`: more has to arrive.
 pub(crate) fn decode_frame(buf: &[u8]) -> Result<Option<(Frame<'_>, usize)>, String> {
+    decode_extended_frame(buf, 0)
+}
+
+/// The same, on a connection where an extension has given a meaning to some reserved bits.
+pub(crate) fn decode_extended_frame(
+    buf: &[u8],
+    allowed: u8,
+) -> Result<Option<(Frame<'_>, usize)>, String> {
     let &[first, second, ref rest @ ..] = buf else { return Ok(None) };
     let (fin, opcode) = (first & 0x80 != 0, first & 0x0F);
-    if first & 0x70 != 0 {
+    if first & 0x70 & !allowed != 0 {
         return Err("reserved bit set without an extension (RFC 6455 §5.2)".into());
     }
     if second & 0x80 != 0 {
@@ -234,6 +267,10 @@ pub(crate) fn decode_frame(buf: &[u8]) -> Result<Option<(Frame<'_>, usize)>, Str
     }
     if !matches!(opcode, CONTINUATION | TEXT | BINARY | CLOSE | PING | PONG) {
         return Err(format!("reserved opcode {opcode} (RFC 6455 §5.2)"));
+    }
+    // RFC 7692 §6: of a message it is the first frame that says so, and control frames never do.
+    if first & RSV1 != 0 && !matches!(opcode, TEXT | BINARY) {
+        return Err("reserved bit set on a frame that begins no message (RFC 7692 §6)".into());
     }
     if opcode >= CLOSE && (!fin || second > 125) {
         return Err("long or fragmented control frame (RFC 6455 §5.5)".into());
@@ -255,6 +292,19 @@ pub(crate) fn decode_frame(buf: &[u8]) -> Result<Option<(Frame<'_>, usize)>, Str
     let end = header_bytes + payload_bytes as usize;
     let Some(frame) = buf.get(header_bytes..end) else { return Ok(None) };
     Ok(Some((Frame { opcode, fin, payload: frame }, end)))
+}
+
+/// How long the header and the whole of the masked frame at the front of `buf` are, of frames that
+/// were written here. `None`: it is not there as a whole.
+pub(crate) fn frame_of_client(buf: &[u8]) -> Option<(usize, usize)> {
+    let &[_, second, ref rest @ ..] = buf else { return None };
+    let (payload_bytes, header_bytes) = match second & 0x7F {
+        126 => (u64::from(u16::from_be_bytes(*rest.first_chunk()?)), 8),
+        127 => (u64::from_be_bytes(*rest.first_chunk()?), 14),
+        short => (u64::from(short), 6),
+    };
+    let end = usize::try_from(payload_bytes).ok()?.checked_add(header_bytes)?;
+    (end <= buf.len()).then_some((header_bytes, end))
 }
 
 /// Appends a whole message as one frame, masked as a client must (§5.1).
@@ -304,7 +354,7 @@ mod tests {
     const RESPONSE: &str = "HTTP/1.1 101 Switching Protocols\r\nUPGRADE: WebSocket\r\n\
         connection: keep-alive, upgrade\r\nSec-WebSocket-Accept: right\r\n\r\n";
 
-    const OFFER: Offer<'_> = Offer { accept: "right", subprotocols: "" };
+    const OFFER: Offer<'_> = Offer { accept: "right", subprotocols: "", deflate: false };
 
     #[test]
     fn a_request_as_it_goes_out() {
@@ -315,12 +365,15 @@ mod tests {
             path: "/a?b",
             key: "k",
             subprotocols: &subprotocols("mqtt,x.v1").unwrap(),
+            deflate: true,
             headers: &headers,
         };
         encode_request(&mut wire, &request);
         let want = "GET /a?b HTTP/1.1\r\nHost: h:1\r\nUpgrade: websocket\r\n\
             Connection: Upgrade\r\nSec-WebSocket-Key: k\r\nSec-WebSocket-Version: 13\r\n\
-            Sec-WebSocket-Protocol: mqtt, x.v1\r\nX-Id: 7\r\nEmpty: \r\n\r\n";
+            Sec-WebSocket-Protocol: mqtt, x.v1\r\nSec-WebSocket-Extensions: permessage-deflate; \
+            client_no_context_takeover; server_no_context_takeover; client_max_window_bits\r\n\
+            X-Id: 7\r\nEmpty: \r\n\r\n";
         assert_eq!(String::from_utf8(wire).unwrap(), want);
     }
 
@@ -374,9 +427,9 @@ mod tests {
         let check = |offered: &str, answered: &str, want: Result<(), &str>| {
             let line = format!("upgrade\r\nSec-WebSocket-Protocol: {answered}");
             let wire = RESPONSE.replace("upgrade", &line);
-            let offer = Offer { accept: "right", subprotocols: offered };
+            let offer = Offer { accept: "right", subprotocols: offered, deflate: false };
             match (decode_response(wire.as_bytes(), &offer), want) {
-                (Ok(len), Ok(())) => assert_eq!(len, Some(wire.len())),
+                (Ok(answer), Ok(())) => assert_eq!(answer.unwrap().head_bytes, wire.len()),
                 (Err(error), Err(want)) => assert!(error.contains(want), "{error}"),
                 (got, _) => panic!("{offered}, {answered}: {got:?}"),
             }
@@ -396,7 +449,8 @@ mod tests {
     fn a_response_is_read_once_it_is_whole() {
         let wire = format!("{RESPONSE}\u{1}\u{0}");
         for cut in 0..=wire.len() {
-            let want = (cut >= RESPONSE.len()).then_some(RESPONSE.len());
+            let whole = Answer { head_bytes: RESPONSE.len(), deflate: None };
+            let want = (cut >= RESPONSE.len()).then_some(whole);
             assert_eq!(decode_response(&wire.as_bytes()[..cut], &OFFER), Ok(want), "cut at {cut}");
         }
     }
@@ -418,6 +472,38 @@ mod tests {
         check("UPGRADE:", "UPGRADE", "colon");
         let endless = vec![b'a'; RESPONSE_BYTES_MAX + 1];
         assert!(decode_response(&endless, &OFFER).is_err());
+    }
+
+    #[test]
+    fn extensions_are_agreed_to_only_when_offered() {
+        let check = |deflate: bool, lines: &str, want: Result<bool, &str>| {
+            let wire = RESPONSE.replace("upgrade\r\n", &format!("upgrade\r\n{lines}"));
+            let offer = Offer { deflate, ..OFFER };
+            match (decode_response(wire.as_bytes(), &offer), want) {
+                (Ok(answer), Ok(want)) => {
+                    assert_eq!(answer.unwrap().deflate.is_some(), want, "{lines}");
+                }
+                (Err(error), Err(want)) => assert!(error.contains(want), "{lines}: {error}"),
+                (got, _) => panic!("{lines}: {got:?}"),
+            }
+        };
+        let line = "Sec-WebSocket-Extensions: permessage-deflate\r\n";
+        check(false, "", Ok(false));
+        check(true, "", Ok(false));
+        check(true, line, Ok(true));
+        check(false, line, Err("was not offered"));
+        check(true, &line.repeat(2), Err("was not offered"));
+        check(true, "Sec-WebSocket-Extensions: other\r\n", Err("other was not offered"));
+    }
+
+    #[test]
+    fn rfc_7692_section_6_the_bit_of_compressed_messages() {
+        let frame = decode_extended_frame(b"\xC1\x00", RSV1).unwrap();
+        assert_eq!(frame, Some((Frame { opcode: TEXT, fin: true, payload: b"" }, 2)));
+        for wire in [b"\xC0\x00", b"\xC9\x00", b"\xC8\x00", b"\xA1\x00", b"\x91\x00"] {
+            let error = decode_extended_frame(wire, RSV1).unwrap_err();
+            assert!(error.contains("reserved bit"), "{error}");
+        }
     }
 
     #[test]

@@ -39,6 +39,7 @@ impl Client {
             path: "/",
             key: &key(1),
             subprotocols: "",
+            deflate: false,
             headers: &[],
         };
         encode_request(&mut request, &asked);
@@ -46,9 +47,9 @@ impl Client {
         client.write(first);
         client.write(second);
         loop {
-            let offer = Offer { accept: &accept(&key(1)), subprotocols: "" };
-            if let Some(len) = decode_response(&client.received, &offer).unwrap() {
-                client.received.drain(..len);
+            let offer = Offer { accept: &accept(&key(1)), subprotocols: "", deflate: false };
+            if let Some(answer) = decode_response(&client.received, &offer).unwrap() {
+                client.received.drain(..answer.head_bytes);
                 return client;
             }
             assert!(client.read() > 0, "the end instead of an answer");
