@@ -2,8 +2,12 @@
 //!
 //! The engine opens connections, speaks the handshake, takes frames apart, answers Pings, and
 //! closes; what is said on an open connection is the [`Scenario`]'s. A client is known by its
-//! index: `client / slots_per_ring` is its ring, the rest its slot there. A slot is used for one
-//! connection in the life of an engine, so no completion can be of an earlier one.
+//! index: `client / slots_per_ring` is its ring, the rest its slot there.
+//!
+//! A client may be opened again after its connection has ended, in the same slot. Completions do
+//! not say of which connection they are, so a slot is closed only when nothing is outstanding on
+//! it, is closed once, and is opened again only when the close has answered: then no completion
+//! can be of an earlier connection.
 //!
 //! Start reading at `turn`.
 
@@ -53,8 +57,11 @@ pub(crate) trait Scenario {
         out: &mut Vec<u8>,
     ) -> Result<(), String>;
 
-    /// The connection is over, or was never opened. Not called twice for one client.
+    /// The connection is over, or was never opened. Not called twice for one connection.
     fn on_end(&mut self, client: u32, ending: &Ending);
+
+    /// What was outstanding has answered and the slot is closed: the client may be opened again.
+    fn on_free(&mut self, _client: u32) {}
 }
 
 /// What one client asks for.
@@ -77,6 +84,20 @@ pub(crate) enum Ending {
     Early(String),
     /// We asked, and the server answered in order.
     Closed,
+    /// We broke it off, with a reset.
+    Aborted,
+}
+
+/// How a client behaves. The odd ones try a server's patience.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Manners {
+    #[default]
+    Proper,
+    /// Begins its request head, and never sends the rest.
+    HalfRequest,
+    /// Never answers anything once it is open, neither a Ping nor a Close frame. Its Close frame
+    /// goes to the scenario, and the connection counts as open until the server ends it.
+    Mute,
 }
 
 /// How an engine is set up.
@@ -108,8 +129,10 @@ pub(crate) struct Engine {
     next_to_open: u32,
     opening: u32,
     opening_started: Option<Instant>,
-    /// Open attempts in the order of their deadlines.
-    open_deadlines: VecDeque<(Instant, u32)>,
+    /// Open attempts in the order of their deadlines: when, who, and the number of the connection.
+    /// One that is over stays until it comes to the front, so there are at most as many as are
+    /// begun within `open_timeout`.
+    open_deadlines: VecDeque<(Instant, u32, u32)>,
     /// Clients that have something to send.
     to_flush: Vec<u32>,
     /// Where received records are decrypted to; at most what one receive brings.
@@ -136,7 +159,8 @@ pub(crate) struct Times {
 }
 
 impl Times {
-    fn new() -> Times {
+    /// Nothing so far.
+    pub(crate) fn new() -> Times {
         let new = histogram::new;
         Times { open: new(), connect: new(), tls: new(), upgrade: new() }
     }
@@ -178,6 +202,7 @@ pub(crate) struct Counts {
     pub(crate) tls_resumed: u64,
     /// Of the opened: those on which messages are compressed.
     pub(crate) deflated: u64,
+    pub(crate) aborted: u64,
     /// Handshakes finished in each second since the first was begun.
     pub(crate) opened_by_second: Vec<u32>,
 }
@@ -203,10 +228,21 @@ impl Reasons {
     }
 }
 
-/// One connection: 64 bytes, and no memory elsewhere while it is quiet.
+/// One client: 72 bytes, and no memory elsewhere while it is quiet.
 #[derive(Default)]
 struct Client {
     phase: Phase,
+    manners: Manners,
+    /// Times that it was opened; tells its connections apart.
+    connection: u32,
+    /// Nothing is to be read for now.
+    reading_paused: bool,
+    /// A send has failed while reading was paused: the end is told when it is read.
+    send_failed: bool,
+    /// The close is to reset the connection.
+    abrupt: bool,
+    /// The close is under way; nothing else is.
+    slot_closing: bool,
     recv_armed: bool,
     send_in_flight: bool,
     connecting: bool,
@@ -219,7 +255,7 @@ struct Client {
 }
 
 // There may be millions.
-const _: () = assert!(size_of::<Client>() <= 64);
+const _: () = assert!(size_of::<Client>() <= 72);
 
 /// What a client has while it opens, or while a message comes in pieces; with TLS, always.
 #[derive(Default)]
@@ -269,12 +305,15 @@ struct Opening {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Phase {
+    /// Nothing is open in its slot.
     #[default]
     Unopened,
     Connecting,
     /// TLS is shaking hands.
     Securing,
     Upgrading,
+    /// `Manners::HalfRequest`: we do not mean to go on, the server has not ended it yet.
+    Stalled,
     Open,
     /// Our Close frame is on its way; the server's has not come.
     Closing,
@@ -294,6 +333,9 @@ impl Phase {
 /// Clients per source address: half of the default range of ports, so that one is found quickly.
 const CLIENTS_PER_SOURCE: u32 = 12_500;
 
+/// Few clients that are opened again and again leave many ports in TIME_WAIT, for 60 s.
+const SOURCES_MIN: u32 = 32;
+
 /// Close handshakes under way at once: more would overrun the server's buffers and prove nothing.
 const CLOSING_MAX: u64 = 1024;
 
@@ -309,7 +351,7 @@ impl Engine {
         let rings = count.div_ceil(slots_max);
         let slots_per_ring = count.div_ceil(rings);
         // Each address of 127.0.0.0/8 has the whole range of ports for itself. 127.0.1.1 upwards.
-        let sources = count.div_ceil(CLIENTS_PER_SOURCE).min(60_000);
+        let sources = count.div_ceil(CLIENTS_PER_SOURCE).clamp(SOURCES_MIN, 60_000);
         let all_on_loopback = settings.targets.iter().all(|t| t.is_loopback_v4());
         let sources = if all_on_loopback { 0..sources } else { 0..0 };
         let source = |i: u32| Ipv4Addr::from(0x7F00_0101 + (i / 250) * 256 + i % 250);
@@ -448,24 +490,105 @@ impl Engine {
         while self.next_to_open < due && self.opening < self.settings.opening_max {
             let client = self.next_to_open;
             self.next_to_open += 1;
-            self.opening += 1;
-            let state = &mut self.clients[client as usize];
-            state.phase = Phase::Connecting;
-            state.connecting = true;
-            state.session = Some(Box::new(Session {
-                opening: Some(Opening { begun: now, connected: now, secured: now }),
-                ..Session::default()
-            }));
-            self.open_deadlines.push_back((now + self.settings.open_timeout, client));
-            let (ring, slot) = self.place(client);
-            let target = self.target_of(client);
-            self.lanes.rings[ring].open_and_connect(slot, target, client as usize);
+            self.open(client, now);
         }
+    }
+
+    /// Begins to open a client that is free: never opened, or `on_free` was called since. Not to be
+    /// mixed with `open_more` before that has begun all. Says whether it was free.
+    pub(crate) fn open(&mut self, client: u32, now: Instant) -> bool {
+        let (ring, slot) = self.place(client);
+        let target = self.target_of(client);
+        let state = &mut self.clients[client as usize];
+        if state.phase != Phase::Unopened {
+            return false;
+        }
+        self.opening_started.get_or_insert(now);
+        self.opening += 1;
+        state.phase = Phase::Connecting;
+        state.connecting = true;
+        state.connection = state.connection.wrapping_add(1);
+        state.session = Some(Box::new(Session {
+            opening: Some(Opening { begun: now, connected: now, secured: now }),
+            ..Session::default()
+        }));
+        let connection = state.connection;
+        self.open_deadlines.push_back((now + self.settings.open_timeout, client, connection));
+        // From another source each time: the port of the last connection may be in TIME_WAIT.
+        let source = client.wrapping_add(connection - 1) as usize;
+        self.lanes.rings[ring].open_and_connect(slot, target, source);
+        true
+    }
+
+    /// Has a client behave so, from its next connection on.
+    #[expect(dead_code, reason = "for slow clients, which come next")]
+    pub(crate) fn set_manners(&mut self, client: u32, manners: Manners) {
+        self.clients[client as usize].manners = manners;
+    }
+
+    /// Bounds the kernel's receive buffer of every client, in bytes. Once, before any is opened.
+    #[expect(dead_code, reason = "for slow clients, which come next")]
+    pub(crate) fn limit_receive_buffers(&mut self, bytes: u32) {
+        self.lanes.rings.iter_mut().for_each(|ring| ring.limit_receive_buffers(bytes));
+    }
+
+    /// Opens under way.
+    pub(crate) fn opening(&self) -> u32 {
+        self.opening
+    }
+
+    /// Which of a client's connections this is, counted from 1; 0 before the first.
+    pub(crate) fn connection(&self, client: u32) -> u32 {
+        self.clients[client as usize].connection
+    }
+
+    /// Breaks a client's connection off, with a reset and no word. Does nothing when it has ended
+    /// already.
+    pub(crate) fn abort(&mut self, scenario: &mut impl Scenario, client: u32) {
+        let state = &mut self.clients[client as usize];
+        if !matches!(state.phase, Phase::Unopened | Phase::Ended) {
+            state.abrupt = true;
+            self.end(scenario, client, &Ending::Aborted);
+        }
+    }
+
+    /// Reads nothing from a client any more, so that what the server sends it piles up: what has
+    /// completed already is still handed over. An end is not noticed until reading is resumed.
+    #[expect(dead_code, reason = "for slow clients, which come next")]
+    pub(crate) fn pause_reading(&mut self, client: u32) {
+        let (ring, slot) = self.place(client);
+        let state = &mut self.clients[client as usize];
+        if matches!(state.phase, Phase::Unopened | Phase::Ended) {
+            return;
+        }
+        state.reading_paused = true;
+        if state.recv_armed {
+            self.lanes.rings[ring].cancel_recv(slot);
+        }
+    }
+
+    /// Reads again. Does nothing when it was not paused, or its connection has ended since.
+    #[expect(dead_code, reason = "for slow clients, which come next")]
+    pub(crate) fn resume_reading(&mut self, client: u32) {
+        let state = &mut self.clients[client as usize];
+        if state.reading_paused {
+            state.reading_paused = false;
+            // While the cancelled receive has not answered, its answer arms the next.
+            self.arm_recv(client);
+        }
+    }
+
+    /// Whether a client has something to send that the kernel has not taken, the send that is under
+    /// way not counted. It has none when the server takes what it sends.
+    pub(crate) fn unsent_bytes(&self, client: u32) -> usize {
+        let state = &self.clients[client as usize];
+        let tls = state.session.as_ref().and_then(|session| session.tls.as_ref());
+        state.outgoing.len() + tls.map_or(0, |tls| tls.outgoing.len())
     }
 
     /// Queues what `write` appends, if the client's connection is open; says whether it is.
     pub(crate) fn say(&mut self, client: u32, write: impl FnOnce(&mut Vec<u8>)) -> bool {
-        if !self.is_open(client) {
+        if !self.is_open(client) || self.clients[client as usize].send_failed {
             return false;
         }
         write(&mut self.clients[client as usize].outgoing);
@@ -523,7 +646,13 @@ impl Engine {
             Completion::Sent { slot, result, payload } => {
                 self.on_sent(scenario, first + slot, result, payload);
             }
-            Completion::Closed | Completion::Cancelled => {}
+            Completion::Closed { slot } => {
+                let state = &mut self.clients[(first + slot) as usize];
+                let Client { manners, connection, flush_due, .. } = *state;
+                *state = Client { manners, connection, flush_due, ..Client::default() };
+                scenario.on_free(first + slot);
+            }
+            Completion::Cancelled => {}
             Completion::Accepted { .. }
             | Completion::SocketOpened { .. }
             | Completion::ShutDown { .. } => unreachable!("a client asks for none of these"),
@@ -556,6 +685,12 @@ impl Engine {
         if let Err(reason) = started {
             return self.end(scenario, client, &Ending::Failed(reason));
         }
+        if state.manners == Manners::HalfRequest {
+            let head = state.outgoing_to_the_wire();
+            head.truncate(head.len() / 2);
+            state.phase = Phase::Stalled;
+            self.opening -= 1;
+        }
         self.flush_later(client);
         self.arm_recv(client);
     }
@@ -584,20 +719,33 @@ impl Engine {
             }
             // Every chunk is released within its turn, so buffers are back at its end.
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                self.to_arm.push(client);
+                if self.clients[client as usize].phase == Phase::Ended {
+                    self.end_join(client);
+                } else {
+                    self.to_arm.push(client);
+                }
+            }
+            // Reading was paused, and perhaps resumed since.
+            Err(error)
+                if error.raw_os_error() == Some(libc::ECANCELED)
+                    && self.clients[client as usize].phase != Phase::Ended =>
+            {
+                self.arm_recv(client);
             }
             Ok(None) => {
                 let ending = match self.clients[client as usize].phase {
                     Phase::CloseAnswered => Ending::Closed,
                     Phase::Securing => Ending::Failed("closed during the TLS handshake".into()),
-                    Phase::Upgrading => Ending::Failed("closed during the handshake".into()),
+                    Phase::Upgrading | Phase::Stalled => {
+                        Ending::Failed("closed during the handshake".into())
+                    }
                     _ => Ending::Early("end of stream without a Close frame".into()),
                 };
                 self.end(scenario, client, &ending);
             }
             Err(error) => {
                 let ending = match self.clients[client as usize].phase {
-                    Phase::Securing | Phase::Upgrading => {
+                    Phase::Securing | Phase::Upgrading | Phase::Stalled => {
                         Ending::Failed(format!("receive: {error}"))
                     }
                     _ => Ending::Early(format!("receive: {error}")),
@@ -622,6 +770,16 @@ impl Engine {
         if state.phase == Phase::Ended {
             lanes.rings[ring].release(chunk);
             return Ok(());
+        }
+        if state.phase == Phase::Stalled {
+            // Only a refusal can answer half a request.
+            let offer = websocket::Offer { accept: "", subprotocols: "", deflate: false };
+            let refusal = websocket::decode_response(lanes.rings[ring].bytes(&chunk), &offer).err();
+            lanes.rings[ring].release(chunk);
+            return match refusal {
+                Some(reason) => Err(Ending::Failed(format!("handshake: {reason}"))),
+                None => Ok(()),
+            };
         }
         let was_opening = state.phase.is_opening();
         let bytes = lanes.rings[ring].bytes_mut(&mut chunk);
@@ -683,11 +841,19 @@ impl Engine {
         if state.phase == Phase::Ended {
             return self.end_join(client);
         }
+        if result.is_err() && state.reading_paused {
+            // Why is in what was not read yet.
+            state.send_failed = true;
+            state.outgoing = Vec::new();
+            return;
+        }
         if let Err(error) = result {
             // A reset peer shows here or in the receive, whichever comes first.
             let ending = match state.phase {
                 Phase::CloseAnswered => Ending::Closed,
-                Phase::Securing | Phase::Upgrading => Ending::Failed(format!("send: {error}")),
+                Phase::Securing | Phase::Upgrading | Phase::Stalled => {
+                    Ending::Failed(format!("send: {error}"))
+                }
                 _ => Ending::Early(format!("send: {error}")),
             };
             return self.end(scenario, client, &ending);
@@ -708,9 +874,9 @@ impl Engine {
     }
 
     fn expire_opens(&mut self, scenario: &mut impl Scenario, now: Instant) {
-        while let Some((deadline, client)) = self.open_deadlines.front().copied() {
-            let phase = self.clients[client as usize].phase;
-            let pending = phase.is_opening();
+        while let Some((deadline, client, connection)) = self.open_deadlines.front().copied() {
+            let Client { phase, connection: now_open, .. } = self.clients[client as usize];
+            let pending = phase.is_opening() && connection == now_open;
             if pending && deadline > now {
                 break;
             }
@@ -733,6 +899,7 @@ impl Engine {
         match state.phase {
             Phase::Ended => return self.end_join(client),
             phase if phase.is_opening() => self.opening -= 1,
+            Phase::Stalled => {}
             _ => self.counts.open -= 1,
         }
         state.phase = Phase::Ended;
@@ -742,6 +909,7 @@ impl Engine {
             Ending::Failed(reason) => self.counts.failed.add(reason),
             Ending::Early(reason) => self.counts.early.add(reason),
             Ending::Closed => self.counts.closed_in_order += 1,
+            Ending::Aborted => self.counts.aborted += 1,
         }
         scenario.on_end(client, ending);
         let ring = &mut self.lanes.rings[ring];
@@ -761,8 +929,15 @@ impl Engine {
     /// us back here.
     fn end_join(&mut self, client: u32) {
         let (ring, slot) = self.place(client);
-        let state = &self.clients[client as usize];
-        if !(state.recv_armed || state.send_in_flight || state.connecting) {
+        let state = &mut self.clients[client as usize];
+        let outstanding = state.recv_armed || state.send_in_flight || state.connecting;
+        if outstanding || state.slot_closing {
+            return;
+        }
+        state.slot_closing = true;
+        if state.abrupt {
+            self.lanes.rings[ring].close_abruptly(slot);
+        } else {
             self.lanes.rings[ring].close(slot);
         }
     }
@@ -770,8 +945,9 @@ impl Engine {
     fn arm_recv(&mut self, client: u32) {
         let (ring, slot) = self.place(client);
         let state = &mut self.clients[client as usize];
-        if state.phase == Phase::Ended {
-            // It ended while it waited for buffers; nothing is armed.
+        // It may have ended, or been paused, while it waited for buffers; or been resumed, which
+        // has armed it, or will when the cancelled receive answers.
+        if state.phase == Phase::Ended || state.reading_paused || state.recv_armed {
             return;
         }
         state.recv_armed = true;
@@ -794,7 +970,7 @@ impl Engine {
             let state = &mut self.clients[client as usize];
             state.flush_due = false;
             // While sending, the completion of the send comes back for the rest.
-            if state.send_in_flight || !state.has_outgoing() {
+            if state.send_in_flight || state.send_failed || !state.has_outgoing() {
                 continue;
             }
             let bytes = match state.take_outgoing(&mut self.codec, self.settings.keep_buffers) {
@@ -821,6 +997,14 @@ impl Engine {
 impl Client {
     fn opening(&mut self) -> Option<&mut Opening> {
         self.session.as_mut()?.opening.as_mut()
+    }
+
+    /// What has been written so far of a handshake, as it is sent.
+    fn outgoing_to_the_wire(&mut self) -> &mut Vec<u8> {
+        match self.session.as_mut().and_then(|session| session.tls.as_mut()) {
+            Some(tls) => &mut tls.outgoing,
+            None => &mut self.outgoing,
+        }
     }
 
     fn has_outgoing(&self) -> bool {
@@ -1001,7 +1185,11 @@ impl Client {
                 // RFC 6455 §5.5.1: nothing that follows a Close frame counts.
                 (_, Phase::CloseAnswered) => {}
                 (CLOSE, Phase::Closing) => self.phase = Phase::CloseAnswered,
+                (CLOSE, Phase::Open) if self.manners == Manners::Mute => scenario
+                    .on_frame(client, &frame, now, &mut self.outgoing)
+                    .map_err(Ending::Early)?,
                 (CLOSE, _) => return Err(Ending::Early(close_reason(frame.payload))),
+                (PING, Phase::Open) if self.manners == Manners::Mute => {}
                 (PING, Phase::Open) => {
                     let mask = websocket::scramble(counts.pings_answered) as u32;
                     websocket::encode_frame(&mut self.outgoing, PONG, frame.payload, mask);
@@ -1119,7 +1307,8 @@ fn encode_request(
     Ok(())
 }
 
-fn close_reason(payload: &[u8]) -> String {
+/// How the end by a server's Close frame is told.
+pub(crate) fn close_reason(payload: &[u8]) -> String {
     match payload.first_chunk() {
         Some(code) => format!("Close frame {}", u16::from_be_bytes(*code)),
         None => "Close frame without a code".into(),

@@ -1,10 +1,12 @@
 //! `penstock-bench`: puts WebSocket servers under load and says what it cost them.
 //!
-//! `engine.rs` is many clients in one thread, `traffic.rs` what they send, `rig.rs` how they send it at a
-//! fixed rate; `hold.rs`, `echo.rs`, `load.rs` and `fanout.rs` are
-//! what they can be made to do; `serve.rs` is the bare servers that others are measured against. The protocol is in
+//! `engine.rs` is many clients in one thread, `traffic.rs` what they send, `rig.rs` how they send it
+//! at a fixed rate, `standing.rs` those that do so beside something else; `hold.rs`, `connect.rs`,
+//! `storm.rs`, `slow.rs`, `echo.rs`, `load.rs` and `fanout.rs` are what they can be made to do;
+//! `serve.rs` is the servers that others are measured against. The protocol is in
 //! `websocket.rs`, the rings in `kernel.rs`, and nothing is shared with the gateway.
 
+mod connect;
 mod deflate;
 mod echo;
 mod engine;
@@ -22,6 +24,8 @@ mod report;
 mod rig;
 mod search;
 mod serve;
+mod standing;
+mod storm;
 mod sweep;
 mod target;
 #[cfg(test)]
@@ -66,6 +70,8 @@ enum Command {
     Search(search::Options),
     Sweep(sweep::Options),
     Fanout(fanout::Options),
+    Connect(connect::Options),
+    Storm(storm::Options),
     Serve(serve::Options),
 }
 
@@ -105,6 +111,8 @@ fn run(command: Command, files: &Files, stop: &AtomicBool) -> io::Result<bool> {
         Command::Sweep(options) => sweep::run(&options, &watch)?,
         Command::Search(options) => search::run(&options, &watch)?,
         Command::Fanout(options) => fanout::run(&options, &watch)?,
+        Command::Connect(options) => connect::run(&options, &watch)?,
+        Command::Storm(options) => storm::run(&options, &watch)?,
         Command::Serve(options) => serve::run(&options, &watch)?,
     };
     outcome.write_files(files)?;
