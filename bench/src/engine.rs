@@ -521,13 +521,11 @@ impl Engine {
     }
 
     /// Has a client behave so, from its next connection on.
-    #[expect(dead_code, reason = "for slow clients, which come next")]
     pub(crate) fn set_manners(&mut self, client: u32, manners: Manners) {
         self.clients[client as usize].manners = manners;
     }
 
     /// Bounds the kernel's receive buffer of every client, in bytes. Once, before any is opened.
-    #[expect(dead_code, reason = "for slow clients, which come next")]
     pub(crate) fn limit_receive_buffers(&mut self, bytes: u32) {
         self.lanes.rings.iter_mut().for_each(|ring| ring.limit_receive_buffers(bytes));
     }
@@ -554,7 +552,6 @@ impl Engine {
 
     /// Reads nothing from a client any more, so that what the server sends it piles up: what has
     /// completed already is still handed over. An end is not noticed until reading is resumed.
-    #[expect(dead_code, reason = "for slow clients, which come next")]
     pub(crate) fn pause_reading(&mut self, client: u32) {
         let (ring, slot) = self.place(client);
         let state = &mut self.clients[client as usize];
@@ -568,7 +565,6 @@ impl Engine {
     }
 
     /// Reads again. Does nothing when it was not paused, or its connection has ended since.
-    #[expect(dead_code, reason = "for slow clients, which come next")]
     pub(crate) fn resume_reading(&mut self, client: u32) {
         let state = &mut self.clients[client as usize];
         if state.reading_paused {

@@ -24,6 +24,7 @@ mod report;
 mod rig;
 mod search;
 mod serve;
+mod slow;
 mod standing;
 mod storm;
 mod sweep;
@@ -72,6 +73,7 @@ enum Command {
     Fanout(fanout::Options),
     Connect(connect::Options),
     Storm(storm::Options),
+    Slow(slow::Options),
     Serve(serve::Options),
 }
 
@@ -113,6 +115,7 @@ fn run(command: Command, files: &Files, stop: &AtomicBool) -> io::Result<bool> {
         Command::Fanout(options) => fanout::run(&options, &watch)?,
         Command::Connect(options) => connect::run(&options, &watch)?,
         Command::Storm(options) => storm::run(&options, &watch)?,
+        Command::Slow(options) => slow::run(&options, &watch)?,
         Command::Serve(options) => serve::run(&options, &watch)?,
     };
     outcome.write_files(files)?;

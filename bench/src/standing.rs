@@ -150,7 +150,6 @@ impl Standing {
     }
 
     /// One of the clients.
-    #[expect(dead_code, reason = "for slow clients, which come next")]
     pub(crate) fn talker(&self, client: u32) -> &Talker {
         &self.talkers[client as usize]
     }
@@ -288,6 +287,11 @@ impl Standing {
             let period = self.period_mut(due_ns);
             histogram::record(&mut period.latency, now_ns.saturating_sub(due_ns));
         }
+    }
+
+    /// What was sent: figures for a report.
+    pub(crate) fn messages_report(&self) -> Value {
+        self.messages.report()
     }
 
     /// Messages lost in all periods.

@@ -7,6 +7,7 @@ mod hold;
 mod load;
 mod relay;
 mod search;
+mod slow;
 mod storm;
 mod sweep;
 mod transport;
