@@ -219,6 +219,14 @@ impl Reasons {
         *self.0.entry(reason.to_owned()).or_default() += 1;
     }
 
+    /// Takes away what had been counted before.
+    pub(crate) fn subtract(&mut self, before: &Reasons) {
+        for (reason, count) in &mut self.0 {
+            *count -= before.0.get(reason).copied().unwrap_or(0).min(*count);
+        }
+        self.0.retain(|_, count| *count > 0);
+    }
+
     pub(crate) fn total(&self) -> u64 {
         self.0.values().sum()
     }
