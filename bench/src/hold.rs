@@ -371,7 +371,8 @@ impl Hold {
                 if pace.due() > now {
                     break;
                 }
-                let client = pace.next % engine.len();
+                // Half the way round from where it churns: who is being closed answers no Ping.
+                let client = (pace.next % engine.len() + engine.len() / 2) % engine.len();
                 let number = websocket::scramble(u64::from(pace.next));
                 if self.ping(engine, client, number, Some(pace.due())) {
                     self.pinged.asked += 1;
