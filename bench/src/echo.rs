@@ -201,7 +201,8 @@ fn run_slices(
         "ended_early_by_reason": early.report(),
         "servers": reports,
     });
-    let Value::Object(figures) = figures else { unreachable!("it was written as an object") };
+    let Value::Object(mut figures) = figures else { unreachable!("it was written as an object") };
+    engine.put_transport(&mut figures);
     let mut outcome = Outcome::of_figures(figures);
     // Of several servers, which one would be quoted?
     if let [latency] = &echo.latencies[..] {

@@ -2,35 +2,54 @@
 //!
 //! The engine opens connections, speaks the handshake, takes frames apart, answers Pings, and
 //! closes; what is said on an open connection is the [`Scenario`]'s. A client is known by its
-//! index: `client / slots_per_ring` is its ring, the rest its slot there. A slot is used for one
-//! connection in the life of an engine, so no completion can be of an earlier one.
+//! index: `client / slots_per_ring` is its ring, the rest its slot there.
+//!
+//! A client may be opened again after its connection has ended, in the same slot. Completions do
+//! not say of which connection they are, so a slot is closed only when nothing is outstanding on
+//! it, is closed once, and is opened again only when the close has answered: then no completion
+//! can be of an earlier connection.
 //!
 //! Start reading at `turn`.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::CString;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use hdrhistogram::Histogram;
+use serde_json::{Map, Value, json};
+
+use crate::deflate::{Agreement, Codec, Inflater};
+use crate::histogram;
 
 use crate::kernel::descriptors_max;
 use crate::kernel::lanes::Lanes;
 use crate::kernel::pool::Chunk;
 use crate::kernel::ring::{Completion, Payload, Setup};
 use crate::outcome::Watch;
+use crate::proc::per;
 use crate::progress::Sample;
 use crate::target::Target;
-use crate::websocket::{self, CLOSE, CONTINUATION, Frame, PING, PONG};
+use crate::tls::{Security, Tls};
+use crate::websocket::{self, CLOSE, CONTINUATION, Frame, PING, PONG, RSV1};
 
 /// What is said on open connections. Whatever a handler appends to `out` is sent, in order; frames
 /// are made by [`websocket::encode_frame`].
 pub(crate) trait Scenario {
+    /// What a client asks for in its handshake, where that is not what its target says. Asked
+    /// twice for one connection, when the request is made and when the answer is read, and has to
+    /// say the same.
+    fn request(&self, _client: u32) -> Request<'_> {
+        Request::default()
+    }
+
     /// The handshake is done.
     fn on_open(&mut self, client: u32, now: Instant, out: &mut Vec<u8>);
 
-    /// A whole message or a Pong has come. An error is a fault of the server: the connection is
+    /// A whole message or a Pong has come; of a message that came in fragments, the frame is what
+    /// they add up to. An error is a fault of the server: the connection is
     /// ended, and the text is counted.
     fn on_frame(
         &mut self,
@@ -40,8 +59,22 @@ pub(crate) trait Scenario {
         out: &mut Vec<u8>,
     ) -> Result<(), String>;
 
-    /// The connection is over, or was never opened. Not called twice for one client.
+    /// The connection is over, or was never opened. Not called twice for one connection.
     fn on_end(&mut self, client: u32, ending: &Ending);
+
+    /// What was outstanding has answered and the slot is closed: the client may be opened again.
+    fn on_free(&mut self, _client: u32) {}
+}
+
+/// What one client asks for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Request<'a> {
+    /// Put behind the target's path and before its query, such as "/sub/7"; see
+    /// [`websocket::join_path`]. What cannot stand in a path ends the connection as failed.
+    pub(crate) path_suffix: Cow<'a, str>,
+    /// The subprotocols to offer, as the header lists them ("a, b"), instead of the target's;
+    /// `Some("")` for none.
+    pub(crate) subprotocols: Option<Cow<'a, str>>,
 }
 
 /// Why a connection is over.
@@ -53,6 +86,20 @@ pub(crate) enum Ending {
     Early(String),
     /// We asked, and the server answered in order.
     Closed,
+    /// We broke it off, with a reset.
+    Aborted,
+}
+
+/// How a client behaves. The odd ones try a server's patience.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Manners {
+    #[default]
+    Proper,
+    /// Begins its request head, and never sends the rest.
+    HalfRequest,
+    /// Never answers anything once it is open, neither a Ping nor a Close frame. Its Close frame
+    /// goes to the scenario, and the connection counts as open until the server ends it.
+    Mute,
 }
 
 /// How an engine is set up.
@@ -84,13 +131,63 @@ pub(crate) struct Engine {
     next_to_open: u32,
     opening: u32,
     opening_started: Option<Instant>,
-    /// Open attempts in the order of their deadlines.
-    open_deadlines: VecDeque<(Instant, u32)>,
+    /// Open attempts in the order of their deadlines: when, who, and the number of the connection.
+    /// One that is over stays until it comes to the front, so there are at most as many as are
+    /// begun within `open_timeout`.
+    open_deadlines: VecDeque<(Instant, u32, u32)>,
     /// Clients that have something to send.
     to_flush: Vec<u32>,
+    /// Where received records are decrypted to; at most what one receive brings.
+    plain: Vec<u8>,
+    /// What makes messages smaller and larger.
+    codec: Codec,
     /// Clients whose receive has to be armed again, once buffers are back.
     to_arm: Vec<u32>,
     pub(crate) counts: Counts,
+    pub(crate) times: Times,
+}
+
+/// How long the steps of opening took, in nanoseconds, of connections that did open. The clock is
+/// read once a turn, so a step includes the wait for others that are answered in the same turn.
+pub(crate) struct Times {
+    /// From the begin of an open until the handshake's answer is read: all that follows.
+    pub(crate) open: Histogram<u64>,
+    /// TCP.
+    pub(crate) connect: Histogram<u64>,
+    /// The TLS handshake, when there is one.
+    pub(crate) tls: Histogram<u64>,
+    /// The WebSocket handshake.
+    pub(crate) upgrade: Histogram<u64>,
+}
+
+impl Times {
+    /// Nothing so far.
+    pub(crate) fn new() -> Times {
+        let new = histogram::new;
+        Times { open: new(), connect: new(), tls: new(), upgrade: new() }
+    }
+
+    /// Puts them among the figures of a run: `open_us`, `connect_us`, `tls_us` if there is
+    /// TLS, `upgrade_us`.
+    pub(crate) fn put(&self, report: &mut Map<String, Value>) {
+        report.insert("open_us".into(), histogram::report(&self.open));
+        report.insert("connect_us".into(), histogram::report(&self.connect));
+        if !self.tls.is_empty() {
+            report.insert("tls_us".into(), histogram::report(&self.tls));
+        }
+        report.insert("upgrade_us".into(), histogram::report(&self.upgrade));
+    }
+
+    /// The histograms as an outcome wants them.
+    pub(crate) fn histograms(&self) -> Vec<(Cow<'static, str>, Histogram<u64>)> {
+        let mut all =
+            vec![("open".into(), self.open.clone()), ("connect".into(), self.connect.clone())];
+        if !self.tls.is_empty() {
+            all.push(("tls".into(), self.tls.clone()));
+        }
+        all.push(("upgrade".into(), self.upgrade.clone()));
+        all
+    }
 }
 
 /// What has happened so far.
@@ -103,6 +200,11 @@ pub(crate) struct Counts {
     pub(crate) failed: Reasons,
     pub(crate) early: Reasons,
     pub(crate) closed_in_order: u64,
+    /// Of the opened: those whose TLS session was resumed.
+    pub(crate) tls_resumed: u64,
+    /// Of the opened: those on which messages are compressed.
+    pub(crate) deflated: u64,
+    pub(crate) aborted: u64,
     /// Handshakes finished in each second since the first was begun.
     pub(crate) opened_by_second: Vec<u32>,
 }
@@ -119,6 +221,14 @@ impl Reasons {
         *self.0.entry(reason.to_owned()).or_default() += 1;
     }
 
+    /// Takes away what had been counted before.
+    pub(crate) fn subtract(&mut self, before: &Reasons) {
+        for (reason, count) in &mut self.0 {
+            *count -= before.0.get(reason).copied().unwrap_or(0).min(*count);
+        }
+        self.0.retain(|_, count| *count > 0);
+    }
+
     pub(crate) fn total(&self) -> u64 {
         self.0.values().sum()
     }
@@ -128,27 +238,92 @@ impl Reasons {
     }
 }
 
-/// One connection: 56 bytes, and no memory elsewhere while it is quiet.
+/// One client: 72 bytes, and no memory elsewhere while it is quiet.
 #[derive(Default)]
 struct Client {
     phase: Phase,
+    manners: Manners,
+    /// Times that it was opened; tells its connections apart.
+    connection: u32,
+    /// Nothing is to be read for now.
+    reading_paused: bool,
+    /// A send has failed while reading was paused: the end is told when it is read.
+    send_failed: bool,
+    /// The close is to reset the connection.
+    abrupt: bool,
+    /// The close is under way; nothing else is.
+    slot_closing: bool,
     recv_armed: bool,
     send_in_flight: bool,
     connecting: bool,
     /// It is in `to_flush`.
     flush_due: bool,
-    /// The first part of a head or frame that was cut.
-    partial: Vec<u8>,
     /// What goes out with the next send.
     outgoing: Vec<u8>,
+    /// What few clients have, or for a short time.
+    session: Option<Box<Session>>,
+}
+
+// There may be millions.
+const _: () = assert!(size_of::<Client>() <= 72);
+
+/// What a client has while it opens, or while a message comes in pieces; with TLS, always.
+#[derive(Default)]
+struct Session {
+    opening: Option<Opening>,
+    /// What is sent and received goes through it.
+    tls: Option<Box<Tls>>,
+    /// The first part of a head or frame that was cut.
+    partial: Vec<u8>,
+    /// Messages may be compressed.
+    deflate: Option<Agreement>,
+    /// What the server's next message refers to, when it does.
+    inflater: Option<Box<Inflater>>,
+    /// The message that is coming in fragments is compressed.
+    message_compressed: bool,
+    /// The opcode of the message that is coming in fragments, or 0.
+    message_opcode: u8,
+    /// What has come of it: at most [`websocket::PAYLOAD_BYTES_MAX`].
+    message: Vec<u8>,
+}
+
+impl Session {
+    fn is_empty(&self) -> bool {
+        self.opening.is_none()
+            && self.tls.is_none()
+            && self.deflate.is_none()
+            && self.partial.is_empty()
+            && self.message_opcode == 0
+    }
+}
+
+/// What the connections of an engine have in common while one of them is looked at.
+struct Shared<'a> {
+    counts: &'a mut Counts,
+    codec: &'a mut Codec,
+    target: &'a Target,
+}
+
+/// When the steps of an open were done.
+#[derive(Clone, Copy)]
+struct Opening {
+    begun: Instant,
+    connected: Instant,
+    /// With TLS, when it was; else when connected.
+    secured: Instant,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Phase {
+    /// Nothing is open in its slot.
     #[default]
     Unopened,
     Connecting,
+    /// TLS is shaking hands.
+    Securing,
     Upgrading,
+    /// `Manners::HalfRequest`: we do not mean to go on, the server has not ended it yet.
+    Stalled,
     Open,
     /// Our Close frame is on its way; the server's has not come.
     Closing,
@@ -158,8 +333,18 @@ enum Phase {
     Ended,
 }
 
+impl Phase {
+    /// Whether the connection is under way and not open yet.
+    fn is_opening(self) -> bool {
+        matches!(self, Phase::Connecting | Phase::Securing | Phase::Upgrading)
+    }
+}
+
 /// Clients per source address: half of the default range of ports, so that one is found quickly.
 const CLIENTS_PER_SOURCE: u32 = 12_500;
+
+/// Few clients that are opened again and again leave many ports in TIME_WAIT, for 60 s.
+const SOURCES_MIN: u32 = 32;
 
 /// Close handshakes under way at once: more would overrun the server's buffers and prove nothing.
 const CLOSING_MAX: u64 = 1024;
@@ -176,7 +361,7 @@ impl Engine {
         let rings = count.div_ceil(slots_max);
         let slots_per_ring = count.div_ceil(rings);
         // Each address of 127.0.0.0/8 has the whole range of ports for itself. 127.0.1.1 upwards.
-        let sources = count.div_ceil(CLIENTS_PER_SOURCE).min(60_000);
+        let sources = count.div_ceil(CLIENTS_PER_SOURCE).clamp(SOURCES_MIN, 60_000);
         let all_on_loopback = settings.targets.iter().all(|t| t.is_loopback_v4());
         let sources = if all_on_loopback { 0..sources } else { 0..0 };
         let source = |i: u32| Ipv4Addr::from(0x7F00_0101 + (i / 250) * 256 + i % 250);
@@ -201,8 +386,11 @@ impl Engine {
             opening_started: None,
             open_deadlines: VecDeque::new(),
             to_flush: Vec::new(),
+            plain: Vec::new(),
+            codec: Codec::default(),
             to_arm: Vec::new(),
             counts: Counts::default(),
+            times: Times::new(),
         })
     }
 
@@ -214,6 +402,32 @@ impl Engine {
     /// Rings in use.
     pub(crate) fn ring_count(&self) -> usize {
         self.lanes.rings.len()
+    }
+
+    /// Puts what TLS and compression did among the figures of a run: nothing when neither was asked
+    /// for.
+    pub(crate) fn put_transport(&self, report: &mut Map<String, Value>) {
+        let targets = &self.settings.targets;
+        if targets.iter().any(|target| target.is_secure) {
+            report.insert("tls".into(), json!({ "resumed_count": self.counts.tls_resumed }));
+        }
+        if targets.iter().any(|target| target.deflate) {
+            let volume = &self.codec.volume;
+            let ratio = |wire: u64, payload: u64| per(wire as f64, payload);
+            let (sent, received) = (volume.sent_wire_bytes, volume.received_wire_bytes);
+            report.insert(
+                "deflate".into(),
+                json!({
+                    "agreed_count": self.counts.deflated,
+                    "sent_payload_bytes": volume.sent_payload_bytes,
+                    "sent_wire_bytes": sent,
+                    "sent_ratio": ratio(sent, volume.sent_payload_bytes),
+                    "received_payload_bytes": volume.received_payload_bytes,
+                    "received_wire_bytes": received,
+                    "received_ratio": ratio(received, volume.received_payload_bytes),
+                }),
+            );
+        }
     }
 
     /// Which target a client is one of. They alternate, so that all are opened alike.
@@ -237,7 +451,7 @@ impl Engine {
         scenario: &mut impl Scenario,
         timeout: Duration,
     ) -> io::Result<()> {
-        self.flush();
+        self.flush(scenario);
         self.lanes.submit_and_wait(timeout)?;
         let now = Instant::now(); // The only clock read of the turn.
         for ring in 0..self.lanes.rings.len() {
@@ -287,20 +501,101 @@ impl Engine {
         while self.next_to_open < due && self.opening < self.settings.opening_max {
             let client = self.next_to_open;
             self.next_to_open += 1;
-            self.opening += 1;
-            let state = &mut self.clients[client as usize];
-            state.phase = Phase::Connecting;
-            state.connecting = true;
-            self.open_deadlines.push_back((now + self.settings.open_timeout, client));
-            let (ring, slot) = self.place(client);
-            let target = self.target_of(client);
-            self.lanes.rings[ring].open_and_connect(slot, target, client as usize);
+            self.open(client, now);
         }
+    }
+
+    /// Begins to open a client that is free: never opened, or `on_free` was called since. Not to be
+    /// mixed with `open_more` before that has begun all. Says whether it was free.
+    pub(crate) fn open(&mut self, client: u32, now: Instant) -> bool {
+        let (ring, slot) = self.place(client);
+        let target = self.target_of(client);
+        let state = &mut self.clients[client as usize];
+        if state.phase != Phase::Unopened {
+            return false;
+        }
+        self.opening_started.get_or_insert(now);
+        self.opening += 1;
+        state.phase = Phase::Connecting;
+        state.connecting = true;
+        state.connection = state.connection.wrapping_add(1);
+        state.session = Some(Box::new(Session {
+            opening: Some(Opening { begun: now, connected: now, secured: now }),
+            ..Session::default()
+        }));
+        let connection = state.connection;
+        self.open_deadlines.push_back((now + self.settings.open_timeout, client, connection));
+        // From another source each time: the port of the last connection may be in TIME_WAIT.
+        let source = client.wrapping_add(connection - 1) as usize;
+        self.lanes.rings[ring].open_and_connect(slot, target, source);
+        true
+    }
+
+    /// Has a client behave so, from its next connection on.
+    pub(crate) fn set_manners(&mut self, client: u32, manners: Manners) {
+        self.clients[client as usize].manners = manners;
+    }
+
+    /// Bounds the kernel's receive buffer of every client, in bytes. Once, before any is opened.
+    pub(crate) fn limit_receive_buffers(&mut self, bytes: u32) {
+        self.lanes.rings.iter_mut().for_each(|ring| ring.limit_receive_buffers(bytes));
+    }
+
+    /// Opens under way.
+    pub(crate) fn opening(&self) -> u32 {
+        self.opening
+    }
+
+    /// Which of a client's connections this is, counted from 1; 0 before the first.
+    pub(crate) fn connection(&self, client: u32) -> u32 {
+        self.clients[client as usize].connection
+    }
+
+    /// Breaks a client's connection off, with a reset and no word. Does nothing when it has ended
+    /// already.
+    pub(crate) fn abort(&mut self, scenario: &mut impl Scenario, client: u32) {
+        let state = &mut self.clients[client as usize];
+        if !matches!(state.phase, Phase::Unopened | Phase::Ended) {
+            state.abrupt = true;
+            self.end(scenario, client, &Ending::Aborted);
+        }
+    }
+
+    /// Reads nothing from a client any more, so that what the server sends it piles up: what has
+    /// completed already is still handed over. An end is not noticed until reading is resumed.
+    pub(crate) fn pause_reading(&mut self, client: u32) {
+        let (ring, slot) = self.place(client);
+        let state = &mut self.clients[client as usize];
+        if matches!(state.phase, Phase::Unopened | Phase::Ended) {
+            return;
+        }
+        state.reading_paused = true;
+        if state.recv_armed {
+            self.lanes.rings[ring].cancel_recv(slot);
+        }
+    }
+
+    /// Reads again. Does nothing when it was not paused, or its connection has ended since.
+    pub(crate) fn resume_reading(&mut self, client: u32) {
+        let state = &mut self.clients[client as usize];
+        if state.reading_paused {
+            state.reading_paused = false;
+            // While the cancelled receive has not answered, its answer arms the next.
+            self.arm_recv(client);
+        }
+    }
+
+    /// Whether a client has something to send that the kernel has not taken, the send that is under
+    /// way not counted. It has none when the server takes what it sends.
+    pub(crate) fn unsent_bytes(&self, client: u32) -> usize {
+        let state = &self.clients[client as usize];
+        let tls = state.session.as_ref().and_then(|session| session.tls.as_ref());
+        state.outgoing.len() + tls.map_or(0, |tls| tls.outgoing.len())
     }
 
     /// Queues what `write` appends, if the client's connection is open; says whether it is.
     pub(crate) fn say(&mut self, client: u32, write: impl FnOnce(&mut Vec<u8>)) -> bool {
-        if !self.is_open(client) {
+        if !self.is_open(client) || self.clients[client as usize].send_failed {
             return false;
         }
         write(&mut self.clients[client as usize].outgoing);
@@ -350,7 +645,7 @@ impl Engine {
     ) {
         match completion {
             Completion::Connected { slot, result } => {
-                self.on_connected(scenario, first + slot, result);
+                self.on_connected(scenario, first + slot, result, now);
             }
             Completion::Received { slot, result, more } => {
                 self.on_received(scenario, first + slot, result, more, now);
@@ -358,7 +653,13 @@ impl Engine {
             Completion::Sent { slot, result, payload } => {
                 self.on_sent(scenario, first + slot, result, payload);
             }
-            Completion::Closed | Completion::Cancelled => {}
+            Completion::Closed { slot } => {
+                let state = &mut self.clients[(first + slot) as usize];
+                let Client { manners, connection, flush_due, .. } = *state;
+                *state = Client { manners, connection, flush_due, ..Client::default() };
+                scenario.on_free(first + slot);
+            }
+            Completion::Cancelled => {}
             Completion::Accepted { .. }
             | Completion::SocketOpened { .. }
             | Completion::ShutDown { .. } => unreachable!("a client asks for none of these"),
@@ -370,6 +671,7 @@ impl Engine {
         scenario: &mut impl Scenario,
         client: u32,
         result: Result<(), (&'static str, io::Error)>,
+        now: Instant,
     ) {
         let state = &mut self.clients[client as usize];
         state.connecting = false;
@@ -379,10 +681,23 @@ impl Engine {
         if let Err((step, error)) = result {
             return self.end(scenario, client, &Ending::Failed(format!("{step}: {error}")));
         }
-        state.phase = Phase::Upgrading;
+        if let Some(opening) = state.opening() {
+            (opening.connected, opening.secured) = (now, now);
+        }
         let target = &self.settings.targets[client as usize % self.settings.targets.len()];
-        let key = websocket::key(u64::from(client));
-        websocket::encode_request(&mut state.outgoing, &target.host, &target.path, &key);
+        let started = match &target.security {
+            Some(security) => state.start_tls(security),
+            None => state.start_upgrade(target, scenario, client),
+        };
+        if let Err(reason) = started {
+            return self.end(scenario, client, &Ending::Failed(reason));
+        }
+        if state.manners == Manners::HalfRequest {
+            let head = state.outgoing_to_the_wire();
+            head.truncate(head.len() / 2);
+            state.phase = Phase::Stalled;
+            self.opening -= 1;
+        }
         self.flush_later(client);
         self.arm_recv(client);
     }
@@ -411,19 +726,35 @@ impl Engine {
             }
             // Every chunk is released within its turn, so buffers are back at its end.
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                self.to_arm.push(client);
+                if self.clients[client as usize].phase == Phase::Ended {
+                    self.end_join(client);
+                } else {
+                    self.to_arm.push(client);
+                }
+            }
+            // Reading was paused, and perhaps resumed since.
+            Err(error)
+                if error.raw_os_error() == Some(libc::ECANCELED)
+                    && self.clients[client as usize].phase != Phase::Ended =>
+            {
+                self.arm_recv(client);
             }
             Ok(None) => {
                 let ending = match self.clients[client as usize].phase {
                     Phase::CloseAnswered => Ending::Closed,
-                    Phase::Upgrading => Ending::Failed("closed during the handshake".into()),
+                    Phase::Securing => Ending::Failed("closed during the TLS handshake".into()),
+                    Phase::Upgrading | Phase::Stalled => {
+                        Ending::Failed("closed during the handshake".into())
+                    }
                     _ => Ending::Early("end of stream without a Close frame".into()),
                 };
                 self.end(scenario, client, &ending);
             }
             Err(error) => {
                 let ending = match self.clients[client as usize].phase {
-                    Phase::Upgrading => Ending::Failed(format!("receive: {error}")),
+                    Phase::Securing | Phase::Upgrading | Phase::Stalled => {
+                        Ending::Failed(format!("receive: {error}"))
+                    }
                     _ => Ending::Early(format!("receive: {error}")),
                 };
                 self.end(scenario, client, &ending);
@@ -436,44 +767,61 @@ impl Engine {
         &mut self,
         scenario: &mut impl Scenario,
         client: u32,
-        chunk: Chunk,
+        mut chunk: Chunk,
         now: Instant,
     ) -> Result<(), Ending> {
         let (ring, _) = self.place(client);
-        let Engine { lanes, clients, counts, .. } = self;
+        let Engine { lanes, clients, counts, settings, plain, codec, .. } = self;
+        let target = &settings.targets[client as usize % settings.targets.len()];
         let state = &mut clients[client as usize];
         if state.phase == Phase::Ended {
             lanes.rings[ring].release(chunk);
             return Ok(());
         }
-        let was_upgrading = state.phase == Phase::Upgrading;
-        let bytes = lanes.rings[ring].bytes(&chunk);
-        let result = if state.partial.is_empty() {
-            state.consume(counts, scenario, client, bytes, now).map(|taken| {
-                state.partial.extend_from_slice(&bytes[taken..]);
-            })
-        } else {
-            let mut whole = std::mem::take(&mut state.partial);
-            whole.extend_from_slice(bytes);
-            state.consume(counts, scenario, client, &whole, now).map(|taken| {
-                // Emptied, it keeps no memory: an idle client has to be small.
-                if taken < whole.len() {
-                    whole.drain(..taken);
-                    state.partial = whole;
-                }
-            })
-        };
-        lanes.rings[ring].release(chunk);
-        if was_upgrading && self.clients[client as usize].phase != Phase::Upgrading {
-            self.on_opened(now);
+        if state.phase == Phase::Stalled {
+            // Only a refusal can answer half a request.
+            let offer = websocket::Offer { accept: "", subprotocols: "", deflate: false };
+            let refusal = websocket::decode_response(lanes.rings[ring].bytes(&chunk), &offer).err();
+            lanes.rings[ring].release(chunk);
+            return match refusal {
+                Some(reason) => Err(Ending::Failed(format!("handshake: {reason}"))),
+                None => Ok(()),
+            };
         }
-        if !self.clients[client as usize].outgoing.is_empty() {
+        let was_opening = state.phase.is_opening();
+        let bytes = lanes.rings[ring].bytes_mut(&mut chunk);
+        let shared = &mut Shared { counts, codec, target };
+        let result = state.on_bytes(shared, plain, scenario, client, bytes, now);
+        lanes.rings[ring].release(chunk);
+        if was_opening && !self.clients[client as usize].phase.is_opening() {
+            self.on_opened(client, now);
+        }
+        if self.clients[client as usize].has_outgoing() {
             self.flush_later(client);
         }
         result
     }
 
-    fn on_opened(&mut self, now: Instant) {
+    fn on_opened(&mut self, client: u32, now: Instant) {
+        let state = &mut self.clients[client as usize];
+        if let Some(session) = &mut state.session {
+            if let Some(Opening { begun, connected, secured }) = session.opening.take() {
+                let ns = |from: Instant, to: Instant| {
+                    to.saturating_duration_since(from).as_nanos() as u64
+                };
+                histogram::record(&mut self.times.open, ns(begun, now));
+                histogram::record(&mut self.times.connect, ns(begun, connected));
+                self.counts.deflated += u64::from(session.deflate.is_some());
+                if let Some(tls) = &session.tls {
+                    histogram::record(&mut self.times.tls, ns(connected, secured));
+                    self.counts.tls_resumed += u64::from(tls.is_resumed());
+                }
+                histogram::record(&mut self.times.upgrade, ns(secured, now));
+            }
+            if session.is_empty() {
+                state.session = None;
+            }
+        }
         self.opening -= 1;
         self.counts.opened += 1;
         self.counts.open += 1;
@@ -500,33 +848,52 @@ impl Engine {
         if state.phase == Phase::Ended {
             return self.end_join(client);
         }
+        if result.is_err() && state.reading_paused {
+            // Why is in what was not read yet.
+            state.send_failed = true;
+            state.outgoing = Vec::new();
+            return;
+        }
         if let Err(error) = result {
             // A reset peer shows here or in the receive, whichever comes first.
             let ending = match state.phase {
                 Phase::CloseAnswered => Ending::Closed,
-                Phase::Upgrading => Ending::Failed(format!("send: {error}")),
+                Phase::Securing | Phase::Upgrading | Phase::Stalled => {
+                    Ending::Failed(format!("send: {error}"))
+                }
                 _ => Ending::Early(format!("send: {error}")),
             };
             return self.end(scenario, client, &ending);
         }
-        if !state.outgoing.is_empty() {
+        if state.has_outgoing() {
             self.flush_later(client);
         } else if let (true, Payload::Bytes(mut bytes)) = (keep_buffers, payload) {
             bytes.clear();
-            state.outgoing = bytes;
+            match &mut state.session {
+                Some(session) => {
+                    if let Some(tls) = &mut session.tls {
+                        tls.outgoing = bytes;
+                    }
+                }
+                None => state.outgoing = bytes,
+            }
         }
     }
 
     fn expire_opens(&mut self, scenario: &mut impl Scenario, now: Instant) {
-        while let Some((deadline, client)) = self.open_deadlines.front().copied() {
-            let phase = self.clients[client as usize].phase;
-            let pending = matches!(phase, Phase::Connecting | Phase::Upgrading);
+        while let Some((deadline, client, connection)) = self.open_deadlines.front().copied() {
+            let Client { phase, connection: now_open, .. } = self.clients[client as usize];
+            let pending = phase.is_opening() && connection == now_open;
             if pending && deadline > now {
                 break;
             }
             self.open_deadlines.pop_front();
             if pending {
-                let step = if phase == Phase::Connecting { "connect" } else { "handshake" };
+                let step = match phase {
+                    Phase::Connecting => "connect",
+                    Phase::Securing => "TLS handshake",
+                    _ => "handshake",
+                };
                 self.end(scenario, client, &Ending::Failed(format!("{step}: timed out")));
             }
         }
@@ -538,16 +905,18 @@ impl Engine {
         let state = &mut self.clients[client as usize];
         match state.phase {
             Phase::Ended => return self.end_join(client),
-            Phase::Connecting | Phase::Upgrading => self.opening -= 1,
+            phase if phase.is_opening() => self.opening -= 1,
+            Phase::Stalled => {}
             _ => self.counts.open -= 1,
         }
         state.phase = Phase::Ended;
-        state.partial = Vec::new();
         state.outgoing = Vec::new();
+        state.session = None;
         match ending {
             Ending::Failed(reason) => self.counts.failed.add(reason),
             Ending::Early(reason) => self.counts.early.add(reason),
             Ending::Closed => self.counts.closed_in_order += 1,
+            Ending::Aborted => self.counts.aborted += 1,
         }
         scenario.on_end(client, ending);
         let ring = &mut self.lanes.rings[ring];
@@ -567,8 +936,15 @@ impl Engine {
     /// us back here.
     fn end_join(&mut self, client: u32) {
         let (ring, slot) = self.place(client);
-        let state = &self.clients[client as usize];
-        if !(state.recv_armed || state.send_in_flight || state.connecting) {
+        let state = &mut self.clients[client as usize];
+        let outstanding = state.recv_armed || state.send_in_flight || state.connecting;
+        if outstanding || state.slot_closing {
+            return;
+        }
+        state.slot_closing = true;
+        if state.abrupt {
+            self.lanes.rings[ring].close_abruptly(slot);
+        } else {
             self.lanes.rings[ring].close(slot);
         }
     }
@@ -576,8 +952,9 @@ impl Engine {
     fn arm_recv(&mut self, client: u32) {
         let (ring, slot) = self.place(client);
         let state = &mut self.clients[client as usize];
-        if state.phase == Phase::Ended {
-            // It ended while it waited for buffers; nothing is armed.
+        // It may have ended, or been paused, while it waited for buffers; or been resumed, which
+        // has armed it, or will when the cancelled receive answers.
+        if state.phase == Phase::Ended || state.reading_paused || state.recv_armed {
             return;
         }
         state.recv_armed = true;
@@ -593,18 +970,27 @@ impl Engine {
     }
 
     /// One send per client that has something to say and is not sending.
-    fn flush(&mut self) {
+    fn flush(&mut self, scenario: &mut impl Scenario) {
         let mut to_flush = std::mem::take(&mut self.to_flush);
         for client in to_flush.drain(..) {
             let (ring, slot) = self.place(client);
             let state = &mut self.clients[client as usize];
             state.flush_due = false;
             // While sending, the completion of the send comes back for the rest.
-            if state.send_in_flight || state.outgoing.is_empty() {
+            if state.send_in_flight || state.send_failed || !state.has_outgoing() {
+                continue;
+            }
+            let bytes = match state.take_outgoing(&mut self.codec, self.settings.keep_buffers) {
+                Ok(bytes) => bytes,
+                Err(reason) => {
+                    self.end(scenario, client, &Ending::Early(reason));
+                    continue;
+                }
+            };
+            if bytes.is_empty() {
                 continue;
             }
             state.send_in_flight = true;
-            let bytes = std::mem::take(&mut state.outgoing);
             self.lanes.rings[ring].send(slot, Payload::Bytes(bytes));
         }
         self.to_flush = to_flush; // Keeps its memory.
@@ -616,35 +1002,201 @@ impl Engine {
 }
 
 impl Client {
+    fn opening(&mut self) -> Option<&mut Opening> {
+        self.session.as_mut()?.opening.as_mut()
+    }
+
+    /// What has been written so far of a handshake, as it is sent.
+    fn outgoing_to_the_wire(&mut self) -> &mut Vec<u8> {
+        match self.session.as_mut().and_then(|session| session.tls.as_mut()) {
+            Some(tls) => &mut tls.outgoing,
+            None => &mut self.outgoing,
+        }
+    }
+
+    fn has_outgoing(&self) -> bool {
+        let tls = self.session.as_ref().and_then(|session| session.tls.as_ref());
+        !self.outgoing.is_empty() || tls.is_some_and(|tls| !tls.outgoing.is_empty())
+    }
+
+    /// What goes out with one send, as it goes over the wire. It may be nothing: a frame of which
+    /// only the beginning was said is not compressed yet.
+    fn take_outgoing(&mut self, codec: &mut Codec, keep_buffers: bool) -> Result<Vec<u8>, String> {
+        let mut plain = std::mem::take(&mut self.outgoing);
+        let Some(session) = &mut self.session else { return Ok(plain) };
+        if let Some(agreement) = session.deflate {
+            let mut frames = Vec::with_capacity(plain.len().min(4096));
+            codec.compress_frames(agreement, &mut plain, &mut frames);
+            // What is left over is not whole.
+            self.outgoing = plain;
+            plain = frames;
+        }
+        let Some(tls) = &mut session.tls else { return Ok(plain) };
+        if !plain.is_empty() {
+            tls.seal(&plain).map_err(|error| format!("TLS: {error}"))?;
+        }
+        let sealed = std::mem::take(&mut tls.outgoing);
+        if keep_buffers && session.deflate.is_none() {
+            plain.clear();
+            self.outgoing = plain;
+        }
+        Ok(sealed)
+    }
+
+    /// Begins the TLS handshake.
+    fn start_tls(&mut self, security: &Security) -> Result<(), String> {
+        self.phase = Phase::Securing;
+        let tls = Tls::new(security).map_err(|error| format!("TLS handshake: {error}"))?;
+        self.session.get_or_insert_default().tls = Some(Box::new(tls));
+        Ok(())
+    }
+
+    /// Begins the WebSocket handshake.
+    fn start_upgrade(
+        &mut self,
+        target: &Target,
+        scenario: &impl Scenario,
+        client: u32,
+    ) -> Result<(), String> {
+        self.phase = Phase::Upgrading;
+        encode_request(&mut self.outgoing, target, scenario, client)
+    }
+
+    /// Takes what was received: decrypts it if need be, joins it to what was left over, and keeps
+    /// what is not whole. `plain` is room for what is decrypted.
+    fn on_bytes(
+        &mut self,
+        shared: &mut Shared<'_>,
+        plain: &mut Vec<u8>,
+        scenario: &mut impl Scenario,
+        client: u32,
+        bytes: &mut [u8],
+        now: Instant,
+    ) -> Result<(), Ending> {
+        let Some(session) = &mut self.session else {
+            // Most receives of a plain client: nothing is left over and nothing to decrypt.
+            let taken = self.consume(shared, scenario, client, bytes, now)?;
+            self.keep_partial(&bytes[taken..]);
+            return Ok(());
+        };
+        let Some(tls) = &mut session.tls else {
+            return self.on_plain(shared, scenario, client, bytes, now);
+        };
+        plain.clear();
+        let received = tls.on_received(bytes, plain);
+        let (is_open, is_over) = (tls.is_open(), tls.is_over);
+        if let Err(error) = received {
+            return Err(match self.phase {
+                Phase::Securing => Ending::Failed(format!("TLS handshake: {error}")),
+                _ => Ending::Early(format!("TLS: {error}")),
+            });
+        }
+        if self.phase == Phase::Securing && is_open {
+            if let Some(opening) = self.opening() {
+                opening.secured = now;
+            }
+            self.start_upgrade(shared.target, scenario, client).map_err(Ending::Failed)?;
+        }
+        if !plain.is_empty() {
+            self.on_plain(shared, scenario, client, plain, now)?;
+        }
+        match self.phase {
+            _ if !is_over => Ok(()),
+            // The stream ends with this alert (RFC 8446 §6.1); TCP's own end says no more.
+            Phase::CloseAnswered => Err(Ending::Closed),
+            Phase::Securing | Phase::Upgrading => {
+                Err(Ending::Failed("closed during the handshake".into()))
+            }
+            _ => Err(Ending::Early("end of stream without a Close frame".into())),
+        }
+    }
+
+    /// The same, when there is a session and nothing to decrypt.
+    fn on_plain(
+        &mut self,
+        shared: &mut Shared<'_>,
+        scenario: &mut impl Scenario,
+        client: u32,
+        bytes: &[u8],
+        now: Instant,
+    ) -> Result<(), Ending> {
+        let mut whole = match &mut self.session {
+            Some(session) => std::mem::take(&mut session.partial),
+            None => Vec::new(),
+        };
+        if whole.is_empty() {
+            let taken = self.consume(shared, scenario, client, bytes, now)?;
+            self.keep_partial(&bytes[taken..]);
+            return Ok(());
+        }
+        whole.extend_from_slice(bytes);
+        let taken = self.consume(shared, scenario, client, &whole, now)?;
+        if taken < whole.len() {
+            whole.drain(..taken);
+            self.session.get_or_insert_default().partial = whole;
+        } else if self.session.as_ref().is_some_and(|session| session.is_empty()) {
+            // Emptied, it keeps no memory: an idle client has to be small.
+            self.session = None;
+        }
+        Ok(())
+    }
+
+    fn keep_partial(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.session.get_or_insert_default().partial.extend_from_slice(bytes);
+        }
+    }
+
     /// Handles everything whole at the front of `bytes`; says how much that was.
     fn consume(
         &mut self,
-        counts: &mut Counts,
+        shared: &mut Shared<'_>,
         scenario: &mut impl Scenario,
         client: u32,
         bytes: &[u8],
         now: Instant,
     ) -> Result<usize, Ending> {
+        let Shared { counts, codec, target } = shared;
         let mut taken = 0;
         if self.phase == Phase::Upgrading {
             let accept = websocket::accept(&websocket::key(u64::from(client)));
-            match websocket::decode_response(bytes, &accept) {
+            let request = scenario.request(client);
+            let subprotocols = request.subprotocols.as_deref().unwrap_or(&target.subprotocols);
+            let deflate = target.deflate;
+            let offer = websocket::Offer { accept: &accept, subprotocols, deflate };
+            match websocket::decode_response(bytes, &offer) {
                 Ok(None) => return Ok(0),
                 Err(reason) => return Err(Ending::Failed(format!("handshake: {reason}"))),
-                Ok(Some(head)) => taken = head,
+                Ok(Some(answer)) => {
+                    taken = answer.head_bytes;
+                    if let Some(agreement) = answer.deflate {
+                        let session = self.session.get_or_insert_default();
+                        session.deflate = Some(agreement);
+                        session.inflater = agreement.server_takes_over.then(Box::default);
+                    }
+                }
             }
             self.phase = Phase::Open;
             scenario.on_open(client, now, &mut self.outgoing);
         }
+        let allowed = match &self.session {
+            Some(session) if session.deflate.is_some() => RSV1,
+            _ => 0,
+        };
         while let Some((frame, len)) =
-            websocket::decode_frame(&bytes[taken..]).map_err(Ending::Early)?
+            websocket::decode_extended_frame(&bytes[taken..], allowed).map_err(Ending::Early)?
         {
+            let compressed = bytes[taken] & RSV1 != 0;
             taken += len;
             match (frame.opcode, self.phase) {
                 // RFC 6455 §5.5.1: nothing that follows a Close frame counts.
                 (_, Phase::CloseAnswered) => {}
                 (CLOSE, Phase::Closing) => self.phase = Phase::CloseAnswered,
+                (CLOSE, Phase::Open) if self.manners == Manners::Mute => scenario
+                    .on_frame(client, &frame, now, &mut self.outgoing)
+                    .map_err(Ending::Early)?,
                 (CLOSE, _) => return Err(Ending::Early(close_reason(frame.payload))),
+                (PING, Phase::Open) if self.manners == Manners::Mute => {}
                 (PING, Phase::Open) => {
                     let mask = websocket::scramble(counts.pings_answered) as u32;
                     websocket::encode_frame(&mut self.outgoing, PONG, frame.payload, mask);
@@ -652,23 +1204,118 @@ impl Client {
                 }
                 // §5.5.1: we have sent our Close frame and may send nothing more.
                 (PING, _) => {}
-                (CONTINUATION, _) => {
-                    return Err(Ending::Early("fragmented message: not understood here".into()));
-                }
-                (_, _) if !frame.fin => {
-                    return Err(Ending::Early("fragmented message: not understood here".into()));
-                }
-                (_, Phase::Open) => scenario
+                (_, Phase::Open) if frame.opcode == PONG || self.is_whole(&frame) => scenario
                     .on_frame(client, &frame, now, &mut self.outgoing)
                     .map_err(Ending::Early)?,
+                (_, Phase::Open) => {
+                    let message = self.on_fragment(codec, &frame, compressed);
+                    let Some((opcode, payload)) = message.map_err(Ending::Early)? else {
+                        continue;
+                    };
+                    let message = Frame { opcode, fin: true, payload: &payload };
+                    scenario
+                        .on_frame(client, &message, now, &mut self.outgoing)
+                        .map_err(Ending::Early)?;
+                }
                 (_, _) => {}
             }
         }
         Ok(taken)
     }
+
+    /// Whether a data frame is a message by itself, on a connection where none is unfinished and
+    /// none compressed.
+    fn is_whole(&self, frame: &Frame<'_>) -> bool {
+        let is_plain = match &self.session {
+            Some(session) => session.message_opcode == 0 && session.deflate.is_none(),
+            None => true,
+        };
+        frame.fin && frame.opcode != CONTINUATION && is_plain
+    }
+
+    /// Puts a data frame to those before it; with the last one, the message that they are (RFC 6455
+    /// §5.4, RFC 7692 §6.2).
+    fn on_fragment(
+        &mut self,
+        codec: &mut Codec,
+        frame: &Frame<'_>,
+        compressed: bool,
+    ) -> Result<Option<(u8, Vec<u8>)>, String> {
+        let session = self.session.get_or_insert_default();
+        match (frame.opcode, session.message_opcode) {
+            (CONTINUATION, 0) => {
+                return Err("continuation of no message (RFC 6455 §5.4)".into());
+            }
+            (CONTINUATION, _) => {}
+            (opcode, 0) => {
+                session.message_opcode = opcode;
+                session.message_compressed = compressed;
+            }
+            (..) => return Err("a message within a message (RFC 6455 §5.4)".into()),
+        }
+        let message_bytes = (session.message.len() + frame.payload.len()) as u64;
+        if message_bytes > websocket::PAYLOAD_BYTES_MAX {
+            return Err(format!("message above {} bytes", websocket::PAYLOAD_BYTES_MAX));
+        }
+        session.message.extend_from_slice(frame.payload);
+        if !frame.fin {
+            return Ok(None);
+        }
+        let opcode = std::mem::take(&mut session.message_opcode);
+        let mut payload = std::mem::take(&mut session.message);
+        let wire_bytes = payload.len() as u64;
+        if session.message_compressed {
+            let mut inflated = Vec::with_capacity(payload.len().saturating_mul(2).min(64 * 1024));
+            match &mut session.inflater {
+                Some(inflater) => inflater.inflate(&payload, &mut inflated)?,
+                None => codec.inflate(&payload, &mut inflated)?,
+            }
+            payload = inflated;
+        }
+        if session.deflate.is_some() {
+            codec.volume.received_wire_bytes += wire_bytes;
+            codec.volume.received_payload_bytes += payload.len() as u64;
+        }
+        if session.is_empty() {
+            self.session = None;
+        }
+        Ok(Some((opcode, payload)))
+    }
 }
 
-fn close_reason(payload: &[u8]) -> String {
+/// Appends the handshake of a client. An error is the scenario's: it asks for what cannot be sent.
+fn encode_request(
+    out: &mut Vec<u8>,
+    target: &Target,
+    scenario: &impl Scenario,
+    client: u32,
+) -> Result<(), String> {
+    let Request { path_suffix, subprotocols } = scenario.request(client);
+    let path = match &*path_suffix {
+        "" => Cow::Borrowed(&*target.path),
+        suffix => Cow::Owned(websocket::join_path(&target.path, suffix)),
+    };
+    if !websocket::is_path(&path) {
+        return Err(format!("request: {path:?} is not a path that could stand in one"));
+    }
+    let subprotocols = subprotocols.as_deref().unwrap_or(&target.subprotocols);
+    if !subprotocols.is_empty() && !subprotocols.split(", ").all(websocket::is_token) {
+        return Err(format!("request: {subprotocols:?} is not a list of subprotocols"));
+    }
+    let request = websocket::Request {
+        host: &target.host,
+        path: &path,
+        key: &websocket::key(u64::from(client)),
+        subprotocols,
+        deflate: target.deflate,
+        headers: &target.headers,
+    };
+    websocket::encode_request(out, &request);
+    Ok(())
+}
+
+/// How the end by a server's Close frame is told.
+pub(crate) fn close_reason(payload: &[u8]) -> String {
     match payload.first_chunk() {
         Some(code) => format!("Close frame {}", u16::from_be_bytes(*code)),
         None => "Close frame without a code".into(),

@@ -1,12 +1,15 @@
 //! `penstock-bench`: puts WebSocket servers under load and says what it cost them.
 //!
-//! `engine.rs` is many clients in one thread, `traffic.rs` what they send, `rig.rs` how they send it at a
-//! fixed rate; `hold.rs`, `echo.rs`, `load.rs` and `fanout.rs` are
-//! what they can be made to do; `serve.rs` is the bare servers that others are measured against. The protocol is in
+//! `engine.rs` is many clients in one thread, `traffic.rs` what they send, `rig.rs` how they send it
+//! at a fixed rate, `standing.rs` those that do so beside something else; `hold.rs`, `connect.rs`,
+//! `storm.rs`, `slow.rs`, `echo.rs`, `load.rs` and `fanout.rs` are what they can be made to do;
+//! `serve.rs` is the servers that others are measured against. The protocol is in
 //! `websocket.rs`, the rings in `kernel.rs`, and nothing is shared with the gateway.
 
 mod children;
 mod compare;
+mod connect;
+mod deflate;
 mod echo;
 mod engine;
 mod environment;
@@ -29,10 +32,14 @@ mod result_file;
 mod rig;
 mod search;
 mod serve;
+mod slow;
+mod standing;
+mod storm;
 mod sweep;
 mod target;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod traffic;
 mod websocket;
 mod workers;
@@ -78,6 +85,9 @@ enum Command {
     Search(search::Options),
     Sweep(sweep::Options),
     Fanout(fanout::Options),
+    Connect(connect::Options),
+    Storm(storm::Options),
+    Slow(slow::Options),
     Compare(compare::Options),
     Repeat(repeat::Options),
     Merge(merge::Options),
@@ -171,6 +181,9 @@ fn run_scenario(
         Command::Sweep(options) => sweep::run(&options, &watch)?,
         Command::Search(options) => search::run(&options, &watch)?,
         Command::Fanout(options) => fanout::run(&options, &watch)?,
+        Command::Connect(options) => connect::run(&options, &watch)?,
+        Command::Storm(options) => storm::run(&options, &watch)?,
+        Command::Slow(options) => slow::run(&options, &watch)?,
         Command::Serve(options) => serve::run(&options, &watch)?,
         Command::Compare(_) | Command::Repeat(_) | Command::Merge(_) | Command::Html(_) => {
             unreachable!("these are no scenarios, and were run before")

@@ -294,6 +294,11 @@ impl Usage {
 }
 
 impl Usage {
+    /// The processor time of our thread.
+    pub(crate) fn tool_seconds(&self) -> f64 {
+        self.thread_seconds
+    }
+
     /// How busy our thread was, 0 to 1.
     pub(crate) fn thread_busy(&self) -> f64 {
         if self.seconds > 0.0 { self.thread_seconds / self.seconds } else { 0.0 }

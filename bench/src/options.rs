@@ -5,11 +5,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::kernel;
 use crate::proc;
 use crate::target::Target;
+use crate::tls::{self, Security};
+use crate::websocket;
 
 /// What every command that makes connections takes.
 #[derive(Args, Clone, Debug, Default)]
@@ -33,6 +35,36 @@ pub(crate) struct Common {
     /// The children of these processes, and theirs, are the server as well.
     #[arg(long)]
     pub(crate) with_children: bool,
+    /// A header to send along in the handshake, such as "Authorization: Bearer x"; give it once
+    /// for each.
+    #[arg(long = "header", value_name = "NAME: VALUE", value_parser = websocket::header)]
+    pub(crate) headers: Vec<String>,
+    /// The subprotocols to offer, such as "mqtt"; the server has to accept one of them.
+    #[arg(long = "subprotocol", value_name = "NAME,NAME", value_parser = websocket::subprotocols)]
+    pub(crate) subprotocols: Option<String>,
+    /// Offer permessage-deflate (RFC 7692), and use it with servers that accept.
+    #[arg(long)]
+    pub(crate) deflate: bool,
+    /// With wss:// URLs, trust the authorities in this file (PEM) instead of the system's.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// With wss:// URLs, trust any certificate.
+    #[arg(long, conflicts_with = "tls_ca")]
+    pub(crate) tls_insecure: bool,
+    /// Resume TLS sessions of earlier connections. Off, every client is a stranger to the server.
+    #[arg(long, value_enum, default_value_t, value_name = "WHETHER")]
+    pub(crate) tls_resume: Switch,
+    /// The only version of TLS to speak; the newest that the server knows when not given.
+    #[arg(long, value_enum, value_name = "VERSION")]
+    pub(crate) tls_version: Option<tls::Version>,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    #[default]
+    Off,
 }
 
 impl Common {
@@ -55,9 +87,23 @@ impl Common {
         Ok(pids)
     }
 
-    /// Reads a URL, with the caution that was asked for.
+    /// Reads a URL, with the caution that was asked for, and what is to be said in a handshake.
     pub(crate) fn target(&self, url: &str) -> io::Result<Target> {
-        Target::parse(url, self.allow_remote).map_err(io::Error::other)
+        let mut target = Target::parse(url, self.allow_remote).map_err(io::Error::other)?;
+        target.subprotocols = self.subprotocols.clone().unwrap_or_default();
+        target.headers.clone_from(&self.headers);
+        target.deflate = self.deflate;
+        if target.is_secure {
+            let wishes = tls::Wishes {
+                authorities: self.tls_ca.as_deref(),
+                // Only of this machine, unless remote targets were asked for: `parse` saw to it.
+                insecure: self.tls_insecure,
+                resume: self.tls_resume == Switch::On,
+                version: self.tls_version,
+            };
+            target.security = Some(Security::new(target.host_name(), &wishes)?);
+        }
+        Ok(target)
     }
 }
 

@@ -2,23 +2,37 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 
-/// A server, from a `ws://` URL.
-#[derive(Clone, Debug, PartialEq, Eq)]
+use crate::tls::Security;
+
+/// A server, from a `ws://` or `wss://` URL, and what is asked of it.
+#[derive(Clone, Debug)]
 pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     /// For the Host header: as it stood in the URL.
     pub(crate) host: String,
     /// Path and query.
     pub(crate) path: String,
+    /// The subprotocols that are offered, as the header lists them; empty for none.
+    pub(crate) subprotocols: String,
+    /// Headers that are sent along, "Name: value" each.
+    pub(crate) headers: Vec<String>,
+    /// permessage-deflate is offered.
+    pub(crate) deflate: bool,
+    /// The URL says wss.
+    pub(crate) is_secure: bool,
+    /// How, once it is prepared for.
+    pub(crate) security: Option<Security>,
 }
 
 impl Target {
     /// Reads a URL. Without `allow_remote`, only loopback addresses are taken: a load tool turned
     /// on somebody else's host by a typing mistake is an attack.
     pub(crate) fn parse(url: &str, allow_remote: bool) -> Result<Target, String> {
-        let rest = url.strip_prefix("ws://").ok_or_else(|| {
-            format!("{url}: only ws://host:port/path is understood (no TLS here yet)")
-        })?;
+        let (rest, is_secure) = match (url.strip_prefix("ws://"), url.strip_prefix("wss://")) {
+            (Some(rest), _) => (rest, false),
+            (_, Some(rest)) => (rest, true),
+            _ => return Err(format!("{url}: only ws:// and wss://host:port/path are understood")),
+        };
         let (host, path) = match rest.find(['/', '?']) {
             Some(end) if rest[end..].starts_with('/') => (&rest[..end], rest[end..].to_owned()),
             Some(end) => (&rest[..end], format!("/{}", &rest[end..])),
@@ -30,7 +44,8 @@ impl Target {
         }
         let end_of_host = host.rfind(']').unwrap_or(0);
         let has_port = host[end_of_host..].contains(':');
-        let authority = if has_port { host.to_owned() } else { format!("{host}:80") };
+        let port = if is_secure { 443 } else { 80 };
+        let authority = if has_port { host.to_owned() } else { format!("{host}:{port}") };
         let address = authority
             .to_socket_addrs()
             .map_err(|error| format!("{url}: {error}"))?
@@ -40,7 +55,23 @@ impl Target {
         if !address.ip().is_loopback() && !allow_remote {
             return Err(format!("{url}: {address} is not this machine (--allow-remote to insist)"));
         }
-        Ok(Target { address, host: host.to_owned(), path })
+        Ok(Target {
+            address,
+            host: host.to_owned(),
+            path,
+            subprotocols: String::new(),
+            headers: Vec::new(),
+            deflate: false,
+            is_secure,
+            security: None,
+        })
+    }
+
+    /// The host as it stood in the URL, without a port.
+    pub(crate) fn host_name(&self) -> &str {
+        let end_of_host = self.host.rfind(']').unwrap_or(0);
+        let colon = self.host[end_of_host..].find(':');
+        &self.host[..colon.map_or(self.host.len(), |colon| end_of_host + colon)]
     }
 
     /// Whether connections to it may come from any address of 127.0.0.0/8.
@@ -64,6 +95,20 @@ mod tests {
         check("ws://127.1.2.3:1?x", &["127.1.2.3:1", "127.1.2.3:1", "/?x"]);
         check("ws://[::1]:9/", &["[::1]:9", "[::1]:9", "/"]);
         check("ws://[::1]", &["[::1]:80", "[::1]", "/"]);
+        check("wss://127.0.0.1/x", &["127.0.0.1:443", "127.0.0.1", "/x"]);
+        check("wss://127.0.0.1:80", &["127.0.0.1:80", "127.0.0.1:80", "/"]);
+    }
+
+    #[test]
+    fn names_without_ports() {
+        for (url, want) in [
+            ("ws://127.0.0.1:8080/a:b", "127.0.0.1"),
+            ("wss://localhost", "localhost"),
+            ("wss://[::1]:9/", "[::1]"),
+            ("wss://[::1]", "[::1]"),
+        ] {
+            assert_eq!(Target::parse(url, false).unwrap().host_name(), want);
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The scenarios against the references and against servers that do wrong, on real sockets.
 
+mod connect;
 mod echo;
 mod fanout;
 mod hold;
@@ -7,7 +8,10 @@ mod load;
 mod relay;
 pub(crate) mod results;
 mod search;
+mod slow;
+mod storm;
 mod sweep;
+mod transport;
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -95,27 +99,31 @@ fn with_odd_server<T>(
     thread::scope(|scope| {
         scope.spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                let mut byte = [0];
-                stream.read_exact(&mut byte).unwrap();
-                head.push(byte[0]);
-            }
-            let head = String::from_utf8(head).unwrap();
-            let key = head.split("Sec-WebSocket-Key: ").nth(1).unwrap().lines().next().unwrap();
-            let accept = websocket::accept(key);
-            let head = format!(
-                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
-                 Connection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
-            );
-            // A byte at a time: what is cut has to be put together.
-            for byte in head.bytes() {
-                stream.write_all(&[byte]).unwrap();
-            }
+            upgrade(&mut stream);
             serve(stream);
         });
         body(address)
     })
+}
+
+/// Answers the opening handshake of a client, a byte at a time: what is cut has to be put together.
+fn upgrade(stream: &mut TcpStream) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).unwrap();
+    let key = head.split("Sec-WebSocket-Key: ").nth(1).unwrap().lines().next().unwrap();
+    let accept = websocket::accept(key);
+    let head = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
+         Connection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+    );
+    for byte in head.bytes() {
+        stream.write_all(&[byte]).unwrap();
+    }
 }
 
 /// Reads the payload of the next small frame of a client.

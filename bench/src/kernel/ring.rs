@@ -58,8 +58,9 @@ pub(crate) enum Completion {
     /// A shutdown is over, whatever it said: the peer may have gone first.
     ShutDown { slot: u32 },
     /// A slot is free.
-    Closed,
-    /// A cancel has been heard; the operation itself answers too.
+    Closed { slot: u32 },
+    /// A cancel has been heard, and the operation itself answers too; or an option is set before a
+    /// close, which answers too.
     Cancelled,
 }
 
@@ -108,6 +109,7 @@ pub(crate) struct Ring {
     targets: Vec<Address>,
     sources: Vec<Address>,
     congestion: Option<CString>,
+    receive_buffer: Option<Box<libc::c_int>>,
 }
 
 /// A socket address as the kernel reads it.
@@ -118,10 +120,13 @@ const SUBMISSIONS: u32 = 1024;
 /// An overflow loses nothing but is slow; this covers a burst on all slots of a full ring.
 const COMPLETIONS: u32 = 16_384;
 /// The most operations that are linked into one chain.
-const CHAIN_MAX: usize = 6;
+const CHAIN_MAX: usize = 7;
 
 /// Turned on, as an option's value; static, for the kernel reads it when the operation runs.
 static ON: libc::c_int = 1;
+
+/// On, with no time to linger: a close sends a reset instead of an end of stream (tcp(7)).
+static LINGER_NOT: libc::linger = libc::linger { l_onoff: 1, l_linger: 0 };
 
 impl Ring {
     /// Sets the ring up; it belongs to the calling thread from here on.
@@ -150,7 +155,8 @@ impl Ring {
         let targets = setup.targets.iter().map(|a| Address((*a).into())).collect();
         let sources = setup.sources.iter().map(|a| Address(SocketAddr::V4(*a).into())).collect();
         let congestion = setup.congestion.clone();
-        Ok(Ring { uring, pool, sending, targets, sources, congestion })
+        let receive_buffer = None;
+        Ok(Ring { uring, pool, sending, targets, sources, congestion, receive_buffer })
     }
 
     pub(super) fn register_eventfd(&self, eventfd: RawFd) -> io::Result<()> {
@@ -234,7 +240,7 @@ impl Ring {
             Op::Bind => Completion::Connected { slot, result: failed("bind", result) },
             Op::Connect => Completion::Connected { slot, result: failed("connect", result) },
             Op::Shutdown => Completion::ShutDown { slot },
-            Op::Close => Completion::Closed,
+            Op::Close => Completion::Closed { slot },
             Op::Cancel => Completion::Cancelled,
         })
     }
@@ -355,6 +361,31 @@ impl Ring {
         self.push(&[entry.user_data(token(Op::Close, slot))]);
     }
 
+    /// The same, with a reset: the peer sees an error instead of an end, what was not sent is gone,
+    /// and no port is kept in TIME_WAIT.
+    pub(crate) fn close_abruptly(&mut self, slot: u32) {
+        let option = opcode::SetSockOpt::new(
+            Fixed(slot),
+            libc::SOL_SOCKET as u32,
+            libc::SO_LINGER as u32,
+            (&raw const LINGER_NOT).cast(),
+            size_of_val(&LINGER_NOT) as u32,
+        );
+        // A hard link: the close is done even when the option cannot be set.
+        let option = option.build().flags(Flags::IO_HARDLINK).user_data(token(Op::Cancel, 0));
+        let close = opcode::Close::new(Fixed(slot)).build();
+        self.push(&[option, close.user_data(token(Op::Close, slot))]);
+    }
+
+    /// Bounds the kernel's receive buffer of the sockets that are opened from here on, in bytes (it
+    /// takes twice as many, for its own books: socket(7)). Once only: sockets under way have the
+    /// address of the number.
+    pub(crate) fn limit_receive_buffers(&mut self, bytes: u32) {
+        let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+        assert!(self.receive_buffer.is_none(), "the bound is set already");
+        self.receive_buffer = Some(Box::new(bytes));
+    }
+
     /// Cancels by exact token; by descriptor would walk every operation of the ring.
     fn cancel(&mut self, operation: u64) {
         let entry = opcode::AsyncCancel::new(operation).build();
@@ -385,6 +416,16 @@ impl Ring {
             );
             chain.push(link(congestion.build(), Op::Option, slot));
         }
+        if let Some(bytes) = &self.receive_buffer {
+            let limit = opcode::SetSockOpt::new(
+                Fixed(slot),
+                libc::SOL_SOCKET as u32,
+                libc::SO_RCVBUF as u32,
+                (&raw const **bytes).cast(),
+                size_of::<libc::c_int>() as u32,
+            );
+            chain.push(link(limit.build(), Op::Option, slot));
+        }
     }
 
     /// Queues entries that belong together: a chain must not be cut by a submission.
@@ -413,6 +454,7 @@ impl Drop for Ring {
         std::mem::forget(std::mem::take(&mut self.targets));
         std::mem::forget(std::mem::take(&mut self.sources));
         std::mem::forget(self.congestion.take());
+        std::mem::forget(self.receive_buffer.take());
     }
 }
 

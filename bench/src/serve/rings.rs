@@ -151,7 +151,7 @@ impl<C: Connections> Shard<C> {
                 self.connections.on_connected(ring, slot, result.is_ok());
             }
             Completion::ShutDown { slot } => self.connections.on_shut_down(ring, slot),
-            Completion::Closed => {
+            Completion::Closed { .. } => {
                 if !self.accept_armed {
                     self.arm_accept(ring);
                 }

@@ -15,8 +15,8 @@ use crate::options::tests::{parse, try_parse};
 use crate::outcome::Watch;
 use crate::tests::with_server;
 use crate::websocket::{
-    BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, accept, decode_frame, decode_response,
-    encode_frame, encode_request, key,
+    BINARY, CLOSE, CONTINUATION, Offer, PING, PONG, Request, TEXT, accept, decode_frame,
+    decode_response, encode_frame, encode_request, key,
 };
 
 /// A client on an ordinary socket.
@@ -34,13 +34,22 @@ impl Client {
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let mut client = Client { stream, received: Vec::new() };
         let mut request = Vec::new();
-        encode_request(&mut request, &address.to_string(), "/", &key(1));
+        let asked = Request {
+            host: &address.to_string(),
+            path: "/",
+            key: &key(1),
+            subprotocols: "",
+            deflate: false,
+            headers: &[],
+        };
+        encode_request(&mut request, &asked);
         let (first, second) = request.split_at(request.len() / 2);
         client.write(first);
         client.write(second);
         loop {
-            if let Some(len) = decode_response(&client.received, &accept(&key(1))).unwrap() {
-                client.received.drain(..len);
+            let offer = Offer { accept: &accept(&key(1)), subprotocols: "", deflate: false };
+            if let Some(answer) = decode_response(&client.received, &offer).unwrap() {
+                client.received.drain(..answer.head_bytes);
                 return client;
             }
             assert!(client.read() > 0, "the end instead of an answer");

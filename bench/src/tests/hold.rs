@@ -118,3 +118,57 @@ fn a_run_that_is_told_to_stop_reports_what_there_is() {
         assert_eq!((&report["complete"], &report["back_count"]), (&false.into(), &0.into()));
     });
 }
+
+#[test]
+fn connections_are_closed_and_opened_again_while_holding() {
+    with_echo(1, |address| {
+        let line = format!("--url ws://{address}/ --connections 30 --seconds 0.5 --churn 200/s");
+        let report = run(hold, &line);
+        let churn = &report["churn"];
+        let of = |name: &str| churn[name].as_u64().unwrap();
+        // Each of the thirty several times.
+        assert!(of("back_count") > 40, "{report:#}");
+        assert_eq!(of("due_count"), of("back_count") + of("skipped_count"), "{report:#}");
+        assert_eq!(of("unfinished_count"), 0, "{report:#}");
+        assert_eq!(churn["close_and_open_us"]["count"], churn["back_count"], "{report:#}");
+        assert_eq!(churn["opens"]["open_us"]["count"], churn["back_count"], "{report:#}");
+        // The ramp's figures are the ramp's.
+        assert_eq!(
+            (&report["opened_count"], &report["open_us"]["count"]),
+            (&30.into(), &30.into())
+        );
+        assert_eq!(report["open_count_at_end_of_hold"], 30, "{report:#}");
+        assert_eq!(report["ended_early_by_server_count"], 0, "{report:#}");
+        assert_eq!(report["closing"]["closed_in_order_count"], 30, "{report:#}");
+    });
+}
+
+#[test]
+fn pings_go_round_while_holding() {
+    with_gateway(|address| {
+        let line = format!(
+            "--url ws://{address}/ --connections 20 --sample 10 --seconds 0.5 --ping-every 0.1"
+        );
+        // At one pace with the churn, too: who is being closed would answer none.
+        for churn in ["", "--churn 100/s"] {
+            let report = run(hold, &format!("{line} {churn}"));
+            let of = |name: &str| report["pings"][name].as_u64().unwrap();
+            assert!(of("answered_count") > 20, "{report:#}");
+            assert_eq!(report["pings"]["rtt_us"]["count"], of("answered_count"), "{report:#}");
+            // The last ones may be on their way.
+            assert!(of("asked_count") - of("answered_count") <= 10, "{report:#}");
+            assert_eq!(report["ended_early_by_server_count"], 0, "{report:#}");
+        }
+    });
+}
+
+#[test]
+fn a_ramp_keeps_its_rate() {
+    with_echo(1, |address| {
+        let line = format!("--url ws://{address}/ --connections 100 --rate 250/s --seconds 0");
+        let report = run(hold, &line);
+        assert_eq!(report["opened_count"], 100, "{report:#}");
+        // The last of them is due after 396 ms.
+        assert!(report["opening_seconds"].as_f64() >= Some(0.39), "{report:#}");
+    });
+}
