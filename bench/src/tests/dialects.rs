@@ -214,3 +214,35 @@ fn socket_io() {
     let report = run(fanout, &format!("{line} --rate 20 --warm-up-seconds 0.2"));
     assert_eq!((&report["ok"], &report["faults_count"]), (&false.into(), &4.into()), "{report:#}");
 }
+
+#[test]
+fn pusher_of_soketi() {
+    let server = Server::start("soketi", "Websockets server is available at", |port, _| {
+        let mut command = Command::new("node");
+        command.arg(installed("soketi/node_modules/@soketi/soketi/bin/server.js")).arg("start");
+        for (name, value) in [
+            ("HOST", "127.0.0.1"),
+            ("PORT", &port.to_string()),
+            // Opened even so.
+            ("METRICS_ENABLED", "0"),
+            ("METRICS_SERVER_PORT", "0"),
+            ("DEFAULT_APP_KEY", "the-key"),
+            ("DEFAULT_APP_SECRET", "the-secret"),
+            ("DEFAULT_APP_ENABLE_CLIENT_MESSAGES", "true"),
+        ] {
+            command.env(format!("SOKETI_{name}"), value);
+        }
+        command
+    });
+    let pusher = "--dialect pusher --pusher-key the-key";
+    let line = format!("{pusher} --pusher-secret the-secret");
+    server.check(&format!("{line} --rooms 5 --members 7"), 600);
+    server.check(&format!("{line} --rooms 6 --members 5 --connections 9 --publishers 3"), 400);
+    server.check(&format!("{pusher} --pusher-public --members 5 --size 3000"), 400);
+    let error = server.error(&format!("{pusher} --pusher-secret wrong --members 3"));
+    assert!(error.contains("subscription_error 401"), "{error}");
+    let error = server.error("--dialect pusher --pusher-key no-key --members 3");
+    assert!(error.contains("pusher:error 4001"), "{error}");
+    let error = server.error(&format!("{line} --members 3 --publishers-apart"));
+    assert!(error.contains("have to be members"), "{error}");
+}
