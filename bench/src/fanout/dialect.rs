@@ -227,7 +227,7 @@ pub(crate) struct DialectOptions {
     /// Of `pusher`: its secret, which private channels are signed with.
     #[arg(long, default_value = "app-secret", value_name = "SECRET")]
     pusher_secret: String,
-    /// Of `pusher`: channels that need no signature. Few servers let clients publish there.
+    /// Of `pusher`: channels that need no signature. Not every server lets clients publish there.
     #[arg(long)]
     pusher_public: bool,
 }
