@@ -2,7 +2,8 @@
 //! order, and when.
 //!
 //! `dialect.rs` is how a server's rooms are spoken to, with a file for each kind of server beside
-//! it; `ledger.rs` is who is to get what and who got it. Here are the run and its connections.
+//! it; `ledger.rs` is who is to get what and who got it, `slow.rs` those who stop reading. Here are
+//! the run and its connections.
 
 mod centrifuge;
 mod dialect;
@@ -12,6 +13,7 @@ mod nats;
 mod plain;
 mod pusher;
 mod rooms;
+mod slow;
 mod socketio;
 mod topics;
 
@@ -27,10 +29,11 @@ use crate::kernel;
 use crate::open_loop::{self, BATCH, Course, Schedule};
 use crate::options::{self, Common};
 use crate::outcome::{Outcome, Watch};
-use crate::proc::round;
+use crate::proc::{self, round};
 use crate::websocket::{self, Frame, PONG};
 use dialect::{Dialect, DialectOptions, Event, Form, Names};
 use ledger::{Delivered, Ledger, MESSAGE_BYTES_MIN, Shape};
+use slow::{Reading, Slow, SlowOptions};
 
 /// Publishes into rooms at a fixed rate and sees that every member gets every message, once and in
 /// order; exits with 1 when not.
@@ -72,6 +75,8 @@ pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) dialect: DialectOptions,
     #[command(flatten)]
+    pub(crate) slow: SlowOptions,
+    #[command(flatten)]
     pub(crate) common: Common,
 }
 
@@ -96,6 +101,8 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
     let prefix = options.room_prefix.clone().unwrap_or_else(fresh);
     let dialect = options.dialect.dialect(Names::new(&prefix)).map_err(io::Error::other)?;
     let shape = shape(options, dialect.form()).map_err(io::Error::other)?;
+    let slow = Slow::new(&options.slow, &shape, options.warm_up, options.measured);
+    let slow = slow.map_err(io::Error::other)?;
     options.common.pin()?;
     let mut target = options.common.target(&options.url)?;
     if target.path == "/" {
@@ -114,7 +121,7 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
         congestion: options.common.congestion.clone(),
     })?;
     let schedule = || Schedule::new(options.rate, options.warm_up, options.measured);
-    let mut fanout = Fanout::new(dialect, Ledger::new(shape, schedule(), options.size));
+    let mut fanout = Fanout::new(dialect, Ledger::new(shape, schedule(), options.size, slow));
     engine.open_all(&mut fanout, OPENING_TIMEOUT, &stopped)?;
     join_all(&mut engine, &mut fanout, &stopped)?;
 
@@ -123,8 +130,12 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
     let mut course = Course::new(options.common.cpu, &options.common.pids);
     let mut fell_behind = false;
     loop {
-        let is_even = fanout.ledger.is_even();
         let stop = stopped() || fell_behind;
+        pause_slow(&mut engine, &mut fanout, stop, &options.common.pids);
+        let ledger = &fanout.ledger;
+        // The slow ones are looked at when nothing else is left to wait for.
+        let is_even = ledger.is_even()
+            && !(ledger.schedule.not_handed_out().is_empty() && ledger.slow_are_behind());
         if !course.goes_on(&mut fanout.ledger.schedule, stop, is_even) {
             break;
         }
@@ -135,14 +146,18 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
         engine.turn(&mut fanout, wait)?;
     }
     fanout.ledger.count_missing();
+    pause_slow(&mut engine, &mut fanout, true, &[]);
 
     // Ends that come from here on are ours.
-    let early = engine.counts.early.clone();
+    fanout.is_closing = true;
     engine.close_all(&mut fanout, CLOSING_TIMEOUT)?;
 
     let complete = course.complete;
     let usage = course.usage();
-    let Fanout { ledger: Ledger { counts, times, schedule, .. }, refused, .. } = fanout;
+    let Fanout { mut ledger, refused, early, .. } = fanout;
+    let slow = ledger.slow.take();
+    let slow_report = slow.as_ref().map(|slow| slow.report(&shape, |m| ledger.is_behind(m)));
+    let Ledger { counts, times, schedule, .. } = ledger;
     let per_second = |count: u64| round(count as f64 / usage.seconds.max(1e-9));
     let mut report = Map::new();
     let mut put = |key: &str, value: Value| {
@@ -178,18 +193,22 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
     put("median_member_us", histogram::report(&times.median));
     put("last_member_us", histogram::report(&times.last));
     put("each_delivery_us", histogram::report(&times.each));
+    if let Some(report) = slow_report {
+        put("slow", report);
+    }
     put("server", usage.server_report("delivery", counts.delivered_in_time));
     put("tool", usage.tool_report(&times.lag, "delivery", counts.delivered_in_time));
     let saturation = usage.saturation(&times.lag, times.last.value_at_quantile(0.99));
     open_loop::put_saturation(&mut report, saturation.as_deref());
     let measured = schedule.measured();
-    let histograms = vec![
+    let mut histograms = vec![
         ("last".into(), times.last),
         ("each".into(), times.each),
         ("first".into(), times.first),
         ("median".into(), times.median),
         ("lag".into(), times.lag),
     ];
+    histograms.extend(slow.into_iter().flat_map(Slow::into_histograms));
     let started_at = started_at + options.warm_up;
     Ok(Outcome { figures: report, histograms, started_at, measured })
 }
@@ -318,6 +337,28 @@ fn keep_alive(engine: &mut Engine, fanout: &mut Fanout) {
     }
 }
 
+/// Has the slow members stop reading when it is time, and read again later, or at once when the run
+/// is over; watches the server's memory from then on.
+fn pause_slow(engine: &mut Engine, fanout: &mut Fanout, is_over: bool, pids: &[u32]) {
+    let now_ns = fanout.ledger.schedule.now_ns();
+    let Some(slow) = &mut fanout.ledger.slow else { return };
+    match slow.reading {
+        Reading::NotYetPaused if now_ns >= slow.window_ns.start && !is_over => {
+            slow.reading = Reading::Paused;
+            slow.connections.iter().for_each(|client| engine.pause_reading(*client));
+        }
+        Reading::Paused if now_ns >= slow.window_ns.end || is_over => {
+            slow.reading = Reading::Resumed;
+            slow.connections.iter().for_each(|client| engine.resume_reading(*client));
+        }
+        _ => {}
+    }
+    if slow.reading != Reading::NotYetPaused && fanout.rss_read_at.elapsed() >= TURN {
+        slow.on_rss(proc::rss_bytes(pids));
+        fanout.rss_read_at = Instant::now();
+    }
+}
+
 struct Fanout {
     dialect: Box<dyn Dialect>,
     form: Form,
@@ -338,6 +379,11 @@ struct Fanout {
     data: Vec<u8>,
     message: Vec<u8>,
     refused: Reasons,
+    /// Connections that the server ended, but those of slow members.
+    early: Reasons,
+    /// Ends are ours.
+    is_closing: bool,
+    rss_read_at: Instant,
 }
 
 /// One connection: 32 bytes.
@@ -369,6 +415,9 @@ impl Fanout {
             data: Vec::new(),
             message: Vec::new(),
             refused: Reasons::default(),
+            early: Reasons::default(),
+            is_closing: false,
+            rss_read_at: Instant::now(),
         }
     }
 
@@ -527,5 +576,14 @@ impl Scenario for Fanout {
         Ok(())
     }
 
-    fn on_end(&mut self, _client: u32, _ending: &Ending) {}
+    fn on_end(&mut self, client: u32, ending: &Ending) {
+        let Ending::Early(reason) = ending else { return };
+        if self.is_closing {
+            return;
+        }
+        match self.ledger.slow.as_mut().filter(|slow| slow.has(client)) {
+            Some(slow) => slow.on_end(client, reason),
+            None => self.early.add(reason),
+        }
+    }
 }

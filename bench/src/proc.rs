@@ -71,6 +71,13 @@ impl ProcessMemory {
     }
 }
 
+/// What several processes have resident, shared pages included: the one figure that costs the
+/// server nothing to tell. `None` when there are none, or one cannot be read.
+pub(crate) fn rss_bytes(pids: &[u32]) -> Option<u64> {
+    let of = |pid: &u32| kilobyte_fields(&format!("/proc/{pid}/status")).remove("VmRSS");
+    pids.iter().map(of).sum::<Option<u64>>().filter(|_| !pids.is_empty())
+}
+
 /// The kernel's memory at one moment.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct KernelMemory {

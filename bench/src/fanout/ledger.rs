@@ -10,6 +10,7 @@ use std::collections::{HashSet, VecDeque};
 use hdrhistogram::Histogram;
 
 use super::dialect::Role;
+use super::slow::Slow;
 use crate::histogram;
 use crate::open_loop::Schedule;
 
@@ -83,7 +84,7 @@ impl Shape {
         self.apart || self.hears_itself || membership % self.members != publisher
     }
 
-    /// Deliveries of one message.
+    /// Deliveries of one message, if nobody is slow.
     pub(crate) fn deliveries(&self) -> u32 {
         self.members - u32::from(!self.apart && !self.hears_itself)
     }
@@ -108,8 +109,10 @@ pub(crate) struct Ledger {
     base: u64,
     outstanding: VecDeque<u32>,
     filler: Vec<u8>,
+    /// Of all members but the slow ones.
     pub(crate) counts: Counts,
     pub(crate) times: Times,
+    pub(crate) slow: Option<Slow>,
 }
 
 /// Of the whole run, warm-up included, where it does not say otherwise.
@@ -166,7 +169,7 @@ const SKIPPED_MAX: usize = 1 << 20;
 
 impl Ledger {
     /// Nothing is published yet. `size` is the bytes of a message.
-    pub(crate) fn new(shape: Shape, schedule: Schedule, size: u32) -> Ledger {
+    pub(crate) fn new(shape: Shape, schedule: Schedule, size: u32, slow: Option<Slow>) -> Ledger {
         let new = histogram::new;
         Ledger {
             shape,
@@ -178,6 +181,7 @@ impl Ledger {
             filler: (0..size).map(|i| b'a' + (i % 26) as u8).collect(),
             counts: Counts::default(),
             times: Times { each: new(), first: new(), median: new(), last: new(), lag: new() },
+            slow,
         }
     }
 
@@ -195,6 +199,43 @@ impl Ledger {
     pub(crate) fn fell_behind(&self) -> bool {
         let max = OUTSTANDING_MAX.min(OUTSTANDING_BYTES_MAX / self.filler.len()).max(1);
         self.outstanding.len() >= max
+    }
+
+    /// Whether a slow member, whose connection is open, has not got the last messages.
+    pub(crate) fn slow_are_behind(&self) -> bool {
+        self.slow.as_ref().is_some_and(|slow| {
+            let open = slow.connections.iter().filter(|connection| !slow.has_ended(**connection));
+            open.flat_map(|connection| self.shape.memberships_of(*connection))
+                .any(|membership| self.is_behind(membership))
+        })
+    }
+
+    /// Whether a member has not got the last messages.
+    pub(crate) fn is_behind(&self, membership: u32) -> bool {
+        let publishers = self.shape.publishers;
+        (0..publishers).any(|publisher| {
+            let next = self.next_sequence[(membership * publishers + publisher) as usize];
+            u64::from(next) < self.in_stream(membership, publisher)
+        })
+    }
+
+    /// How many messages a publisher has published for this member.
+    fn in_stream(&self, membership: u32, publisher: u32) -> u64 {
+        let shape = self.shape;
+        if !shape.is_for(membership, publisher) {
+            return 0;
+        }
+        let published = self.base + self.outstanding.len() as u64;
+        // The room's first message, and the publisher's, are so many numbers behind.
+        let behind =
+            u64::from(membership / shape.members) + u64::from(publisher) * u64::from(shape.rooms);
+        let of_each = u64::from(shape.rooms) * u64::from(shape.publishers);
+        published.saturating_sub(behind).div_ceil(of_each)
+    }
+
+    /// Deliveries of a message in this room, to those who read.
+    fn deliveries(&self, room: u32) -> u32 {
+        self.shape.deliveries() - self.slow.as_ref().map_or(0, |slow| slow.in_room(room))
     }
 
     /// Takes note of a message to be published: its room and the connection that says it.
@@ -254,45 +295,75 @@ impl Ledger {
             return self.fault("a message that its publisher should not get");
         }
         let stream = membership * publishers + publisher;
+        let slow = self.slow.as_mut().filter(|slow| slow.has(connection));
+        let is_slow = slow.is_some();
+        let counts = match slow {
+            Some(slow) => &mut slow.counts,
+            None => &mut self.counts,
+        };
         let next = &mut self.next_sequence[stream as usize];
+        let mut missed = 0;
         if sequence >= *next {
             for skipped in *next..sequence {
-                self.counts.missing += 1;
+                missed += 1;
                 if self.skipped.len() < SKIPPED_MAX {
                     self.skipped.insert((stream, skipped));
                 }
             }
             *next = sequence + 1;
         } else if self.skipped.remove(&(stream, sequence)) {
-            self.counts.missing -= 1;
-            self.counts.reordered += 1;
+            missed = -1;
+            counts.reordered += 1;
         } else {
-            self.counts.duplicates += 1;
+            counts.duplicates += 1;
             return Ok(Delivered::Message);
         }
-        self.on_delivered(number, now_ns);
+        counts.missing = counts.missing.saturating_add_signed(missed);
+        if is_slow {
+            counts.delivered += 1;
+            self.on_slow_missed(membership, missed);
+        } else {
+            self.on_delivered(number, stamp.room, now_ns);
+        }
         Ok(Delivered::Message)
     }
 
+    /// A slow member lacks so many more.
+    fn on_slow_missed(&mut self, membership: u32, missed: i64) {
+        let Some(slow) = self.slow.as_mut().filter(|_| missed != 0) else { return };
+        let of_it = slow.missed.entry(membership).or_default();
+        *of_it = of_it.saturating_add_signed(missed);
+        if *of_it == 0 {
+            slow.missed.remove(&membership);
+        }
+    }
+
     /// A message has reached one more member.
-    fn on_delivered(&mut self, number: u64, now_ns: u64) {
+    fn on_delivered(&mut self, number: u64, room: u32, now_ns: u64) {
         self.counts.delivered += 1;
         self.counts.delivered_in_time += u64::from(self.schedule.is_in_time(now_ns));
+        let deliveries = self.deliveries(room);
         // Not below the base: those have reached everybody, and a member counts once.
         let reached = &mut self.outstanding[(number - self.base) as usize];
         *reached += 1;
         let due_ns = self.schedule.due_ns(number);
-        let deliveries = self.shape.deliveries();
         if self.schedule.is_measured(due_ns) {
             let ns = now_ns.saturating_sub(due_ns);
             histogram::record(&mut self.times.each, ns);
+            if let Some(slow) = &mut self.slow {
+                slow.record(due_ns, ns);
+            }
             for (histogram, at) in self.times.milestones(deliveries) {
                 if *reached == at {
                     histogram::record(histogram, ns);
                 }
             }
         }
-        while self.outstanding.front() == Some(&deliveries) {
+        while let Some(reached) = self.outstanding.front() {
+            let (room, _) = self.shape.split(self.base);
+            if *reached < self.deliveries(room) {
+                break;
+            }
             self.outstanding.pop_front();
             self.base += 1;
         }
@@ -303,22 +374,21 @@ impl Ledger {
     pub(crate) fn count_missing(&mut self) {
         let now_ns = self.schedule.now_ns();
         let shape = self.shape;
-        let published = self.base + self.outstanding.len() as u64;
-        for (stream, next) in (0..).zip(&self.next_sequence) {
-            let stream: u32 = stream;
-            let (membership, publisher) = (stream / shape.publishers, stream % shape.publishers);
-            if !shape.is_for(membership, publisher) {
-                continue;
+        for membership in 0..shape.memberships() {
+            let is_slow = |slow: &&mut Slow| slow.has(shape.connection_of(membership));
+            for publisher in 0..shape.publishers {
+                let stream = membership * shape.publishers + publisher;
+                let next = self.next_sequence[stream as usize];
+                let missed = self.in_stream(membership, publisher) - u64::from(next);
+                match self.slow.as_mut().filter(is_slow) {
+                    Some(slow) => slow.counts.missing += missed,
+                    None => self.counts.missing += missed,
+                }
             }
-            // The room's first message, and the publisher's, are so many numbers behind.
-            let behind = u64::from(membership / shape.members)
-                + u64::from(publisher) * u64::from(shape.rooms);
-            let of_each = u64::from(shape.rooms) * u64::from(shape.publishers);
-            let in_stream = published.saturating_sub(behind).div_ceil(of_each);
-            self.counts.missing += in_stream - u64::from(*next);
         }
-        let deliveries = shape.deliveries();
-        for (number, reached) in (self.base..).zip(&self.outstanding) {
+        for (i, reached) in self.outstanding.iter().enumerate() {
+            let number = self.base + i as u64;
+            let deliveries = self.deliveries(shape.split(number).0);
             let due_ns = self.schedule.due_ns(number);
             if !self.schedule.is_measured(due_ns) {
                 continue;
@@ -331,6 +401,9 @@ impl Ledger {
             }
             for _ in *reached..deliveries {
                 histogram::record(&mut self.times.each, ns);
+                if let Some(slow) = &mut self.slow {
+                    slow.record(due_ns, ns);
+                }
             }
         }
     }
@@ -399,7 +472,7 @@ mod tests {
 
     fn ledger(shape: Shape, published: u64) -> Ledger {
         let schedule = Schedule::new(1000, Duration::ZERO, Duration::from_secs(1));
-        let mut ledger = Ledger::new(shape, schedule, 40);
+        let mut ledger = Ledger::new(shape, schedule, 40, None);
         for _ in 0..published {
             let number = ledger.schedule.next_due(u64::MAX).unwrap();
             ledger.publish(number);
@@ -510,6 +583,51 @@ mod tests {
         check_in(two, 2, &[(1, 0), (2, 0), (0, 1), (2, 1)], [0, 0, 0, 0]);
         check_in(two, 2, &[], [4, 0, 0, 0]);
         check_in(Shape { apart: true, ..shape }, 1, &[(0, 0), (1, 0), (2, 0)], [0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn slow_members_are_counted_by_themselves() {
+        let shape = Shape { members: 4, connections: 4, ..SHAPE };
+        let options = crate::options::tests::parse("--slow-percent 50 --slow-seconds 0.5");
+        let second = Duration::from_secs(1);
+        let mut ledger = ledger(shape, 0);
+        ledger.slow = Slow::new(&options, &shape, Duration::ZERO, second).unwrap();
+        assert_eq!(ledger.slow.as_ref().unwrap().connections, [1, 2]);
+        for _ in 0..3 {
+            let number = ledger.schedule.next_due(u64::MAX).unwrap();
+            ledger.publish(number);
+        }
+        let mut deliver = |connection: u32, number: u64| {
+            let mut data = Vec::new();
+            ledger.write(number, &mut data);
+            ledger.on_message(connection, None, &data, number * 1_000_000 + 7).unwrap();
+            (ledger.is_even(), ledger.slow_are_behind())
+        };
+        for (connection, number) in [(0, 0), (3, 0), (0, 1), (3, 1), (0, 2)] {
+            assert_eq!(deliver(connection, number), (false, true));
+        }
+        assert_eq!(deliver(3, 2), (true, true));
+        // One gets everything, twice the last and in another order; the other lacks the second.
+        assert_eq!([(1, 1), (1, 0), (1, 2), (1, 2)].map(|(c, n)| deliver(c, n).1), [true; 4]);
+        assert_eq!([(2, 0), (2, 2)].map(|(c, n)| deliver(c, n).1), [true, false]);
+        ledger.count_missing();
+        let slow = ledger.slow.as_ref().unwrap();
+        let report = slow.report(&shape, |membership| ledger.is_behind(membership));
+        for (name, want) in [
+            ("members", 2),
+            ("caught_up_members_count", 1),
+            ("silent_gap_members_count", 1),
+            ("behind_members_count", 0),
+            ("cut_members_count", 0),
+            ("delivered_count", 5),
+            ("missing_count", 1),
+            ("duplicates_count", 1),
+            ("reordered_count", 1),
+        ] {
+            assert_eq!(report[name], want, "{name} in {report:#}");
+        }
+        assert!(ledger.counts.is_ok() && ledger.counts.delivered == 6);
+        assert_eq!((ledger.times.last.len(), ledger.times.each.len()), (3, 6));
     }
 
     #[test]

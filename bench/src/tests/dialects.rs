@@ -246,3 +246,49 @@ fn pusher_of_soketi() {
     let error = server.error(&format!("{line} --members 3 --publishers-apart"));
     assert!(error.contains("have to be members"), "{error}");
 }
+
+/// A third of the members reads nothing for a second, in which it is sent 20 MB: more than the
+/// kernel holds for it.
+const SLOW: &str = "--members 3 --slow-percent 34 --slow-seconds 1 --rate 200 --size 100000 \
+    --warm-up-seconds 0 --seconds 2";
+
+/// Runs it against a server, with these members of one room, and tells what became of the slow one.
+#[track_caller]
+fn slow(server: &Server, line: &str) -> Value {
+    let url = format!("--url ws://127.0.0.1:{}/ --pid {}", server.port, server.child.id());
+    let report = run(fanout, &format!("{url} {line} {SLOW}"));
+    // All is well with the others, and nothing of theirs is lost from the histograms.
+    assert_eq!(report["ok"], true, "{report:#}");
+    assert_eq!(report["delivered_count"], 400 * 2, "{report:#}");
+    assert_eq!(report["ended_early_count"], 0, "{report:#}");
+    let slow = &report["slow"];
+    assert_eq!((&slow["connections"], &slow["members"]), (&1.into(), &1.into()), "{report:#}");
+    assert_eq!(slow["others_while_slow_us"]["count"], 200 * 2, "{report:#}");
+    assert_eq!(slow["others_otherwise_us"]["count"], 200 * 2, "{report:#}");
+    slow.clone()
+}
+
+#[test]
+fn slow_members_that_a_server_waits_for() {
+    let server = node("topics", "");
+    let slow = slow(&server, "--dialect topics");
+    assert_eq!(slow["caught_up_members_count"], 1, "{slow:#}");
+    assert_eq!(
+        (&slow["delivered_count"], &slow["missing_count"]),
+        (&400.into(), &0.into()),
+        "{slow:#}"
+    );
+    // It holds what the kernel does not.
+    let growth = slow["server_rss_growth_bytes_max"].as_u64().unwrap();
+    assert!(growth > 1_000_000, "{slow:#}");
+}
+
+#[test]
+fn slow_members_that_a_server_cuts() {
+    let slow = slow(&nats("max_pending: 1MB\n"), "--dialect nats");
+    assert_eq!(slow["cut_members_count"], 1, "{slow:#}");
+    assert_eq!(slow["cut_by_reason"].as_object().unwrap().len(), 1, "{slow:#}");
+    let count = |name: &str| slow[name].as_u64().unwrap();
+    assert!(count("missing_count") > 0, "{slow:#}");
+    assert_eq!(count("missing_count") + count("delivered_count"), 400, "{slow:#}");
+}
