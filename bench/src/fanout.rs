@@ -1,70 +1,46 @@
 //! Publishes into rooms at a fixed rate and sees that each message reaches each member once and in
 //! order, and when.
 //!
-//! Number k of the schedule is published in room `k % rooms`; it is that room's message number
-//! `k / rooms`. Each room has one publisher, its first member, so its messages have one order. The
-//! stamp in a message says its room, its number and when it was due.
-//!
-//! Memberships are numbered through, `members` to a room, and dealt out to the connections in
-//! turn: membership m is connection `m % connections`. With no fewer connections than a room has
-//! members, no connection is in a room twice.
+//! `dialect.rs` is how a server's rooms are spoken to, with a file for each kind of server beside
+//! it; `ledger.rs` is who is to get what and who got it, `slow.rs` those who stop reading. Here are
+//! the run and its connections.
 
+mod centrifuge;
+mod dialect;
+mod ledger;
+mod mqtt;
+mod nats;
 mod plain;
+mod pusher;
 mod rooms;
+mod slow;
+mod socketio;
+mod topics;
 
-use std::borrow::Cow;
-use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use clap::{Args, ValueEnum};
-use hdrhistogram::Histogram;
+use clap::Args;
 use serde_json::{Map, Value, json};
 
-use crate::engine::{Ending, Engine, Reasons, Scenario, Settings};
+use crate::engine::{Ending, Engine, Reasons, Request, Scenario, Settings};
 use crate::histogram;
 use crate::kernel;
 use crate::open_loop::{self, BATCH, Course, Schedule};
 use crate::options::{self, Common};
 use crate::outcome::{Outcome, Watch};
-use crate::proc::round;
+use crate::proc::{self, round};
 use crate::progress::{CLOSING, Sample};
-use crate::websocket::{self, Frame, PONG, TEXT};
-use plain::Plain;
-use rooms::Rooms;
-
-/// How a server's rooms are spoken to, in text messages. A publisher is a member of its room and
-/// gets its own messages too.
-pub(crate) trait Dialect {
-    /// Appends the message that joins a room, or nothing, when being connected is enough.
-    fn join(&self, room: u32, out: &mut Vec<u8>);
-
-    /// Appends the message that publishes `data`, which is letters only.
-    fn publish(&self, room: u32, data: &[u8], out: &mut Vec<u8>);
-
-    /// What a message of the server says. An error is one that cannot be understood.
-    fn read<'a>(&self, payload: &'a [u8]) -> Result<Event<'a>, String>;
-}
-
-/// What a message of a server says.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Event<'a> {
-    Joined,
-    Message {
-        room: u32,
-        data: Cow<'a, [u8]>,
-    },
-    /// A request was not done.
-    Refused(String),
-    /// Of no interest here.
-    Other,
-}
+use crate::websocket::{self, Frame, PONG};
+use dialect::{Dialect, DialectOptions, Event, Form, Names};
+use ledger::{Delivered, Ledger, MESSAGE_BYTES_MIN, Shape};
+use slow::{Reading, Slow, SlowOptions};
 
 /// Publishes into rooms at a fixed rate and sees that every member gets every message, once and in
 /// order; exits with 1 when not.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
-    /// Of a server with rooms, such as ws://127.0.0.1:8080/.
+    /// Of a server with rooms, such as ws://127.0.0.1:8080/. Without a path it is the dialect's own.
     #[arg(long)]
     pub(crate) url: String,
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -75,6 +51,12 @@ pub(crate) struct Options {
     /// What the members are spread over; one for each when not given.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) connections: Option<u32>,
+    /// Publishers of each room, which take turns. They are its first members.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) publishers: u32,
+    /// Publishers are no members and have connections of their own. Always so with `topics`.
+    #[arg(long)]
+    pub(crate) publishers_apart: bool,
     /// Messages published per second in all rooms together, such as "20/s".
     #[arg(long, value_parser = options::rate)]
     pub(crate) rate: u32,
@@ -91,66 +73,46 @@ pub(crate) struct Options {
     /// another when not given, as what others publish in a room would be in the way.
     #[arg(long)]
     pub(crate) room_prefix: Option<String>,
-    /// The protocol that the server speaks.
-    #[arg(long, value_enum, default_value_t = DialectName::Rooms)]
-    pub(crate) dialect: DialectName,
+    #[command(flatten)]
+    pub(crate) dialect: DialectOptions,
+    #[command(flatten)]
+    pub(crate) slow: SlowOptions,
     #[command(flatten)]
     pub(crate) common: Common,
 }
 
-/// The dialects by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum DialectName {
-    /// Penstock's own (docs/ROOMS.md).
-    Rooms,
-    /// One room with everybody in it, of `serve --runtime send-loop`.
-    Plain,
-}
-
-/// The stamp takes so much of a message.
-pub(crate) const MESSAGE_BYTES_MIN: u32 = 32;
-
-/// Memberships in all: eight bytes each.
-pub(crate) const MEMBERSHIPS_MAX: u32 = 10_000_000;
+/// Memberships in all, each with a place for each publisher of its room: four bytes each.
+const STREAMS_MAX: u64 = 10_000_000;
 
 const OPENING_MAX: u32 = 256;
 const OPENING_TIMEOUT: Duration = Duration::from_secs(60);
 const JOINING_TIMEOUT: Duration = Duration::from_secs(60);
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(10);
 const TURN: Duration = Duration::from_millis(50);
-/// Messages, and bytes of them, that have not reached every member. Beyond, the run is ended.
-const OUTSTANDING_MAX: usize = 1 << 20;
-const OUTSTANDING_BYTES_MAX: usize = 256 << 20;
-/// Deliveries that were skipped and may still come. Beyond, a late one counts as a duplicate.
-const SKIPPED_MAX: usize = 1 << 20;
+/// What is held of an event that is not whole, beside the data of a message.
+const PARTIAL_BYTES_MAX: usize = 64 * 1024;
 
 /// Runs it. Ends early, with what there is, when the watch says so.
 pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
-    match options.dialect {
-        DialectName::Plain if options.rooms > 1 => {
-            Err(io::Error::other("the plain dialect has one room (--rooms 1)"))
-        }
-        DialectName::Plain => run_in(Plain, options, watch),
-        DialectName::Rooms => {
-            let fresh = || {
-                let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                format!("bench-{}-{}-", std::process::id(), started.as_millis())
-            };
-            let prefix = options.room_prefix.clone().unwrap_or_else(fresh);
-            run_in(Rooms::new(&prefix), options, watch)
-        }
-    }
-}
-
-fn run_in<D: Dialect>(dialect: D, options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
     let stopped = || watch.stopped();
+    let fresh = || {
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        format!("bench-{}-{}-", std::process::id(), started.as_millis())
+    };
+    let prefix = options.room_prefix.clone().unwrap_or_else(fresh);
+    let dialect = options.dialect.dialect(Names::new(&prefix)).map_err(io::Error::other)?;
+    let shape = shape(options, dialect.form()).map_err(io::Error::other)?;
+    let slow = Slow::new(&options.slow, &shape, options.warm_up, options.measured);
+    let slow = slow.map_err(io::Error::other)?;
     let pids = watch.begin(&options.common)?;
-    let target = options.common.target(&options.url)?;
-    check(options)?;
+    let mut target = options.common.target(&options.url)?;
+    if target.path == "/" {
+        target.path = dialect.path();
+    }
     kernel::wake_on_time();
     let mut engine = Engine::new(Settings {
         targets: vec![target.clone()],
-        clients_per_target: options.connections(),
+        clients_per_target: shape.clients(),
         opening_max: OPENING_MAX,
         opens_per_second_max: None,
         open_timeout: Duration::from_secs(10),
@@ -159,375 +121,436 @@ fn run_in<D: Dialect>(dialect: D, options: &Options, watch: &Watch<'_>) -> io::R
         slots_per_ring_max: u32::MAX,
         congestion: options.common.congestion.clone(),
     })?;
-    let mut fanout = Fanout::new(dialect, options);
+    let schedule = || Schedule::new(options.rate, options.warm_up, options.measured);
+    let mut fanout = Fanout::new(dialect, Ledger::new(shape, schedule(), options.size, slow));
     engine.open_all(&mut fanout, OPENING_TIMEOUT, watch)?;
     join_all(&mut engine, &mut fanout, &stopped)?;
 
     let started_at = SystemTime::now();
-    fanout.schedule = Schedule::new(options.rate, options.warm_up, options.measured);
+    fanout.ledger.schedule = schedule();
     let mut course = Course::new(options.common.cpu, &pids);
     let mut fell_behind = false;
-    let outstanding_max = OUTSTANDING_MAX.min(OUTSTANDING_BYTES_MAX / options.size as usize).max(1);
-    while course.goes_on(
-        &mut fanout.schedule,
-        stopped() || fell_behind,
-        fanout.outstanding.is_empty(),
-    ) {
+    loop {
+        let stop = stopped() || fell_behind;
+        pause_slow(&mut engine, &mut fanout, stop, &pids);
+        let ledger = &fanout.ledger;
+        // The slow ones are looked at when nothing else is left to wait for.
+        let is_even = ledger.is_even()
+            && !(ledger.schedule.not_handed_out().is_empty() && ledger.slow_are_behind());
+        if !course.goes_on(&mut fanout.ledger.schedule, stop, is_even) {
+            break;
+        }
         publish_due(&mut engine, &mut fanout);
-        fell_behind |= fanout.outstanding.len() >= outstanding_max;
-        let wait = course.wait(&fanout.schedule);
+        keep_alive(&mut engine, &mut fanout);
+        fell_behind |= fanout.ledger.fell_behind();
+        let wait = course.wait(&fanout.ledger.schedule);
         engine.turn(&mut fanout, wait)?;
-        watch.tick(&fanout.sample(course.phase(&fanout.schedule), &engine));
+        watch.tick(&fanout.sample(course.phase(&fanout.ledger.schedule), &engine));
     }
     watch.tick(&fanout.sample((CLOSING, None), &engine));
-    fanout.count_missing();
+    fanout.ledger.count_missing();
+    pause_slow(&mut engine, &mut fanout, true, &[]);
 
     // Ends that come from here on are ours.
-    let early = engine.counts.early.clone();
+    fanout.is_closing = true;
     engine.close_all(&mut fanout, CLOSING_TIMEOUT)?;
 
     let complete = course.complete;
     let usage = course.usage();
+    let Fanout { mut ledger, refused, early, .. } = fanout;
+    let slow = ledger.slow.take();
+    let slow_report = slow.as_ref().map(|slow| slow.report(&shape, |m| ledger.is_behind(m)));
+    let Ledger { counts, times, schedule, .. } = ledger;
     let per_second = |count: u64| round(count as f64 / usage.seconds.max(1e-9));
-    let counts = &fanout.counts;
-    let wrong = counts.missing + counts.duplicates + counts.reordered + counts.faults;
     let mut report = Map::new();
     let mut put = |key: &str, value: Value| {
         report.insert(key.to_owned(), value);
     };
     put("scenario", json!("fan-out, open loop: times count from when a publish was due"));
     put("address", json!(target.address.to_string()));
+    put("dialect", json!(options.dialect.name()));
     put("complete", json!(complete));
     put("fell_behind", json!(fell_behind));
-    put("rooms", json!(options.rooms));
-    put("members_per_room", json!(options.members));
-    put("connections", json!(options.connections()));
+    put("rooms", json!(shape.rooms));
+    put("members_per_room", json!(shape.members));
+    put("connections", json!(shape.clients()));
+    put("publishers_per_room", json!(shape.publishers));
+    put("publishers_apart", json!(shape.apart));
+    put("deliveries_per_publish", json!(shape.deliveries()));
     put("message_bytes", json!(options.size));
     put("measured_seconds", round(usage.seconds));
     put("offered_publishes_per_second", json!(options.rate));
     put("publishes_per_second", per_second(counts.published_in_time));
     put("deliveries_per_second", per_second(counts.delivered_in_time));
     put("delivered_count", json!(counts.delivered));
-    put("ok", json!(wrong == 0));
+    put("ok", json!(counts.is_ok()));
     put("missing_count", json!(counts.missing));
     put("duplicates_count", json!(counts.duplicates));
     put("reordered_count", json!(counts.reordered));
     put("faults_count", json!(counts.faults));
     put("never_published_count", json!(counts.never_published));
-    put("refused_by_reason", fanout.refused.report());
+    put("refused_by_reason", refused.report());
     put("ended_early_count", json!(early.total()));
     put("ended_early_by_reason", early.report());
-    put("first_member_us", histogram::report(&fanout.first));
-    put("median_member_us", histogram::report(&fanout.median));
-    put("last_member_us", histogram::report(&fanout.last));
-    put("each_delivery_us", histogram::report(&fanout.each));
+    put("first_member_us", histogram::report(&times.first));
+    put("median_member_us", histogram::report(&times.median));
+    put("last_member_us", histogram::report(&times.last));
+    put("each_delivery_us", histogram::report(&times.each));
+    if let Some(report) = slow_report {
+        put("slow", report);
+    }
     put("server", usage.server_report("delivery", counts.delivered_in_time));
-    put("tool", usage.tool_report(&fanout.lag, "delivery", counts.delivered_in_time));
-    let saturation = usage.saturation(&fanout.lag, fanout.last.value_at_quantile(0.99));
+    put("tool", usage.tool_report(&times.lag, "delivery", counts.delivered_in_time));
+    let saturation = usage.saturation(&times.lag, times.last.value_at_quantile(0.99));
     open_loop::put_saturation(&mut report, saturation.as_deref());
-    let measured = fanout.schedule.measured();
-    let Fanout { each, first, median, last, lag, .. } = fanout;
-    let histograms = vec![
-        ("last".into(), last),
-        ("each".into(), each),
-        ("first".into(), first),
-        ("median".into(), median),
-        ("lag".into(), lag),
+    let measured = schedule.measured();
+    let mut histograms = vec![
+        ("last".into(), times.last),
+        ("each".into(), times.each),
+        ("first".into(), times.first),
+        ("median".into(), times.median),
+        ("lag".into(), times.lag),
     ];
+    histograms.extend(slow.into_iter().flat_map(Slow::into_histograms));
     let started_at = started_at + options.warm_up;
     Ok(Outcome { figures: report, histograms, started_at, measured })
 }
 
-impl Options {
-    fn connections(&self) -> u32 {
-        self.connections.unwrap_or_else(|| self.rooms.saturating_mul(self.members))
-    }
-}
-
-fn check(options: &Options) -> io::Result<()> {
-    let Options { rooms, members, .. } = *options;
-    let connections = options.connections();
-    let refuse = |text: String| Err(io::Error::other(text));
-    if u64::from(rooms) * u64::from(members) > u64::from(MEMBERSHIPS_MAX) {
-        return refuse(format!(
-            "{rooms} rooms of {members} are more than {MEMBERSHIPS_MAX} members"
+/// Who is where, with what is asked for checked against what there can be.
+fn shape(options: &Options, form: Form) -> Result<Shape, String> {
+    let &Options { rooms, members, publishers, .. } = options;
+    let all = u64::from(rooms) * u64::from(members);
+    let apart = options.publishers_apart || form.room_in_path;
+    if all * u64::from(publishers) > STREAMS_MAX {
+        return Err(format!(
+            "{rooms} rooms of {members} are more than {STREAMS_MAX} members (times publishers)"
         ));
     }
-    if connections < members || u64::from(connections) > u64::from(rooms) * u64::from(members) {
-        return refuse(format!(
-            "{connections} connections: should be {members} (a connection joins a room once) to {} \
-             (each is in a room)",
-            rooms * members
+    if rooms > form.rooms_max {
+        return Err(format!("{rooms} rooms: this dialect has {} (--rooms)", form.rooms_max));
+    }
+    if options.publishers_apart && form.publishers_are_members {
+        return Err("this dialect's publishers have to be members".into());
+    }
+    if !apart && publishers > members {
+        return Err(format!("{publishers} publishers of {members} members (--publishers)"));
+    }
+    if !apart && !form.hears_itself && members < 2 {
+        return Err("a room of one, who does not hear itself: nothing to deliver".into());
+    }
+    // It fits: it is below the bound above.
+    let connections = options.connections.unwrap_or(rooms * members);
+    if connections < members || u64::from(connections) > all {
+        return Err(format!(
+            "{connections} connections: should be {members} (a connection joins a room once) to \
+             {all} (each is in a room)"
         ));
+    }
+    if form.room_in_path && u64::from(connections) != all {
+        return Err(format!("{connections} connections: each is in one room here, so {all}"));
     }
     let seconds = (options.warm_up + options.measured).as_secs() + 1;
     if u64::from(options.rate) * seconds / u64::from(rooms) >= u64::from(u32::MAX) {
-        return refuse("more messages to a room than are counted: take less time".into());
+        return Err("more messages to a room than are counted: take less time".into());
     }
-    Ok(())
+    let hears_itself = form.hears_itself;
+    Ok(Shape { rooms, members, connections, publishers, apart, hears_itself })
 }
 
-/// Waits until all have joined; the joins were said when the connections opened.
-fn join_all<D: Dialect>(
+/// Waits until all have joined. What a server does not confirm is found out by messages: a member
+/// that gets one has joined.
+fn join_all(
     engine: &mut Engine,
-    fanout: &mut Fanout<D>,
+    fanout: &mut Fanout,
     stopped: &impl Fn() -> bool,
 ) -> io::Result<()> {
-    let started = Instant::now();
-    let all = fanout.next_sequence.len() as u64;
-    while fanout.joined < all && !stopped() {
+    let shape = fanout.ledger.shape;
+    let (all, started) = (u64::from(shape.memberships()), Instant::now());
+    let (mut probe_at, mut probe_again) = (started, Duration::from_secs(1));
+    while (fanout.ready < shape.clients() || fanout.joined < all) && !stopped() {
         let failed = fanout.refused.total() + engine.counts.early.total() > 0;
         if failed || started.elapsed() > JOINING_TIMEOUT {
             let (refused, ended) = (fanout.refused.report(), engine.counts.early.report());
             let text = format!("{} of {all} joined; refused: {refused}", fanout.joined);
             return Err(io::Error::other(format!("{text}, connections ended: {ended}")));
         }
+        let is_to_probe = !fanout.form.confirms_joins && fanout.ready == shape.clients();
+        if is_to_probe && Instant::now() >= probe_at {
+            probe(engine, fanout);
+            probe_at = Instant::now() + probe_again;
+            probe_again *= 2;
+        }
+        keep_alive(engine, fanout);
         engine.turn(fanout, TURN)?;
     }
     Ok(())
 }
 
-/// Publishes what has come due.
-fn publish_due<D: Dialect>(engine: &mut Engine, fanout: &mut Fanout<D>) {
-    let now_ns = fanout.schedule.now_ns();
-    for _ in 0..BATCH {
-        let Some(number) = fanout.schedule.next_due(now_ns) else { return };
-        fanout.outstanding.push_back(0);
-        let room = (number % u64::from(fanout.rooms)) as u32;
-        let publisher = fanout.connection_of(room * fanout.members);
-        let due_ns = fanout.schedule.due_ns(number);
-        // The clock once more: those before it in the batch took their time.
-        let sent_ns = fanout.schedule.now_ns();
-        if !engine.say(publisher, |out| fanout.publish(number, out)) {
-            fanout.counts.never_published += 1;
-        } else if fanout.schedule.is_measured(due_ns) {
-            histogram::record(&mut fanout.lag, sent_ns - due_ns);
-            fanout.counts.published_in_time += u64::from(fanout.schedule.is_in_time(sent_ns));
+/// Publishes in each room that not all have joined. Where a publisher does not hear itself, a
+/// second one asks for it.
+fn probe(engine: &mut Engine, fanout: &mut Fanout) {
+    let shape = fanout.ledger.shape;
+    for room in 0..shape.rooms {
+        let first = (room * shape.members) as usize;
+        if fanout.has_joined[first..first + shape.members as usize].iter().all(|joined| *joined) {
+            continue;
+        }
+        for publisher in 0..shape.publishers.min(2) {
+            let client = shape.publisher(room, publisher);
+            engine.say(client, |out| fanout.write_probe(room, out));
         }
     }
 }
 
-struct Fanout<D> {
-    dialect: D,
-    schedule: Schedule,
-    rooms: u32,
-    members: u32,
-    connections: u32,
+/// Publishes what has come due.
+fn publish_due(engine: &mut Engine, fanout: &mut Fanout) {
+    let now_ns = fanout.ledger.schedule.now_ns();
+    for _ in 0..BATCH {
+        let Some(number) = fanout.ledger.schedule.next_due(now_ns) else { return };
+        let (room, publisher) = fanout.ledger.publish(number);
+        let due_ns = fanout.ledger.schedule.due_ns(number);
+        // The clock once more: those before it in the batch took their time.
+        let sent_ns = fanout.ledger.schedule.now_ns();
+        let said = engine.say(publisher, |out| fanout.write_message(room, number, out));
+        let Ledger { schedule, counts, times, .. } = &mut fanout.ledger;
+        if !said {
+            counts.never_published += 1;
+        } else if schedule.is_measured(due_ns) {
+            histogram::record(&mut times.lag, sent_ns - due_ns);
+            counts.published_in_time += u64::from(schedule.is_in_time(sent_ns));
+        }
+    }
+}
+
+/// Gives a sign of life on each connection in turn, all of them once in the time that the dialect
+/// names.
+fn keep_alive(engine: &mut Engine, fanout: &mut Fanout) {
+    let Some((every, text)) = fanout.form.keep_alive else { return };
+    let clients = u64::from(fanout.ledger.shape.clients());
+    let rounds = fanout.opened_at.elapsed().as_secs_f64() / every.as_secs_f64();
+    let due = (rounds * clients as f64) as u64;
+    for _ in 0..BATCH {
+        if fanout.kept_alive >= due {
+            return;
+        }
+        let client = (fanout.kept_alive % clients) as u32;
+        let (opcode, mask) = (fanout.form.opcode, fanout.next_mask());
+        engine.say(client, |out| websocket::encode_frame(out, opcode, text, mask));
+        fanout.kept_alive += 1;
+    }
+}
+
+/// Has the slow members stop reading when it is time, and read again later, or at once when the run
+/// is over; watches the server's memory from then on.
+fn pause_slow(engine: &mut Engine, fanout: &mut Fanout, is_over: bool, pids: &[u32]) {
+    let now_ns = fanout.ledger.schedule.now_ns();
+    let Some(slow) = &mut fanout.ledger.slow else { return };
+    match slow.reading {
+        Reading::NotYetPaused if now_ns >= slow.window_ns.start && !is_over => {
+            slow.reading = Reading::Paused;
+            slow.connections.iter().for_each(|client| engine.pause_reading(*client));
+        }
+        Reading::Paused if now_ns >= slow.window_ns.end || is_over => {
+            slow.reading = Reading::Resumed;
+            slow.connections.iter().for_each(|client| engine.resume_reading(*client));
+        }
+        _ => {}
+    }
+    if slow.reading != Reading::NotYetPaused && fanout.rss_read_at.elapsed() >= TURN {
+        slow.on_rss(proc::rss_bytes(pids));
+        fanout.rss_read_at = Instant::now();
+    }
+}
+
+struct Fanout {
+    dialect: Box<dyn Dialect>,
+    form: Form,
+    ledger: Ledger,
+    links: Vec<Link>,
+    /// Connections that may join.
+    ready: u32,
+    /// Memberships that have begun.
     joined: u64,
-    /// By membership: the number of its room's message that comes next.
-    next_sequence: Vec<u32>,
-    /// Membership and number of messages that others overtook.
-    skipped: HashSet<(u32, u32)>,
-    /// The first message that has not reached every member, and whom it and those after it have
-    /// reached: base + outstanding.len() is the next to be published.
-    base: u64,
-    outstanding: VecDeque<u32>,
-    filler: Vec<u8>,
+    /// By membership, where joins are not confirmed.
+    has_joined: Vec<bool>,
+    opened_at: Instant,
+    /// Signs of life.
+    kept_alive: u64,
+    /// Frames that were made.
+    frames: u64,
     /// Where a message is put together.
     data: Vec<u8>,
     message: Vec<u8>,
-    counts: Counts,
     refused: Reasons,
-    each: Histogram<u64>,
-    first: Histogram<u64>,
-    median: Histogram<u64>,
-    last: Histogram<u64>,
-    lag: Histogram<u64>,
+    /// Connections that the server ended, but those of slow members.
+    early: Reasons,
+    /// Ends are ours.
+    is_closing: bool,
+    rss_read_at: Instant,
 }
 
-/// Of the whole run, warm-up included, where it does not say otherwise.
+/// One connection: 32 bytes.
 #[derive(Default)]
-struct Counts {
-    delivered: u64,
-    missing: u64,
-    duplicates: u64,
-    reordered: u64,
-    faults: u64,
-    never_published: u64,
-    /// Within the measured time.
-    published_in_time: u64,
-    delivered_in_time: u64,
+struct Link {
+    is_ready: bool,
+    /// Joins that the server has not confirmed.
+    joins_pending: u32,
+    /// The beginning of an event that is not whole.
+    partial: Vec<u8>,
 }
 
-impl<D: Dialect> Fanout<D> {
-    fn new(dialect: D, options: &Options) -> Fanout<D> {
+impl Fanout {
+    fn new(dialect: Box<dyn Dialect>, ledger: Ledger) -> Fanout {
+        let form = dialect.form();
+        let shape = ledger.shape;
+        let to_probe = if form.confirms_joins { 0 } else { shape.memberships() };
         Fanout {
             dialect,
-            schedule: Schedule::new(options.rate, options.warm_up, options.measured),
-            rooms: options.rooms,
-            members: options.members,
-            connections: options.connections(),
+            form,
+            ledger,
+            links: (0..shape.clients()).map(|_| Link::default()).collect(),
+            ready: 0,
             joined: 0,
-            next_sequence: vec![0; (options.rooms * options.members) as usize],
-            skipped: HashSet::new(),
-            base: 0,
-            outstanding: VecDeque::new(),
-            filler: (0..options.size).map(|i| b'a' + (i % 26) as u8).collect(),
-            data: Vec::with_capacity(options.size as usize),
+            has_joined: vec![false; to_probe as usize],
+            opened_at: Instant::now(),
+            kept_alive: 0,
+            frames: 0,
+            data: Vec::new(),
             message: Vec::new(),
-            counts: Counts::default(),
             refused: Reasons::default(),
-            each: histogram::new(),
-            first: histogram::new(),
-            median: histogram::new(),
-            last: histogram::new(),
-            lag: histogram::new(),
+            early: Reasons::default(),
+            is_closing: false,
+            rss_read_at: Instant::now(),
         }
     }
 
     fn sample(&self, phase: (&'static str, Option<Duration>), engine: &Engine) -> Sample<'_> {
-        let Counts { published_in_time: sent, delivered_in_time: received, .. } = self.counts;
-        let (phase, left, latency) = (phase.0, phase.1, Some(&self.each));
+        let counts = &self.ledger.counts;
+        let (sent, received) = (counts.published_in_time, counts.delivered_in_time);
+        let (phase, left, latency) = (phase.0, phase.1, Some(&self.ledger.times.each));
         Sample { sent, received, latency, left, ..Sample::of(phase, &engine.counts) }
     }
 
-    fn connection_of(&self, membership: u32) -> u32 {
-        membership % self.connections
-    }
-
-    /// The membership that a connection has in a room, if it has one.
-    fn membership_of(&self, connection: u32, room: u32) -> Option<u32> {
-        let first = room.checked_mul(self.members)?;
-        let turns = (connection + self.connections - first % self.connections) % self.connections;
-        (room < self.rooms && turns < self.members).then_some(first + turns)
-    }
-
-    fn publish(&mut self, number: u64, out: &mut Vec<u8>) {
-        let (room, sequence) = self.split(number);
+    fn write_message(&mut self, room: u32, number: u64, out: &mut Vec<u8>) {
         self.data.clear();
-        self.data.extend_from_slice(&self.filler);
-        write_stamp(&mut self.data, Stamp { room, sequence, due_ns: self.schedule.due_ns(number) });
+        self.ledger.write(number, &mut self.data);
+        self.write_published(room, number, out);
+    }
+
+    fn write_probe(&mut self, room: u32, out: &mut Vec<u8>) {
+        self.data.clear();
+        self.ledger.write_probe(room, &mut self.data);
+        self.write_published(room, u64::from(u32::MAX), out);
+    }
+
+    fn write_published(&mut self, room: u32, number: u64, out: &mut Vec<u8>) {
         self.message.clear();
-        self.dialect.publish(room, &self.data, &mut self.message);
-        let mask = websocket::scramble(number) as u32;
-        websocket::encode_frame(out, TEXT, &self.message, mask);
+        self.dialect.publish(room, number, &self.data, &mut self.message);
+        self.write_frame(out);
     }
 
-    /// The room of a message, and its number there.
-    fn split(&self, number: u64) -> (u32, u32) {
-        let rooms = u64::from(self.rooms);
-        ((number % rooms) as u32, (number / rooms) as u32)
+    /// Appends a frame with the message, if there is something in it.
+    fn write_frame(&mut self, out: &mut Vec<u8>) {
+        if !self.message.is_empty() {
+            let mask = self.next_mask();
+            websocket::encode_frame(out, self.form.opcode, &self.message, mask);
+        }
     }
 
-    fn on_message(
+    fn next_mask(&mut self) -> u32 {
+        self.frames += 1;
+        websocket::scramble(self.frames) as u32
+    }
+
+    /// Takes events off the front of what a connection has received; says how many bytes.
+    fn read(
         &mut self,
-        connection: u32,
-        room: u32,
-        data: &[u8],
+        client: u32,
+        input: &[u8],
         now_ns: u64,
-    ) -> Result<(), String> {
-        let Some(membership) = self.membership_of(connection, room) else {
-            return self.fault("a message of a room that this connection did not join");
-        };
-        let Some(stamp) = read_stamp(data) else {
-            return self.fault("a message without a stamp");
-        };
-        let number = u64::from(stamp.sequence) * u64::from(self.rooms) + u64::from(room);
-        let is_published = number < self.base + self.outstanding.len() as u64;
-        if stamp.room != room || !is_published || stamp.due_ns != self.schedule.due_ns(number) {
-            return self.fault("a message that nobody published in this room");
-        }
-        if data.len() != self.filler.len()
-            || data[MESSAGE_BYTES_MIN as usize..] != self.filler[MESSAGE_BYTES_MIN as usize..]
-        {
-            return self.fault("a message that is not what was published");
-        }
-        let next = &mut self.next_sequence[membership as usize];
-        if stamp.sequence >= *next {
-            for skipped in *next..stamp.sequence {
-                self.counts.missing += 1;
-                if self.skipped.len() < SKIPPED_MAX {
-                    self.skipped.insert((membership, skipped));
+        out: &mut Vec<u8>,
+    ) -> Result<usize, String> {
+        let mut taken = 0;
+        while taken < input.len() {
+            self.message.clear();
+            let event = match self.dialect.next(&input[taken..], &mut self.message) {
+                Ok(None) => break,
+                Ok(Some((event, event_bytes))) => {
+                    taken += event_bytes;
+                    event
                 }
+                Err(reason) => {
+                    self.ledger.counts.faults += 1;
+                    return Err(reason);
+                }
+            };
+            // What the server wants to hear at once; its greeting is answered once.
+            if !(matches!(event, Event::Ready(_)) && self.links[client as usize].is_ready) {
+                self.write_frame(out);
             }
-            *next = stamp.sequence + 1;
-        } else if self.skipped.remove(&(membership, stamp.sequence)) {
-            self.counts.missing -= 1;
-            self.counts.reordered += 1;
-        } else {
-            self.counts.duplicates += 1;
-            return Ok(());
+            match event {
+                Event::Message { room, data } => {
+                    let delivered = self.ledger.on_message(client, room, &data, now_ns)?;
+                    if let Delivered::Probe { membership } = delivered {
+                        self.on_probe(membership);
+                    }
+                }
+                Event::Ready(session) => self.on_ready(client, &session, out),
+                Event::Joined => {
+                    let link = &mut self.links[client as usize];
+                    if link.joins_pending == 0 {
+                        return Ok(self.ledger.fault("a join confirmed that nobody asked for")?);
+                    }
+                    link.joins_pending -= 1;
+                    self.joined += 1;
+                }
+                Event::Refused(reason) => self.refused.add(&reason),
+                Event::Other => {}
+            }
         }
-        self.on_delivered(number, now_ns);
-        Ok(())
+        Ok(taken)
     }
 
-    /// A message has reached one more member.
-    fn on_delivered(&mut self, number: u64, now_ns: u64) {
-        self.counts.delivered += 1;
-        self.counts.delivered_in_time += u64::from(self.schedule.is_in_time(now_ns));
-        // Not below the base: those have reached everybody, and a member counts once.
-        let reached = &mut self.outstanding[(number - self.base) as usize];
-        *reached += 1;
-        let due_ns = self.schedule.due_ns(number);
-        if self.schedule.is_measured(due_ns) {
-            let ns = now_ns.saturating_sub(due_ns);
-            histogram::record(&mut self.each, ns);
-            for (histogram, at) in [
-                (&mut self.first, 1),
-                (&mut self.median, self.members.div_ceil(2)),
-                (&mut self.last, self.members),
-            ] {
-                if *reached == at {
-                    histogram::record(histogram, ns);
-                }
-            }
+    /// Joins a connection's rooms. A server that greets again, as NATS does with news, changes
+    /// nothing.
+    fn on_ready(&mut self, client: u32, session: &[u8], out: &mut Vec<u8>) {
+        if std::mem::replace(&mut self.links[client as usize].is_ready, true) {
+            return;
         }
-        while self.outstanding.front() == Some(&self.members) {
-            self.outstanding.pop_front();
-            self.base += 1;
-        }
-    }
-
-    /// Counts what has not been delivered, with the time that it has been out: it would have taken
-    /// at least so long.
-    fn count_missing(&mut self) {
-        let now_ns = self.schedule.now_ns();
-        let published = self.base + self.outstanding.len() as u64;
-        for (membership, next) in (0..).zip(&self.next_sequence) {
-            let room: u32 = membership / self.members;
-            let in_room = published.saturating_sub(u64::from(room)).div_ceil(u64::from(self.rooms));
-            self.counts.missing += in_room - u64::from(*next);
-        }
-        for (number, reached) in (self.base..).zip(&self.outstanding) {
-            let due_ns = self.schedule.due_ns(number);
-            if !self.schedule.is_measured(due_ns) {
-                continue;
-            }
-            let ns = now_ns.saturating_sub(due_ns);
-            for (histogram, at) in [
-                (&mut self.first, 1),
-                (&mut self.median, self.members.div_ceil(2)),
-                (&mut self.last, self.members),
-            ] {
-                if *reached < at {
-                    histogram::record(histogram, ns);
-                }
-            }
-            for _ in *reached..self.members {
-                histogram::record(&mut self.each, ns);
+        self.ready += 1;
+        let shape = self.ledger.shape;
+        for membership in shape.memberships_of(client) {
+            self.message.clear();
+            self.dialect.join(membership / shape.members, session, &mut self.message);
+            self.write_frame(out);
+            if self.form.confirms_joins {
+                self.links[client as usize].joins_pending += 1;
+            } else if shape.publishers == 1 && !shape.is_for(membership, 0) {
+                // Its room hears nobody but itself: there is nothing for it to get.
+                self.on_probe(membership);
             }
         }
     }
 
-    fn fault(&mut self, text: &str) -> Result<(), String> {
-        self.counts.faults += 1;
-        Err(text.to_owned())
+    /// A member has got something, so it has joined.
+    fn on_probe(&mut self, membership: u32) {
+        let Some(has_joined) = self.has_joined.get_mut(membership as usize) else { return };
+        self.joined += u64::from(!std::mem::replace(has_joined, true));
     }
 }
 
-impl<D: Dialect> Scenario for Fanout<D> {
+impl Scenario for Fanout {
+    fn request(&self, client: u32) -> Request<'_> {
+        let path_suffix = self.dialect.path_suffix(self.ledger.shape.role(client)).into();
+        Request { path_suffix, subprotocols: self.form.subprotocol.map(Into::into) }
+    }
+
     fn on_open(&mut self, client: u32, _now: Instant, out: &mut Vec<u8>) {
-        let all = self.next_sequence.len() as u32;
-        for membership in (client..all).step_by(self.connections as usize) {
-            self.message.clear();
-            self.dialect.join(membership / self.members, &mut self.message);
-            if self.message.is_empty() {
-                self.joined += 1;
-            } else {
-                let mask = websocket::scramble(u64::from(membership)) as u32;
-                websocket::encode_frame(out, TEXT, &self.message, mask);
-            }
+        self.message.clear();
+        self.dialect.open(client, &mut self.message);
+        self.write_frame(out);
+        if !self.form.greets {
+            self.on_ready(client, b"", out);
         }
     }
 
@@ -536,156 +559,41 @@ impl<D: Dialect> Scenario for Fanout<D> {
         client: u32,
         frame: &Frame<'_>,
         now: Instant,
-        _out: &mut Vec<u8>,
+        out: &mut Vec<u8>,
     ) -> Result<(), String> {
-        if frame.opcode == PONG {
+        // A path to publish at may answer whatever it likes.
+        let is_of_no_interest = self.form.room_in_path && client >= self.ledger.shape.connections;
+        if frame.opcode == PONG || is_of_no_interest {
             return Ok(());
         }
-        match self.dialect.read(frame.payload) {
-            Ok(Event::Message { room, data }) => {
-                let now_ns = self.schedule.ns_of(now);
-                self.on_message(client, room, &data, now_ns)?;
-            }
-            Ok(Event::Joined) => self.joined += 1,
-            Ok(Event::Refused(reason)) => self.refused.add(&reason),
-            Ok(Event::Other) => {}
-            Err(reason) => return self.fault(&reason),
+        if frame.opcode != self.form.opcode {
+            return Ok(self.ledger.fault("a binary message for text, or text for binary")?);
         }
+        let now_ns = self.ledger.schedule.ns_of(now);
+        let mut held = std::mem::take(&mut self.links[client as usize].partial);
+        if held.is_empty() {
+            let taken = self.read(client, frame.payload, now_ns, out)?;
+            held.extend_from_slice(&frame.payload[taken..]);
+        } else {
+            held.extend_from_slice(frame.payload);
+            let taken = self.read(client, &held, now_ns, out)?;
+            held.drain(..taken);
+        }
+        if held.len() > PARTIAL_BYTES_MAX + self.ledger.message_bytes() {
+            return Ok(self.ledger.fault("an event that is longer than any should be")?);
+        }
+        self.links[client as usize].partial = held;
         Ok(())
     }
 
-    fn on_end(&mut self, _client: u32, _ending: &Ending) {}
-}
-
-/// What is written over the beginning of a message, in letters: 4 bits each, the highest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    room: u32,
-    sequence: u32,
-    due_ns: u64,
-}
-
-fn write_stamp(data: &mut [u8], stamp: Stamp) {
-    let halves = [u64::from(stamp.room) << 32 | u64::from(stamp.sequence), stamp.due_ns];
-    for (letters, number) in data.chunks_exact_mut(16).zip(halves) {
-        for (i, letter) in letters.iter_mut().enumerate() {
-            *letter = b'A' + (number >> (60 - 4 * i) & 0xF) as u8;
+    fn on_end(&mut self, client: u32, ending: &Ending) {
+        let Ending::Early(reason) = ending else { return };
+        if self.is_closing {
+            return;
         }
-    }
-}
-
-fn read_stamp(data: &[u8]) -> Option<Stamp> {
-    let letters: &[u8; MESSAGE_BYTES_MIN as usize] = data.first_chunk()?;
-    let number = |letters: &[u8]| {
-        letters.iter().try_fold(0u64, |number, letter| match letter {
-            b'A'..=b'P' => Some(number << 4 | u64::from(letter - b'A')),
-            _ => None,
-        })
-    };
-    let (place, due_ns) = (number(&letters[..16])?, number(&letters[16..])?);
-    Some(Stamp { room: (place >> 32) as u32, sequence: place as u32, due_ns })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn fanout(rooms: u32, members: u32, connections: u32) -> Fanout<Rooms> {
-        let options: Options = crate::options::tests::parse(&format!(
-            "--url ws://127.0.0.1:1/ --rooms {rooms} --members {members} \
-             --connections {connections} --rate 1000 --warm-up-seconds 0 --seconds 1 --size 40"
-        ));
-        check(&options).unwrap();
-        Fanout::new(Rooms::new("r"), &options)
-    }
-
-    #[test]
-    fn stamps_are_read_back() {
-        let stamp = Stamp { room: 3, sequence: u32::MAX, due_ns: 0x0123_4567_89AB_CDEF };
-        let mut data = vec![b'z'; 40];
-        write_stamp(&mut data, stamp);
-        assert_eq!((read_stamp(&data), &data[32..]), (Some(stamp), &b"zzzzzzzz"[..]));
-        assert_eq!(read_stamp(&data[..31]), None);
-        data[31] = b'Q';
-        assert_eq!(read_stamp(&data), None);
-    }
-
-    #[test]
-    fn memberships_are_found_as_they_were_dealt() {
-        for (rooms, members, connections) in
-            [(1, 5, 5), (4, 5, 7), (6, 4, 4), (3, 4, 12), (2, 3, 5)]
-        {
-            let fanout = fanout(rooms, members, connections);
-            let mut found = vec![];
-            for (room, connection) in
-                (0..rooms + 2).flat_map(|room| (0..connections).map(move |c| (room, c)))
-            {
-                if let Some(membership) = fanout.membership_of(connection, room) {
-                    assert_eq!(fanout.connection_of(membership), connection);
-                    assert_eq!(membership / members, room);
-                    found.push(membership);
-                }
-            }
-            found.sort_unstable();
-            assert_eq!(found, (0..rooms * members).collect::<Vec<_>>());
+        match self.ledger.slow.as_mut().filter(|slow| slow.has(client)) {
+            Some(slow) => slow.on_end(client, reason),
+            None => self.early.add(reason),
         }
-    }
-
-    /// Publishes three messages to two members, delivers what `deliveries` says (connection and
-    /// number), and compares missing, duplicate, reordered, and faulty ones.
-    #[track_caller]
-    fn check_order(deliveries: &[(u32, u64)], want: [u64; 4]) {
-        let mut fanout = fanout(1, 2, 2);
-        for _ in 0..3 {
-            fanout.schedule.next_due(u64::MAX);
-            fanout.outstanding.push_back(0);
-        }
-        for (connection, number) in deliveries {
-            let mut data = fanout.filler.clone();
-            let due_ns = number * 1_000_000;
-            write_stamp(&mut data, Stamp { room: 0, sequence: *number as u32, due_ns });
-            let _ = fanout.on_message(*connection, 0, &data, due_ns + 7);
-        }
-        fanout.count_missing();
-        let Counts { missing, duplicates, reordered, faults, .. } = fanout.counts;
-        assert_eq!([missing, duplicates, reordered, faults], want);
-        // Nothing leaves the histograms.
-        assert_eq!((fanout.last.len(), fanout.each.len()), (3, 6));
-    }
-
-    #[test]
-    fn what_is_not_once_and_in_order_is_counted() {
-        check_order(&[(0, 0), (1, 0), (0, 1), (0, 2), (1, 1), (1, 2)], [0, 0, 0, 0]);
-        check_order(&[], [6, 0, 0, 0]);
-        check_order(&[(0, 0), (0, 2), (1, 0), (1, 1), (1, 2)], [1, 0, 0, 0]);
-        check_order(&[(0, 0), (0, 2), (0, 1), (1, 0), (1, 1), (1, 2)], [0, 0, 1, 0]);
-        check_order(
-            &[(0, 0), (0, 1), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (1, 0)],
-            [0, 2, 0, 0],
-        );
-        check_order(&[(0, 2), (0, 1), (0, 1), (0, 0), (1, 0), (1, 1)], [1, 1, 2, 0]);
-        check_order(&[(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2)], [0, 0, 0, 1]);
-    }
-
-    #[test]
-    fn a_message_of_another_room_or_time_is_a_fault() {
-        let mut fanout = fanout(2, 1, 2);
-        for _ in 0..2 {
-            fanout.schedule.next_due(u64::MAX);
-            fanout.outstanding.push_back(0);
-        }
-        let good = Stamp { room: 1, sequence: 0, due_ns: 1_000_000 };
-        let mut deliver = |connection: u32, room: u32, stamp: Stamp, len: usize| {
-            let mut data = fanout.filler.clone();
-            write_stamp(&mut data, stamp);
-            data.truncate(len);
-            fanout.on_message(connection, room, &data, 0)
-        };
-        assert!(deliver(0, 1, good, 40).unwrap_err().contains("did not join"));
-        assert!(deliver(1, 1, Stamp { room: 0, ..good }, 40).unwrap_err().contains("nobody"));
-        assert!(deliver(1, 1, Stamp { due_ns: 1, ..good }, 40).unwrap_err().contains("nobody"));
-        assert!(deliver(1, 1, good, 39).unwrap_err().contains("not what was published"));
-        assert!(deliver(1, 1, good, 31).unwrap_err().contains("stamp"));
-        assert!(deliver(1, 1, good, 40).is_ok());
     }
 }

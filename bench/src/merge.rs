@@ -145,7 +145,8 @@ impl Merger<'_> {
 
     fn object(&self, section: &str, key: &str, maps: &[&Map<String, Value>]) -> Map<String, Value> {
         let mut out = Map::new();
-        let is_by_reason = key.ends_with("_by_reason");
+        // Counts of kinds that not all parts have met.
+        let is_by_reason = key.ends_with("_by_reason") || key.starts_with("count_by_");
         for map in maps {
             for name in map.keys().filter(|name| !name.is_empty()) {
                 if out.contains_key(name) {
@@ -209,7 +210,7 @@ fn number(section: &str, key: &str, numbers: &[f64], sum: Option<u64>) -> Value 
     if is_of_server || section == "tcp_sockets" {
         return largest();
     }
-    if key.contains("_per_second") || key == "connections" {
+    if key.contains("_per_second") || key.starts_with("connections") {
         return add();
     }
     if key.contains("_per_") {
@@ -332,6 +333,7 @@ mod tests {
                 "scenario": "load", "complete": true, "ok": !saturated, "saturated": saturated,
                 "saturated_reason": saturated.then_some("busy"), "message_bytes": 64,
                 "connections": connections, "achieved_per_second": 100.5, "back_count": 100,
+                "connections_per_server": connections, "messages": { "count_by_bytes": { "64..127": 5 } },
                 "ended_early_by_reason": { format!("reset {from_us}"): 2, "both": 1 },
                 "latency_us": histogram::report(&latency),
                 "server": { "cpu_us_per_message": 4.0, "cpu_busy_percent": 50.0, "cpu": { "cpu_seconds": 1.0 } },
@@ -362,6 +364,8 @@ mod tests {
             json!({ "reset 1": 2, "both": 2, "reset 901": 2 })
         );
         assert_eq!(figures["message_bytes"], 64);
+        assert_eq!(figures["messages"]["count_by_bytes"], json!({ "64..127": 10 }));
+        assert_eq!(figures["connections_per_server"], 7);
         let parameters = merged.parameters();
         assert_eq!(
             (&parameters["connections"], &parameters["rate"]),

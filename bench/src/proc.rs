@@ -74,6 +74,13 @@ impl ProcessMemory {
     }
 }
 
+/// What several processes have resident, shared pages included: the one figure that costs the
+/// server nothing to tell. `None` when there are none, or one cannot be read.
+pub(crate) fn rss_bytes(pids: &[u32]) -> Option<u64> {
+    let of = |pid: &u32| kilobyte_fields(&format!("/proc/{pid}/status")).remove("VmRSS");
+    pids.iter().map(of).sum::<Option<u64>>().filter(|_| !pids.is_empty())
+}
+
 /// The kernel's memory at one moment.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct KernelMemory {
@@ -162,17 +169,6 @@ pub(crate) fn socket_counts() -> Value {
 /// What all TCP sockets of the machine hold, in bytes (`mem` of /proc/net/sockstat is in pages).
 pub(crate) fn socket_bytes() -> Option<u64> {
     socket_counts()["mem"].as_u64().map(|pages| pages * page_size() as u64)
-}
-
-/// Resident memory of several processes together, shared pages included; `None` when there are none
-/// or one cannot be read. Cheap: no list of mappings is walked.
-pub(crate) fn rss_bytes(pids: &[u32]) -> Option<u64> {
-    let resident = |pid: &u32| {
-        let text = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-        text.split_whitespace().nth(1)?.parse::<u64>().ok()
-    };
-    let pages: u64 = pids.iter().map(resident).sum::<Option<u64>>()?;
-    (!pids.is_empty()).then_some(pages * page_size() as u64)
 }
 
 /// Processor time of a process: the scheduler's exact sum, and how it divides into user and system

@@ -1,6 +1,7 @@
 //! The scenarios against the references and against servers that do wrong, on real sockets.
 
 mod connect;
+mod dialects;
 mod echo;
 mod fanout;
 mod hold;

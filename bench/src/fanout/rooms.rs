@@ -4,34 +4,31 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::{Dialect, Event};
+use super::dialect::{Dialect, Event, Form, Names, Next};
+use crate::websocket::TEXT;
 
-/// Rooms of this protocol, whose names are a prefix and their number.
+/// Rooms of this protocol.
 pub(crate) struct Rooms {
-    prefix: String,
+    names: Names,
 }
 
 impl Rooms {
-    /// `prefix` is letters, digits and `-`, and differs from one run to the next: what is published
-    /// in a room by others would be in our way.
-    pub(crate) fn new(prefix: &str) -> Rooms {
-        Rooms { prefix: prefix.to_owned() }
+    pub(crate) fn new(names: Names) -> Rooms {
+        Rooms { names }
     }
 
     /// Reads a message event in the form in which the gateway writes it. Most of what the tool
     /// receives is that, and a JSON parser would take more time than all the rest.
     fn read_message<'a>(&self, payload: &'a [u8]) -> Option<Event<'a>> {
         let rest = payload.strip_prefix(br#"{"event":"message","room":""#)?;
-        let rest = rest.strip_prefix(self.prefix.as_bytes())?;
-        let digits = rest.iter().take(11).position(|byte| !byte.is_ascii_digit())?;
-        let room = std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()?;
-        let rest = rest[digits..].strip_prefix(br#"","offset":"#)?;
+        let (room, rest) = self.names.read_front(rest)?;
+        let rest = rest.strip_prefix(br#"","offset":"#)?;
         // Our data is letters, so the last quote but one is where it begins.
         let rest = rest.strip_suffix(br#""}"#)?;
         let start = rest.iter().rposition(|byte| *byte == b'"')? + 1;
         let data = &rest[start..];
         let is_data = rest[..start].ends_with(br#","data":""#) && !data.contains(&b'\\');
-        is_data.then_some(Event::Message { room, data: Cow::Borrowed(data) })
+        is_data.then_some(Event::message(Some(room), data))
     }
 
     /// Reads any message.
@@ -46,29 +43,35 @@ impl Rooms {
         if json["event"].as_str()? != "message" {
             return Some(Event::Other);
         }
-        let room = json["room"].as_str()?.strip_prefix(&self.prefix)?.parse().ok()?;
+        let room = self.names.read(json["room"].as_str()?.as_bytes())?;
         let data = json["data"].as_str()?.as_bytes().to_vec();
-        Some(Event::Message { room, data: Cow::Owned(data) })
+        Some(Event::Message { room: Some(room), data: Cow::Owned(data) })
     }
 }
 
 impl Dialect for Rooms {
-    fn join(&self, room: u32, out: &mut Vec<u8>) {
-        let prefix = &self.prefix;
-        out.extend_from_slice(format!(r#"{{"op":"join","room":"{prefix}{room}"}}"#).as_bytes());
+    fn form(&self) -> Form {
+        Form::of(TEXT)
     }
 
-    fn publish(&self, room: u32, data: &[u8], out: &mut Vec<u8>) {
-        let prefix = &self.prefix;
-        let head = format!(r#"{{"op":"publish","room":"{prefix}{room}","data":""#);
-        out.extend_from_slice(head.as_bytes());
+    fn join(&self, room: u32, _session: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(br#"{"op":"join","room":""#);
+        self.names.write(room, out);
+        out.extend_from_slice(br#""}"#);
+    }
+
+    fn publish(&self, room: u32, _number: u64, data: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(br#"{"op":"publish","room":""#);
+        self.names.write(room, out);
+        out.extend_from_slice(br#"","data":""#);
         out.extend_from_slice(data);
         out.extend_from_slice(br#""}"#);
     }
 
-    fn read<'a>(&self, payload: &'a [u8]) -> Result<Event<'a>, String> {
-        self.read_message(payload)
-            .or_else(|| self.read_json(payload))
+    fn next<'a>(&self, input: &'a [u8], _answer: &mut Vec<u8>) -> Next<'a> {
+        self.read_message(input)
+            .or_else(|| self.read_json(input))
+            .map(|event| Some((event, input.len())))
             .ok_or_else(|| "a message that docs/ROOMS.md does not know".into())
     }
 }
@@ -77,45 +80,41 @@ impl Dialect for Rooms {
 mod tests {
     use super::*;
 
+    use crate::fanout::dialect::tests::{check_message, said};
+
+    fn rooms() -> Rooms {
+        Rooms::new(Names::new("b-"))
+    }
+
     #[test]
-    fn requests_are_json() {
-        let rooms = Rooms::new("bench-1-");
-        let (mut join, mut publish) = (Vec::new(), Vec::new());
-        rooms.join(7, &mut join);
-        rooms.publish(4_000_000_000, b"abc", &mut publish);
-        let parse = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap();
-        assert_eq!(parse(&join), serde_json::json!({ "op": "join", "room": "bench-1-7" }));
-        let want = serde_json::json!({
-            "op": "publish", "room": "bench-1-4000000000", "data": "abc"
-        });
-        assert_eq!(parse(&publish), want);
+    fn requests() {
+        let rooms = rooms();
+        assert_eq!(said(|out| rooms.join(7, b"", out)), r#"{"op":"join","room":"b-7"}"#);
+        let publish = said(|out| rooms.publish(4_000_000_000, 0, b"abc", out));
+        assert_eq!(publish, r#"{"op":"publish","room":"b-4000000000","data":"abc"}"#);
     }
 
     #[test]
     fn answers_and_events() {
-        let rooms = Rooms::new("b-");
-        let check = |text: &'static str, want: Event<'_>| {
-            assert_eq!(rooms.read(text.as_bytes()), Ok(want), "{text}");
-        };
-        check(r#"{"event":"welcome","protocol":"penstock.rooms.v1"}"#, Event::Other);
-        check(r#"{"event":"ping"}"#, Event::Other);
-        check(r#"{"ack":null,"op":"join","room":"b-1","epoch":"0","offset":0}"#, Event::Joined);
-        check(r#"{"ack":null,"op":"leave","room":"b-1"}"#, Event::Other);
-        let refused = Event::Refused("busy".into());
-        check(r#"{"error":{"code":"busy","message":"later"}}"#, refused);
+        let check = |text: &str, want: &str| check_message(&rooms(), text, &[want], "");
+        check(r#"{"event":"welcome","protocol":"penstock.rooms.v1"}"#, "other");
+        check(r#"{"event":"ping"}"#, "other");
+        check(r#"{"ack":null,"op":"join","room":"b-1","epoch":"0","offset":0}"#, "joined");
+        check(r#"{"ack":null,"op":"leave","room":"b-1"}"#, "other");
+        check(r#"{"error":{"code":"busy","message":"later"}}"#, "refused busy");
         // The last is what a server that echoes would answer.
         for strange in ["{", "[]", r#"{"event":"message"}"#, r#"{"op":"join","room":"b-1"}"#] {
-            assert!(rooms.read(strange.as_bytes()).is_err(), "{strange}");
+            assert!(rooms().next(strange.as_bytes(), &mut Vec::new()).is_err(), "{strange}");
         }
     }
 
     #[test]
     fn the_short_way_and_json_agree() {
-        let rooms = Rooms::new("b-");
+        let rooms = rooms();
         let usual =
             r#"{"event":"message","room":"b-12","offset":3,"user":"g","time":9,"data":"abc"}"#;
         let short = rooms.read_message(usual.as_bytes());
-        assert_eq!(short, Some(Event::Message { room: 12, data: Cow::Borrowed(b"abc") }));
+        assert_eq!(short, Some(Event::message(Some(12), b"abc")));
         assert_eq!(short, rooms.read_json(usual.as_bytes()));
         // Cut anywhere it is neither; the short way must not see more in it than there is.
         for cut in 0..usual.len() {
@@ -127,7 +126,7 @@ mod tests {
             r#"{"event":"message","room":"b-12","offset":3,"data":"ab\u0063"}"#,
         ] {
             assert_eq!(rooms.read_message(unusual.as_bytes()), None, "{unusual}");
-            assert_eq!(rooms.read(unusual.as_bytes()).ok(), short, "{unusual}");
+            check_message(&rooms, unusual, &["12 abc"], "");
         }
     }
 }
