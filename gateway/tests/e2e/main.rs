@@ -26,5 +26,6 @@ mod page;
 mod programs;
 mod relay;
 mod rooms;
+mod socketio;
 mod stop;
 mod websocket;
