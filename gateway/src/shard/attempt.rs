@@ -16,6 +16,7 @@ use std::net::SocketAddr;
 
 use super::Shard;
 use crate::config::{BackendKind, Websocket};
+use crate::conn::table::Table;
 use crate::conn::{Answering, Attempt, ConnId, Counted, Handshaking, Phase, Side, State};
 use crate::handshake::{self, Forwarded, Offer};
 use crate::http::{self, HeadScanner, Request};
@@ -77,6 +78,14 @@ impl<R: Ring> Shard<R> {
             Pick::Wait => {
                 attempt.waits = true;
                 waiting[backend].push_back(id);
+                // Those that gave up stand in front. Without room nobody would ever remove them.
+                let waits = |table: &mut Table, id| {
+                    let conn = table.get_mut(id).filter(|conn| conn.phase == Phase::Open);
+                    conn.and_then(|conn| attempt_of(&mut conn.state)).is_some_and(|it| it.waits)
+                };
+                while waiting[backend].front().is_some_and(|front| !waits(table, *front)) {
+                    waiting[backend].pop_front();
+                }
             }
             Pick::None => {
                 let nobody = (503, Cause::BackendGone, "no upstream is available");
