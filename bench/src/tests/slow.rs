@@ -25,10 +25,11 @@ fn slow_ones_get_all_in_the_end_and_the_others_lose_nothing() {
             assert_eq!(period["due_count"], period["back_count"], "{report:#}");
             assert!(period["due_count"].as_u64() > Some(0), "{report:#}");
         }
-        // TCP's buffers are the machine's, so that other tests move them: only that they are read.
+        // TCP's buffers are the machine's, so that other tests move them, and the kernel counts them
+        // in lots per CPU, so that few are none: only that they are read.
         let memory = &report["memory"];
         assert!(memory["samples_count"].as_u64() > Some(2), "{report:#}");
-        assert!(memory["tcp_buffers_max_bytes"].as_u64() > Some(0), "{report:#}");
+        assert!(memory["tcp_buffers_max_bytes"].is_u64(), "{report:#}");
         assert!(memory["server_rss_max_bytes"].as_u64() > Some(0), "{report:#}");
     });
 }
