@@ -201,7 +201,10 @@ impl<R: Ring> Shard<R> {
 
     /// How long the ring may wait before the next turn.
     fn next_wait(&mut self) -> Wait {
-        let ready = !self.dirty.is_empty() || self.mail.has_own() || self.may_rearm_starved();
+        let ready = !self.dirty.is_empty()
+            || self.mail.has_own()
+            || self.may_rearm_starved()
+            || self.may_serve_waiting();
         if ready || !self.mail.may_sleep(self.stop_deadline.is_some()) {
             return Wait::No;
         }

@@ -26,7 +26,7 @@ use crate::time::Time;
 use crate::upstream::{Balance, Client, Pick, Sticky, Tried, UpstreamAddress, UpstreamId};
 
 /// Clients that wait for room at an upstream and are tried again in one turn.
-const WAITING_PER_TURN: usize = 64;
+const WAITING_PER_TURN: usize = 16;
 
 impl<R: Ring> Shard<R> {
     /// The search for an upstream for a request whose head this is. `try_upstream` begins it.
@@ -79,11 +79,9 @@ impl<R: Ring> Shard<R> {
                 attempt.waits = true;
                 waiting[backend].push_back(id);
                 // Those that gave up stand in front. Without room nobody would ever remove them.
-                let waits = |table: &mut Table, id| {
-                    let conn = table.get_mut(id).filter(|conn| conn.phase == Phase::Open);
-                    conn.and_then(|conn| attempt_of(&mut conn.state)).is_some_and(|it| it.waits)
-                };
-                while waiting[backend].front().is_some_and(|front| !waits(table, *front)) {
+                while let Some(front) = waiting[backend].front()
+                    && waiting_attempt(table, *front).is_none()
+                {
                     waiting[backend].pop_front();
                 }
             }
@@ -96,25 +94,38 @@ impl<R: Ring> Shard<R> {
     }
 
     /// Connections to upstreams have ended: clients that waited for that are tried again, in the
-    /// order in which they came.
+    /// order in which they came, until one of them finds that there is still no room.
     pub(super) fn serve_waiting(&mut self) {
         if !std::mem::take(&mut self.room_made) {
             return;
         }
         for backend in 0..self.waiting.len() {
-            for _ in 0..self.waiting[backend].len().min(WAITING_PER_TURN) {
+            let mut served = false;
+            let mut left = self.waiting[backend].len();
+            for _ in 0..left.min(WAITING_PER_TURN) {
                 let Some(id) = self.waiting[backend].pop_front() else { break };
-                let Some(conn) = self.table.get_mut(id).filter(|conn| conn.phase == Phase::Open)
-                else {
-                    continue;
-                };
-                let Some(attempt) = attempt_of(&mut conn.state).filter(|it| it.waits) else {
-                    continue;
-                };
+                left -= 1;
+                let Some(attempt) = waiting_attempt(&mut self.table, id) else { continue };
                 attempt.waits = false;
+                let has_choice = attempt.tried.count() == 0;
                 self.try_upstream(id, None);
+                if waiting_attempt(&mut self.table, id).is_none() {
+                    served = true;
+                } else if has_choice {
+                    // Whatever has room, those behind it would not be given either.
+                    self.waiting[backend].rotate_right(1);
+                    left = 0;
+                    break;
+                }
             }
+            // The rest is for the next turn, while there is room for some.
+            self.room_made |= served && left > 0;
         }
+    }
+
+    /// Whether the next turn has something to do in `serve_waiting`.
+    pub(super) fn may_serve_waiting(&self) -> bool {
+        self.room_made && self.waiting.iter().any(|waiting| !waiting.is_empty())
     }
 
     pub(super) fn on_socket_opened(&mut self, client: ConnId, result: Result<u32, Failure>) {
@@ -388,6 +399,12 @@ pub(super) fn attempt_of(state: &mut State) -> Option<&mut Attempt> {
         State::Forwarding(forwarding) => Some(&mut forwarding.attempt),
         _ => None,
     }
+}
+
+/// The search of a client that waits for room, if it still does.
+fn waiting_attempt(table: &mut Table, id: ConnId) -> Option<&mut Attempt> {
+    let conn = table.get_mut(id).filter(|conn| conn.phase == Phase::Open)?;
+    attempt_of(&mut conn.state).filter(|attempt| attempt.waits)
 }
 
 /// What `Set-Cookie` has to say to a client that is at `upstream` now.

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
+use rustix::process::Signal;
+
 use crate::support::{Gateway, HEAD, Peer, Upstream, header, switching, upgrade};
 
 /// An upstream that accepts everybody and says its name, in a frame or as a body.
@@ -189,6 +191,31 @@ fn a_full_upstream_makes_clients_wait() {
     drop(first);
     let head = next.head();
     assert!(head.starts_with("HTTP/1.1 101 ") || head.starts_with("HTTP/1.1 503 "), "{head}");
+}
+
+/// Many leave at once, and as many have waited: each of these gets a place, in one turn or more.
+#[test]
+fn room_for_many_is_given_to_many() {
+    const COUNT: usize = 300;
+    let server = Named::start("only");
+    let config = group(&[server.address], "") + &format!("connections_max = {COUNT}\n");
+    // Longer than anything here takes: nobody is let in by a deadline of another's.
+    let gateway = Gateway::start(&(config + "[limits]\nconnect_timeout_ms = 60_000\n"));
+    let first: Vec<Peer> = (0..COUNT).map(|_| join(&gateway, "/", "").0).collect();
+    let mut next: Vec<Peer> = (0..COUNT).map(|_| Peer::connect(gateway.address())).collect();
+    next.iter_mut().for_each(|peer| peer.write(upgrade("/", "")));
+    // The one shard reads what came first, so all of them wait once this has its answer.
+    let mut probe = Peer::connect(gateway.address());
+    probe.write("nonsense\r\n\r\n");
+    assert!(probe.head().starts_with("HTTP/1.1 400 "));
+    // The ends of the first all lie in one turn.
+    gateway.signal(Signal::STOP);
+    first.into_iter().for_each(Peer::reset);
+    gateway.signal(Signal::CONT);
+    for peer in &mut next {
+        let head = peer.head();
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    }
 }
 
 #[test]

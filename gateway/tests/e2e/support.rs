@@ -269,9 +269,13 @@ impl Gateway {
         kilobytes * 1024
     }
 
+    pub fn signal(&self, signal: Signal) {
+        self.program.signal(signal);
+    }
+
     /// Asks it to stop.
     pub fn terminate(&self) {
-        self.program.signal(Signal::TERM);
+        self.signal(Signal::TERM);
     }
 
     /// Asks it to stop and waits until it has.
