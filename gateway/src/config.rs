@@ -12,6 +12,7 @@
 
 mod check;
 mod machine;
+mod policy;
 mod reader;
 mod upstreams;
 

@@ -271,6 +271,11 @@ pub struct Relay {
 }
 
 impl Conn {
+    /// Whose connection it is: where it came from.
+    pub fn client_ip(&self) -> std::net::IpAddr {
+        self.peer.ip()
+    }
+
     /// Whether a send is in flight that waits for the peer as long as it takes.
     pub fn has_waiting_send(&self) -> bool {
         self.flags.send_in_flight && !self.flags.send_try_now

@@ -8,6 +8,7 @@ pub mod timers;
 
 pub mod handshake;
 pub mod http;
+pub mod policy;
 pub mod rooms;
 pub mod route;
 pub mod upstream;

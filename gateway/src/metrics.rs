@@ -10,6 +10,8 @@ pub enum Cause {
     ClientGone,
     /// No answer to a ping within `ping_timeout_ms`.
     ClientTimeoutPing,
+    /// Nothing but control frames within `idle_timeout_ms`.
+    ClientTimeoutIdle,
     /// The request head did not arrive within `handshake_timeout_ms`.
     ClientTimeoutHandshake,
     /// The request was refused before an upgrade: an HTTP status was the answer.
@@ -22,6 +24,12 @@ pub enum Cause {
     BadUtf8,
     /// A message was larger than `message_bytes_max`.
     TooBig,
+    /// More messages, bytes, control frames or connections than its limits allow.
+    RateLimited,
+    /// The page that it came from is not on the route's list.
+    OriginDenied,
+    /// Its address may not come in, or did not say on whose behalf it comes.
+    IpDenied,
     /// The client did not read what was sent: `outbox_bytes_max` or `outbox_age_max_ms`.
     SlowConsumer,
     /// The upstream sent a Close frame or ended its stream in order.
@@ -30,8 +38,10 @@ pub enum Cause {
     BackendGone,
     /// The upstream did not connect or answer within `connect_timeout_ms`.
     BackendTimeout,
-    /// The gateway is stopping.
+    /// The gateway, or the upstream that it was at, is being emptied.
     Drain,
+    /// The operator closed it.
+    AdminClose,
     /// A bound of the shard was met (the table of connections).
     MemoryPressure,
     /// The socket failed in a way that has no other name here.
@@ -40,21 +50,26 @@ pub enum Cause {
 
 impl Cause {
     /// All causes, in the order of their numbers.
-    pub const ALL: [Cause; 16] = [
+    pub const ALL: [Cause; 21] = [
         Cause::ClientClose,
         Cause::ClientGone,
         Cause::ClientTimeoutPing,
+        Cause::ClientTimeoutIdle,
         Cause::ClientTimeoutHandshake,
         Cause::HandshakeRejected,
         Cause::HttpDone,
         Cause::ProtocolError,
         Cause::BadUtf8,
         Cause::TooBig,
+        Cause::RateLimited,
+        Cause::OriginDenied,
+        Cause::IpDenied,
         Cause::SlowConsumer,
         Cause::BackendClose,
         Cause::BackendGone,
         Cause::BackendTimeout,
         Cause::Drain,
+        Cause::AdminClose,
         Cause::MemoryPressure,
         Cause::InternalError,
     ];
@@ -65,16 +80,21 @@ impl Cause {
             Cause::ClientClose => "client_close",
             Cause::ClientGone => "client_gone",
             Cause::ClientTimeoutPing => "client_timeout_ping",
+            Cause::ClientTimeoutIdle => "client_timeout_idle",
             Cause::ClientTimeoutHandshake => "client_timeout_handshake",
             Cause::HandshakeRejected => "handshake_rejected",
             Cause::HttpDone => "http_done",
             Cause::ProtocolError => "protocol_error",
             Cause::BadUtf8 => "bad_utf8",
             Cause::TooBig => "too_big",
+            Cause::RateLimited => "rate_limited",
+            Cause::OriginDenied => "origin_denied",
+            Cause::IpDenied => "ip_denied",
             Cause::SlowConsumer => "slow_consumer",
             Cause::BackendClose => "backend_close",
             Cause::BackendGone => "backend_gone",
             Cause::BackendTimeout => "backend_timeout",
+            Cause::AdminClose => "admin_close",
             Cause::Drain => "drain",
             Cause::MemoryPressure => "memory_pressure",
             Cause::InternalError => "internal_error",

@@ -16,6 +16,8 @@ use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
 
+use crate::policy::Policy;
+
 /// All routes, best first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Routes {
@@ -39,6 +41,8 @@ pub struct Route {
     pub subprotocol: Option<String>,
     /// Index into `Config::backends`.
     pub backend: u16,
+    /// What holds for its connections.
+    pub policy: Policy,
 }
 
 /// The hosts of a route. Names are kept in lower case, without a port or a final dot.
@@ -110,6 +114,15 @@ impl Routes {
     /// When `index` is not of this table.
     pub fn get(&self, index: RouteIndex) -> &Route {
         &self.routes[usize::from(index.0)]
+    }
+
+    /// What holds for the connections of the route at `index`.
+    ///
+    /// # Panics
+    ///
+    /// When `index` is not of this table.
+    pub fn policy(&self, index: u16) -> &Policy {
+        &self.routes[usize::from(index)].policy
     }
 
     /// All routes in the order of matching.
@@ -300,6 +313,7 @@ mod tests {
             },
             subprotocol: (!subprotocol.is_empty()).then(|| subprotocol.to_owned()),
             backend,
+            policy: Policy::of(&crate::limits::Limits::default()),
         }
     }
 

@@ -5,7 +5,7 @@
 //! echo and rooms), `attempt.rs` (which upstream takes it), `relay.rs` (an upstream, and the frames between it and a client), `forward.rs`
 //! (ordinary HTTP to an upstream and back), `send.rs`
 //! (outboxes are flushed), `close.rs` (closing is a join), `timer.rs` (deadlines), `mailbox.rs`
-//! (other shards).
+//! (other shards), `orders.rs` (what the control thread asks).
 //!
 //! Handlers react by queueing: into an outbox, the wheel, the mail. The kernel hears of it once a
 //! turn, when the outboxes are flushed and the next wait submits what was queued.
@@ -15,6 +15,7 @@ mod attempt;
 mod close;
 mod forward;
 pub mod mailbox;
+mod orders;
 mod recv;
 mod relay;
 mod request;
@@ -223,9 +224,14 @@ impl<R: Ring> Shard<R> {
 
     fn read_mail(&mut self) {
         let mut taken = 0;
-        while let Some(Letter { backend, mail }) = self.mail.next_letter(&mut taken) {
-            let now = self.now;
-            self.with_rooms(backend, |rooms, post| rooms.on_mail(mail, now, post));
+        while let Some(letter) = self.mail.next_letter(&mut taken) {
+            match letter {
+                Letter::Rooms { backend, mail } => {
+                    let now = self.now;
+                    self.with_rooms(backend, |rooms, post| rooms.on_mail(mail, now, post));
+                }
+                Letter::Order(order) => self.on_order(order),
+            }
         }
     }
 
@@ -316,7 +322,7 @@ impl rooms::Outlet for Post<'_> {
     }
 
     fn post(&mut self, shard: u16, mail: rooms::Mail) {
-        self.mail.post(shard, Letter { backend: self.backend, mail });
+        self.mail.post(shard, Letter::Rooms { backend: self.backend, mail });
     }
 
     fn has_room(&self, shard: u16) -> bool {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::policy::read_policy;
 use super::reader::{Place, Placed, Reader, Section, closest, not_one_of};
 use super::upstreams::read_websocket;
 use super::{Backend, BackendKind, Config, Faults, Listener, Local, Machine, Overrides, Server};
@@ -11,14 +12,15 @@ use crate::limits::{
     BACKENDS_MAX, LISTENERS_MAX, Limits, MESSAGE_BYTES_MAX, OUTBOX_SPARE_BYTES, ROUTES_MAX,
     SHARDS_MAX, SLOTS_DEFAULT_TOTAL, SLOTS_PER_SHARD_MAX, outbox_bytes_default,
 };
+use crate::policy::Policy;
 use crate::rooms::RoomLimits;
 use crate::route::{HostPattern, PathPattern, Route, RouteIndex, Routes};
 use crate::upstream::UpstreamAddress;
 
 /// Ten minutes: nobody waits longer for a handshake or an answer.
-const TIMEOUT_MS_MAX: u64 = 600_000;
+pub(super) const TIMEOUT_MS_MAX: u64 = 600_000;
 /// A day.
-const AGE_MS_MAX: u64 = 86_400_000;
+pub(super) const AGE_MS_MAX: u64 = 86_400_000;
 /// Names are labels of metrics.
 const NAME_BYTES_MAX: usize = 64;
 
@@ -38,6 +40,7 @@ struct RouteEntry {
     path: Option<PathPattern>,
     subprotocol: Option<String>,
     backend: Option<Placed<String>>,
+    policy: Policy,
 }
 
 /// Makes a [`Config`] of `text`, or says everything that is wrong with it; and which keys the
@@ -90,7 +93,7 @@ fn read_file(
     let listeners = listeners.into_iter().filter_map(|section| read_listener(reader, section));
     let listeners = listeners.collect();
     let routes = root.sections("route");
-    let routes = routes.into_iter().map(|section| read_route(reader, section)).collect();
+    let routes = routes.into_iter().map(|section| read_route(reader, section, &limits)).collect();
     let backends = root.named("backend");
     let backends = backends
         .into_iter()
@@ -300,11 +303,12 @@ fn check_name(reader: &Reader<'_>, key: &str, name: &Placed<String>) {
     }
 }
 
-fn read_route(reader: &Reader<'_>, mut section: Section<'_, '_>) -> RouteEntry {
+fn read_route(reader: &Reader<'_>, mut section: Section<'_, '_>, limits: &Limits) -> RouteEntry {
     let host = section.string("host");
     let path = section.string("path");
     let subprotocol = section.string("subprotocol");
     let backend = section.required("backend", "NAME");
+    let policy = read_policy(reader, &mut section, limits);
     let place = section.place().clone();
     section.finish();
 
@@ -329,7 +333,7 @@ fn read_route(reader: &Reader<'_>, mut section: Section<'_, '_>) -> RouteEntry {
         }
     }
     let subprotocol = subprotocol.map(|subprotocol| subprotocol.value);
-    RouteEntry { place, host, path, subprotocol, backend }
+    RouteEntry { place, host, path, subprotocol, backend, policy }
 }
 
 /// The pattern in `text`; `None` has been reported.
@@ -520,10 +524,10 @@ fn agree(reader: &Reader<'_>, root: &Section<'_, '_>, file: &mut File) -> Vec<Ro
     for entry in routes.drain(..) {
         let index = entry.backend.and_then(|wanted| find_backend(reader, &names, &wanted));
         let (Some(host), Some(path)) = (entry.host, entry.path) else { continue };
-        let RouteEntry { subprotocol, .. } = entry;
+        let RouteEntry { subprotocol, policy, .. } = entry;
         // 0 stands for a backend that was reported; such a route is never used.
         let backend = index.unwrap_or(0);
-        let route = Route { index: RouteIndex(0), host, path, subprotocol, backend };
+        let route = Route { index: RouteIndex(0), host, path, subprotocol, backend, policy };
         if checked.iter().any(|earlier| earlier.same_requests(&route)) {
             let message = format!(
                 "a second route for {}{}{}: it could never be chosen; remove one of the two",

@@ -16,8 +16,10 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use crossbeam_queue::ArrayQueue;
 
+use crate::config::Config;
 use crate::ring::Waker;
 use crate::rooms;
+use crate::upstream::UpstreamName;
 
 /// Letters in an inbox.
 const INBOX_MAX: usize = 4096;
@@ -38,12 +40,35 @@ pub struct Inbox {
 }
 
 /// One piece of mail.
-pub struct Letter {
-    /// The backend whose rooms it is for.
-    pub backend: u16,
-    /// What it says.
-    pub mail: rooms::Mail,
+pub enum Letter {
+    /// From one shard's rooms to another's.
+    Rooms {
+        /// The backend whose rooms they are.
+        backend: u16,
+        /// What it says.
+        mail: rooms::Mail,
+    },
+    /// From the control thread.
+    Order(Order),
 }
+
+/// What the control thread asks of a shard.
+pub enum Order {
+    /// Go by this configuration from the next turn on.
+    Config(Arc<Config>),
+    /// A health check has ended.
+    Checked {
+        /// The backend in whose group the upstream is.
+        backend: u16,
+        /// Which upstream.
+        upstream: UpstreamName,
+        /// Whether it was good.
+        ok: bool,
+    },
+}
+
+// Thousands of them lie in a mailbox.
+const _: () = assert!(size_of::<Letter>() <= 72);
 
 impl Default for Inbox {
     fn default() -> Inbox {
@@ -72,6 +97,13 @@ impl Inbox {
     pub fn set_waker(&self, waker: Waker) {
         // Set once, by the shard itself, when its ring is made.
         let _ = self.waker.set(waker);
+    }
+
+    /// Leaves a letter, as one who is not a shard. A full inbox gives it back: try again soon.
+    pub fn post(&self, letter: Letter) -> Result<(), Letter> {
+        self.queue.push(letter)?;
+        self.wake_if_asleep();
+        Ok(())
     }
 
     fn wake_if_asleep(&self) {

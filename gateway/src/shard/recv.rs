@@ -163,7 +163,8 @@ impl<R: Ring> Shard<R> {
 
     /// Decodes what a client has sent us and acts on each message.
     pub(super) fn read_messages(&mut self, id: ConnId, bytes: &mut [u8]) {
-        let limits = ws::Limits { message_bytes_max: self.config.limits.message_bytes_max };
+        let policy = self.config.routes.policy(self.table[id].route);
+        let limits = ws::Limits { message_bytes_max: policy.message_bytes_max };
         // The decoder is taken out of its connection meanwhile: its events borrow from it, and
         // those who act on them may look at any connection.
         let (mut decoder, rooms) = match &mut self.table[id].state {

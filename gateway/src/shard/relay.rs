@@ -288,8 +288,10 @@ impl<R: Ring> Shard<R> {
     }
 
     fn scan(&mut self, id: ConnId, bytes: &[u8]) -> Option<(Scanned, ConnId)> {
-        let limits = ws::Limits { message_bytes_max: self.config.limits.message_bytes_max };
-        let State::Relay(relay) = &mut self.table[id].state else { return None };
+        let conn = &mut self.table[id];
+        let policy = self.config.routes.policy(conn.route);
+        let limits = ws::Limits { message_bytes_max: policy.message_bytes_max };
+        let State::Relay(relay) = &mut conn.state else { return None };
         Some((relay.scanner.scan(bytes, &limits), relay.other))
     }
 

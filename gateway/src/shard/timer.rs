@@ -106,23 +106,23 @@ impl<R: Ring> Shard<R> {
 
     /// A sign of life is due from a client of ours: asks for one, or gives it up.
     fn heartbeat(&mut self, id: ConnId) {
-        let limits = &self.config.limits;
+        let policy = self.config.routes.policy(self.table[id].route);
         let conn = &mut self.table[id];
-        if limits.ping_interval.is_zero() {
+        if policy.ping_interval.is_zero() {
             return;
         }
         if conn.flags.ping_pending {
             // It is gone; a Close frame would only wait in the socket.
             return self.start_close(id, Cause::ClientTimeoutPing);
         }
-        let due = conn.received_at + limits.ping_interval;
+        let due = conn.received_at + policy.ping_interval;
         if due > self.now {
             // It has spoken meanwhile.
             conn.deadline = due;
             return;
         }
         conn.flags.ping_pending = true;
-        conn.deadline = self.now + limits.ping_timeout;
+        conn.deadline = self.now + policy.ping_timeout;
         let rooms = matches!(conn.state, State::Rooms(_));
         self.send_frame(id, Opcode::Ping, b"");
         if rooms {
@@ -135,7 +135,7 @@ impl<R: Ring> Shard<R> {
     /// Sets the first heartbeat of a client. Spread by up to a fifth of the interval, so that
     /// clients that came together do not all have to answer together.
     pub(super) fn start_heartbeat(&mut self, id: ConnId) {
-        let interval = self.config.limits.ping_interval;
+        let interval = self.config.routes.policy(self.table[id].route).ping_interval;
         let conn = &mut self.table[id];
         conn.deadline = Time::NEVER;
         if interval.is_zero() {
