@@ -1,4 +1,6 @@
-//! What one shard counts. Plain integers in the shard's own struct; nobody else writes them.
+//! What one shard counts. Nobody else writes it, and whoever reads it does not ask the shard.
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Why a connection was closed. Every close has exactly one cause, the first that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -102,57 +104,95 @@ impl Cause {
     }
 }
 
-/// The counters of one shard.
-#[derive(Clone, Debug, Default)]
-pub struct Metrics {
+/// Declares the counters once, and of them the shard's own form and the form that is read.
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// The counters of one shard. It alone counts; anyone may read, without its help.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: Counter,)*
+            closed: [Counter; Cause::ALL.len()],
+        }
+
+        /// What was counted, by one shard or by all.
+        #[derive(Clone, Debug, Default)]
+        pub struct Metrics {
+            $($(#[$doc])* pub $name: u64,)*
+            closed: [u64; Cause::ALL.len()],
+        }
+
+        impl Counters {
+            /// What has been counted so far.
+            pub fn read(&self) -> Metrics {
+                Metrics {
+                    $($name: self.$name.get(),)*
+                    closed: self.closed.each_ref().map(Counter::get),
+                }
+            }
+        }
+
+        impl Metrics {
+            /// Adds another shard's counters.
+            pub fn merge(&mut self, other: &Metrics) {
+                $(self.$name += other.$name;)*
+                for (mine, theirs) in self.closed.iter_mut().zip(other.closed) {
+                    *mine += theirs;
+                }
+            }
+        }
+    };
+}
+
+counters! {
     /// Clients accepted.
-    pub accepted: u64,
+    accepted,
     /// Accepts that ended because there was no descriptor to give.
-    pub accept_failures: u64,
+    accept_failures,
     /// Clients that got their 101.
-    pub upgraded: u64,
+    upgraded,
     /// Bytes received, from clients and upstreams.
-    pub received_bytes: u64,
+    received_bytes,
     /// Messages of clients of `echo` and `local` backends.
-    pub messages_received: u64,
+    messages_received,
     /// Frames made for single clients.
-    pub frames_sent: u64,
+    frames_sent,
     /// Messages relayed, both ways.
-    pub messages_relayed: u64,
+    messages_relayed,
     /// Attempts at upstreams that failed before an answer; the client may have got another.
-    pub upstream_failures: u64,
+    upstream_failures,
     /// Ordinary HTTP requests that upstreams have answered.
-    pub requests_forwarded: u64,
+    requests_forwarded,
     /// Receives that found no buffer.
-    pub starved: u64,
-    closed: [u64; Cause::ALL.len()],
+    starved,
+}
+
+/// A number that one thread counts and any thread may read.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Counts `more`. Only the thread that owns the counter may: there is no read-modify-write here,
+    /// which is what makes it cost as little as a plain integer.
+    pub fn add(&self, more: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+    }
+
+    /// The number, as it was a moment ago.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Counters {
+    /// Counts one closed client.
+    pub fn count_close(&self, cause: Cause) {
+        self.closed[cause as usize].add(1);
+    }
 }
 
 impl Metrics {
-    /// Counts one closed client.
-    pub fn count_close(&mut self, cause: Cause) {
-        self.closed[cause as usize] += 1;
-    }
-
     /// Clients closed for this cause.
     pub fn closed(&self, cause: Cause) -> u64 {
         self.closed[cause as usize]
-    }
-
-    /// Adds another shard's counters.
-    pub fn merge(&mut self, other: &Metrics) {
-        self.accepted += other.accepted;
-        self.accept_failures += other.accept_failures;
-        self.upgraded += other.upgraded;
-        self.received_bytes += other.received_bytes;
-        self.messages_received += other.messages_received;
-        self.frames_sent += other.frames_sent;
-        self.messages_relayed += other.messages_relayed;
-        self.upstream_failures += other.upstream_failures;
-        self.requests_forwarded += other.requests_forwarded;
-        self.starved += other.starved;
-        for (mine, theirs) in self.closed.iter_mut().zip(other.closed) {
-            *mine += theirs;
-        }
     }
 }

@@ -14,7 +14,7 @@ use signal_hook::iterator::Signals;
 
 use crate::config::{BackendKind, Config, Listener};
 use crate::limits::{ItemSizes, human_bytes, memory_bound, memory_bound_total};
-use crate::metrics::{Cause, Metrics};
+use crate::metrics::{Cause, Counters, Metrics};
 use crate::random::Random;
 use crate::ring::Ring;
 use crate::ring::linux::{LinuxRing, Options, listen, monotonic_now};
@@ -43,7 +43,8 @@ pub struct Gateway {
     config: Arc<Config>,
     addresses: Vec<SocketAddr>,
     inboxes: Arc<[Inbox]>,
-    threads: Vec<JoinHandle<Metrics>>,
+    counters: Vec<Arc<Counters>>,
+    threads: Vec<JoinHandle<()>>,
     /// What every shard has to receive into.
     buffers: String,
 }
@@ -59,6 +60,7 @@ impl Gateway {
         let shards = config.server.shards;
         let (listeners, addresses) = open_listeners(&config)?;
         let inboxes: Arc<[Inbox]> = (0..shards).map(|_| Inbox::default()).collect();
+        let counters: Vec<Arc<Counters>> = (0..shards).map(|_| Arc::default()).collect();
         let (ready, answers) = mpsc::channel();
         let mut threads = Vec::new();
         for (index, listeners) in (0..shards).zip(listeners) {
@@ -66,6 +68,7 @@ impl Gateway {
                 index,
                 config: Arc::clone(&config),
                 inboxes: Arc::clone(&inboxes),
+                counters: Arc::clone(&counters[usize::from(index)]),
                 listeners,
                 ready: ready.clone(),
             };
@@ -84,7 +87,7 @@ impl Gateway {
                 Err(_) => return Err("a shard ended before it served".into()),
             }
         }
-        Ok(Gateway { config, addresses, inboxes, threads, buffers })
+        Ok(Gateway { config, addresses, inboxes, counters, threads, buffers })
     }
 
     /// Where it listens, in the order of the configuration; ports that the kernel chose are known.
@@ -97,14 +100,13 @@ impl Gateway {
         for inbox in self.inboxes.iter() {
             inbox.stop();
         }
-        let mut sum = Metrics::default();
-        for thread in self.threads {
-            match thread.join() {
-                Ok(metrics) => sum.merge(&metrics),
-                // In a release the panic has ended the process already.
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
+        let Gateway { threads, counters, .. } = self;
+        for thread in threads {
+            // In a release a panic has ended the process already.
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         }
+        let mut sum = Metrics::default();
+        counters.iter().for_each(|counters| sum.merge(&counters.read()));
         sum
     }
 
@@ -164,13 +166,14 @@ struct Plan {
     index: u16,
     config: Arc<Config>,
     inboxes: Arc<[Inbox]>,
+    counters: Arc<Counters>,
     listeners: Vec<TcpListener>,
     ready: mpsc::Sender<Result<String, String>>,
 }
 
 impl Plan {
-    fn run(self) -> Metrics {
-        let Plan { index, config, inboxes, listeners, ready } = self;
+    fn run(self) {
+        let Plan { index, config, inboxes, counters, listeners, ready } = self;
         if config.server.pin {
             pin(index);
         }
@@ -188,7 +191,7 @@ impl Plan {
             (Ok(ring), Ok(random)) => (ring, random),
             (Err(why), _) | (_, Err(why)) => {
                 let _ = ready.send(Err(format!("shard {index}: {why}")));
-                return Metrics::default();
+                return;
             }
         };
         inboxes[usize::from(index)].set_waker(ring.waker());
@@ -200,10 +203,11 @@ impl Plan {
             mail: Mailroom::new(index, inboxes),
             slots,
             random,
+            counters,
             unix_origin_ms: (unix_now.as_millis() as u64)
                 .saturating_sub(monotonic_now().0 / 1_000_000),
         };
-        Shard::new(ring, setup).run()
+        Shard::new(ring, setup).run();
     }
 }
 

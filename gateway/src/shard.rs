@@ -31,7 +31,7 @@ use crate::conn::outbox::Stores;
 use crate::conn::record::Record;
 use crate::conn::table::Table;
 use crate::conn::{Conn, ConnId};
-use crate::metrics::{Cause, Metrics};
+use crate::metrics::{Cause, Counters, Metrics};
 use crate::random::Random;
 use crate::ring::{Completion, Ring, Wait};
 use crate::rooms::{self, RoomLimits, Rooms};
@@ -75,7 +75,7 @@ pub struct Shard<R: Ring> {
     /// A connection to an upstream has ended since `waiting` was looked at.
     room_made: bool,
     random: Random,
-    metrics: Metrics,
+    metrics: Arc<Counters>,
     /// `{"event":"ping"}` as a frame, for pages.
     ping_frame: bytes::Bytes,
     /// When to accept again after the system had no descriptor to give.
@@ -96,6 +96,8 @@ pub struct Setup {
     pub slots: u32,
     /// Where keys and jitter come from.
     pub random: Random,
+    /// Where it counts.
+    pub counters: Arc<Counters>,
     /// The wall clock at `Time(0)`, in milliseconds since 1970.
     pub unix_origin_ms: u64,
 }
@@ -103,7 +105,7 @@ pub struct Setup {
 impl<R: Ring> Shard<R> {
     /// A shard that listens once [`Shard::start`] has been called.
     pub fn new(ring: R, setup: Setup) -> Shard<R> {
-        let Setup { index, config, mail, slots, mut random, unix_origin_ms } = setup;
+        let Setup { index, config, mail, slots, mut random, counters, unix_origin_ms } = setup;
         let now = ring.now();
         let shards = config.server.shards;
         let rooms = config.backends.iter().map(|backend| match &backend.kind {
@@ -136,7 +138,7 @@ impl<R: Ring> Shard<R> {
             doomed: Vec::new(),
             mail,
             random,
-            metrics: Metrics::default(),
+            metrics: counters,
             ping_frame: rooms::ping_frame(),
             accept_retry_at: Time::NEVER,
             stop_deadline: None,
@@ -145,14 +147,12 @@ impl<R: Ring> Shard<R> {
         }
     }
 
-    /// Serves until it has been asked to stop and every connection is closed. Returns what it
-    /// counted.
-    pub fn run(mut self) -> Metrics {
+    /// Serves until it has been asked to stop and every connection is closed.
+    pub fn run(mut self) {
         self.start();
         while !self.is_drained() {
             self.turn();
         }
-        self.metrics
     }
 
     /// Starts listening.
@@ -261,8 +261,8 @@ impl<R: Ring> Shard<R> {
     }
 
     /// What this shard has counted so far.
-    pub fn metrics(&self) -> &Metrics {
-        &self.metrics
+    pub fn metrics(&self) -> Metrics {
+        self.metrics.read()
     }
 
     /// Every connection, written down.

@@ -56,7 +56,7 @@ impl<R: Ring> Shard<R> {
     /// A client's socket is in the table. Its request head is due by the handshake deadline.
     pub(super) fn on_accepted(&mut self, slot: u32, peer: SocketAddr) {
         let id = self.table.occupy(slot, Side::Client, peer, self.now);
-        self.metrics.accepted += 1;
+        self.metrics.accepted.add(1);
         let conn = &mut self.table[id];
         conn.state = State::Head(Head::default());
         conn.deadline = self.now + self.config.limits.handshake_timeout;
@@ -69,7 +69,7 @@ impl<R: Ring> Shard<R> {
     }
 
     pub(super) fn on_accept_refused(&mut self) {
-        self.metrics.accepted += 1;
+        self.metrics.accepted.add(1);
         self.metrics.count_close(Cause::MemoryPressure);
         self.stop_accepting_when_full();
     }
@@ -81,7 +81,7 @@ impl<R: Ring> Shard<R> {
         accepting.armed = false;
         accepting.cancelling = false;
         if failure == Some(Failure::TableFull) {
-            self.metrics.accept_failures += 1;
+            self.metrics.accept_failures.add(1);
             // Without descriptors an accept armed at once would fail at once. `on_closed` tries
             // again, and so does the clock.
             return self.timers_retry_accept();

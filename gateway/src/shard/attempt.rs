@@ -303,7 +303,7 @@ impl<R: Ring> Shard<R> {
             let group = group.expect("a websocket backend");
             group.on_connect_failed(upstream, *now, random.next_u64());
             attempt.tried.push(upstream);
-            metrics.upstream_failures += 1;
+            metrics.upstream_failures.add(1);
             self.room_made = true;
         }
         if is_sent {
@@ -325,7 +325,7 @@ impl<R: Ring> Shard<R> {
             let group = groups[usize::from(attempt.backend)].as_mut();
             let group = group.expect("a websocket backend");
             group.on_connect_failed(upstream, *now, random.next_u64());
-            metrics.upstream_failures += 1;
+            metrics.upstream_failures.add(1);
             self.room_made = true;
         }
         self.refuse(client, status, Cause::BackendTimeout, why);

@@ -246,7 +246,7 @@ impl<R: Ring> Shard<R> {
     fn answer_done(&mut self, id: ConnId, client: ConnId) {
         // It was asked to close, so its end follows.
         self.start_finish(id, Cause::BackendClose);
-        self.metrics.requests_forwarded += 1;
+        self.metrics.requests_forwarded.add(1);
         let keepalive_timeout = self.config.limits.keepalive_timeout;
         let conn = &mut self.table[client];
         let State::Forwarding(forwarding) = &mut conn.state else { return };

@@ -39,7 +39,7 @@ impl<R: Ring> Shard<R> {
                 let conn = &mut self.table[id];
                 if conn.phase != Phase::Closing && !conn.flags.starved {
                     conn.flags.starved = true;
-                    self.metrics.starved += 1;
+                    self.metrics.starved.add(1);
                     self.starved.push_back(id);
                 }
             }
@@ -142,7 +142,7 @@ impl<R: Ring> Shard<R> {
 
     fn on_bytes(&mut self, id: ConnId, mut buffer: Buffer) {
         let conn = &mut self.table[id];
-        self.metrics.received_bytes += buffer.len() as u64;
+        self.metrics.received_bytes.add(buffer.len() as u64);
         match conn.phase {
             Phase::Open | Phase::Leaving => {}
             // Nobody looks at it any more.
@@ -200,7 +200,7 @@ impl<R: Ring> Shard<R> {
     fn on_event(&mut self, id: ConnId, event: Event<'_>, rooms: bool) {
         match event {
             Event::Message { kind, payload } => {
-                self.metrics.messages_received += 1;
+                self.metrics.messages_received.add(1);
                 if self.table[id].phase != Phase::Open {
                     // We have said goodbye; what was on its way is no longer served.
                 } else if rooms {
@@ -254,7 +254,7 @@ impl<R: Ring> Shard<R> {
             encode_server_header(out, opcode, payload.len());
             out.extend_from_slice(payload);
         });
-        metrics.frames_sent += 1;
+        metrics.frames_sent.add(1);
         super::mark_dirty(conn, id.slot, dirty);
     }
 

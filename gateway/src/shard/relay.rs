@@ -130,7 +130,7 @@ impl<R: Ring> Shard<R> {
                         cookie.as_deref(),
                     );
                 });
-                self.metrics.upgraded += 1;
+                self.metrics.upgraded.add(1);
                 self.mark_dirty(client);
                 self.join(client, id, rsv1);
                 self.relay_bytes(client, &early);
@@ -297,7 +297,7 @@ impl<R: Ring> Shard<R> {
 
     /// What was seen in the frames of one side decides how both go on.
     fn relayed(&mut self, id: ConnId, other: ConnId, scanned: Scanned) {
-        self.metrics.messages_relayed += u64::from(scanned.messages);
+        self.metrics.messages_relayed.add(u64::from(scanned.messages));
         if scanned.close.is_some() {
             self.relay_close_passed(id, other);
         } else if let Some(error) = scanned.error {

@@ -116,7 +116,7 @@ impl<R: Ring> Shard<R> {
         conn.outbox.write(stores, *now, |out| {
             handshake::encode_switching(out, &accept, protocol, None, &[]);
         });
-        self.metrics.upgraded += 1;
+        self.metrics.upgraded.add(1);
         self.mark_dirty(id);
         self.start_heartbeat(id);
     }

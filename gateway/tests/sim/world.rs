@@ -123,6 +123,7 @@ impl World {
                 mail: Mailroom::new(index, Arc::clone(&inboxes)),
                 slots: plan.slots,
                 random: Keys::new([seed, u64::from(index)]),
+                counters: Arc::default(),
                 unix_origin_ms: 1_700_000_000_000,
             };
             let mut shard = Shard::new(ring, setup);
@@ -199,7 +200,7 @@ impl World {
 
     pub(crate) fn metrics(&self) -> Metrics {
         let mut sum = Metrics::default();
-        self.shards.iter().for_each(|shard| sum.merge(shard.metrics()));
+        self.shards.iter().for_each(|shard| sum.merge(&shard.metrics()));
         sum
     }
 
