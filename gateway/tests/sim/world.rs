@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use gateway::config::Config;
 use gateway::metrics::{Cause, Metrics};
+use gateway::policy::Policy;
 use gateway::random::Random as Keys;
 use gateway::ring::sim::{Faults, Leftovers, Network, Peer, Random, SimRing};
+use gateway::route::{Route, Routes};
 use gateway::shard::mailbox::{Inbox, Mailroom};
 use gateway::shard::{Setup, Shard};
 use gateway::time::Time;
@@ -112,6 +114,10 @@ impl World {
         config.server.receive_buffer_bytes = plan.buffer_bytes;
         config.server.stop_timeout = plan.stop_timeout;
         config.limits = plan.limits.clone();
+        let policy = Policy::of(&config.limits);
+        let routes = config.routes.iter().cloned();
+        let routes = routes.map(|route| Route { policy: policy.clone(), ..route });
+        config.routes = Routes::new(routes.collect());
         let config = Arc::new(config);
         let inboxes: Arc<[Inbox]> = (0..plan.shards).map(|_| Inbox::default()).collect();
         let shards = (0..plan.shards).map(|index| {
