@@ -42,6 +42,8 @@ pub struct Config {
     pub backends: Vec<Backend>,
     /// What holds for every connection.
     pub limits: Limits,
+    /// Which one it is in the life of this process: 0 is the first.
+    pub generation: u64,
 }
 
 /// The process: its threads and their tables.
@@ -51,7 +53,14 @@ pub struct Server {
     pub shards: u16,
     /// Whether shard `n` stays on the `n`-th CPU we may run on (modulo their number).
     pub pin: bool,
-    /// From the request to stop until what is still open is cut off.
+    /// From the request to stop until clients are asked to leave: `ready` says no meanwhile, and those
+    /// that a balancer still sends are served.
+    pub drain_delay: Duration,
+    /// In this time all clients are asked to leave at a stop; few clients take less.
+    pub drain_window: Duration,
+    /// What they are sent before their Close frame, as a text message; empty: nothing.
+    pub drain_message: String,
+    /// From the last request to leave until what is still open is cut off.
     pub stop_timeout: Duration,
     /// Connections in the table of one shard, clients and upstreams together. Within the limit on
     /// open files, which also bounds a table of direct descriptors.
@@ -117,6 +126,20 @@ pub struct Websocket {
     pub path: Option<String>,
     /// Whether they are asked for what is no WebSocket too.
     pub http: bool,
+    /// What becomes of the clients of one that is drained, disabled or taken off the list.
+    pub drained_clients: Clients,
+    /// What becomes of the clients of one that its health checks find down.
+    pub down_clients: Clients,
+}
+
+/// What becomes of the clients of an upstream that gets no new ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Clients {
+    /// They stay as long as they like.
+    #[default]
+    Stay,
+    /// They are asked to come back, and find themselves at another.
+    Move,
 }
 
 /// What the command line sets over the file's head.

@@ -45,7 +45,8 @@ pub struct Conn {
     pub flags: Flags,
     /// The route it was given, an index into the configuration's.
     pub route: u16,
-    /// Of an upstream that has accepted: where it counts as a connection.
+    /// Of an upstream that has accepted: where it counts as a connection. Of a client: where its
+    /// last one did.
     pub counted: Option<Counted>,
     /// Which conversation it is in.
     pub state: State,
@@ -132,6 +133,10 @@ pub struct Flags {
     pub pong_waits: bool,
     /// A request on this connection has been answered: to end it now is no failure.
     pub served: bool,
+    /// It has been asked to leave, or is as soon as a frame of ours may stand in its stream.
+    pub evicted: bool,
+    /// The upstream of this client has died; it is told at its deadline.
+    pub orphan: bool,
     /// Its receive ended because no buffer was free; it is on the shard's list of the starved.
     pub starved: bool,
 }

@@ -70,6 +70,10 @@ pub struct Limits {
     pub ping_timeout: Duration,
     /// From our Close frame to closing the socket without the peer's.
     pub close_timeout: Duration,
+    /// In this time the clients of an upstream that has died are told; few clients take less.
+    pub lost_window: Duration,
+    /// Clients that are asked to come back are told to wait a time drawn up to this.
+    pub retry_after_max: Duration,
     /// What a client may send before the upstream has accepted.
     pub early_bytes_max: usize,
     /// Clients in the whole process. At most what the tables hold; a relayed client takes two slots.
@@ -102,6 +106,8 @@ const DEFAULTS: Limits = Limits {
     ping_interval: Duration::from_millis(25_000),
     ping_timeout: Duration::from_millis(20_000),
     close_timeout: Duration::from_millis(5000),
+    lost_window: Duration::from_millis(2000),
+    retry_after_max: Duration::from_millis(5000),
     early_bytes_max: 16_384,
     // Cut to what the tables hold when the file is checked.
     connections_max: u32::MAX,

@@ -112,6 +112,12 @@ macro_rules! counters {
         pub struct Counters {
             $($(#[$doc])* pub $name: Counter,)*
             closed: [Counter; Cause::ALL.len()],
+            /// Clients in the table.
+            pub clients: Counter,
+            /// Connections to upstreams in the table.
+            pub upstreams: Counter,
+            /// The configuration that it goes by.
+            pub config_generation: Counter,
         }
 
         /// What was counted, by one shard or by all.
@@ -175,6 +181,11 @@ impl Counter {
     /// which is what makes it cost as little as a plain integer.
     pub fn add(&self, more: u64) {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+    }
+
+    /// The number is this from here on.
+    pub fn set(&self, number: u64) {
+        self.0.store(number, Ordering::Relaxed);
     }
 
     /// The number, as it was a moment ago.

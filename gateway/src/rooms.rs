@@ -144,6 +144,12 @@ impl Rooms {
         }
     }
 
+    /// Goes by other limits from here on. What is beyond them already goes when it is next looked
+    /// at: histories at a publish or when they age, memberships never.
+    pub fn set_limits(&mut self, limits: RoomLimits) {
+        self.limits = limits;
+    }
+
     /// A client has its 101. It is told who it is; without a name it is a guest.
     pub fn opened(&mut self, conn: ConnId, user: Option<&str>, _now: Time, out: &mut impl Outlet) {
         // A name that looks like a guest's would take that guest's messages.

@@ -4,7 +4,8 @@
 //! appears), `request.rs` (its request head, the upgrade), `recv.rs` (bytes arrive; messages of
 //! echo and rooms), `attempt.rs` (which upstream takes it), `relay.rs` (an upstream, and the frames between it and a client), `forward.rs`
 //! (ordinary HTTP to an upstream and back), `send.rs`
-//! (outboxes are flushed), `close.rs` (closing is a join), `timer.rs` (deadlines), `mailbox.rs`
+//! (outboxes are flushed), `close.rs` (closing is a join), `drain.rs` (asking clients to leave),
+//! `timer.rs` (deadlines), `mailbox.rs`
 //! (other shards), `orders.rs` (what the control thread asks).
 //!
 //! Handlers react by queueing: into an outbox, the wheel, the mail. The kernel hears of it once a
@@ -13,6 +14,7 @@
 mod accept;
 mod attempt;
 mod close;
+pub mod drain;
 mod forward;
 pub mod mailbox;
 mod orders;
@@ -26,7 +28,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{BackendKind, Config};
+use crate::config::{BackendKind, Config, Local};
 use crate::conn::outbox::Stores;
 use crate::conn::record::Record;
 use crate::conn::table::Table;
@@ -39,6 +41,7 @@ use crate::time::Time;
 use crate::timers::Wheel;
 use crate::upstream::Group;
 use accept::{AcceptLimits, Accepting};
+use drain::Sweep;
 use mailbox::{Letter, Mailroom};
 
 /// Completions taken in one turn. More are left to the next, so that outboxes are flushed, timers
@@ -51,6 +54,8 @@ const STUCK_MAIL_WAIT: Duration = Duration::from_millis(1);
 /// One thread's share of the gateway.
 pub struct Shard<R: Ring> {
     ring: R,
+    /// Its number, from 0.
+    index: u16,
     config: Arc<Config>,
     /// The time of this turn.
     now: Time,
@@ -75,11 +80,17 @@ pub struct Shard<R: Ring> {
     /// A connection to an upstream has ended since `waiting` was looked at.
     room_made: bool,
     random: Random,
+    /// The wall clock at `Time(0)`, in milliseconds since 1970.
+    unix_origin_ms: u64,
     metrics: Arc<Counters>,
     /// `{"event":"ping"}` as a frame, for pages.
     ping_frame: bytes::Bytes,
     /// When to accept again after the system had no descriptor to give.
     accept_retry_at: Time,
+    /// Clients that are asked to leave at a pace, and when that went on last.
+    sweeps: Vec<Sweep>,
+    /// See `sweeps`.
+    swept_at: Time,
     /// Set once we are stopping: when the last connection is closed whatever it still owes.
     stop_deadline: Option<Time>,
 }
@@ -107,22 +118,18 @@ impl<R: Ring> Shard<R> {
     pub fn new(ring: R, setup: Setup) -> Shard<R> {
         let Setup { index, config, mail, slots, mut random, counters, unix_origin_ms } = setup;
         let now = ring.now();
-        let shards = config.server.shards;
         let rooms = config.backends.iter().map(|backend| match &backend.kind {
             BackendKind::Local(local) => {
                 let epoch = random.next_u64();
-                let limits = RoomLimits {
-                    ping_interval: config.limits.ping_interval,
-                    message_bytes_max: config.limits.message_bytes_max,
-                    ..local.rooms.clone()
-                };
-                Some(Rooms::new(index, shards, limits, unix_origin_ms, epoch))
+                Some(new_rooms(&config, local, index, unix_origin_ms, epoch))
             }
             _ => None,
         });
         let rooms = rooms.collect();
         let groups = attempt::groups_of(&config, index, || random.next_u64());
         Shard {
+            index,
+            unix_origin_ms,
             rooms,
             waiting: groups.iter().map(|_| VecDeque::new()).collect(),
             groups,
@@ -141,6 +148,8 @@ impl<R: Ring> Shard<R> {
             metrics: counters,
             ping_frame: rooms::ping_frame(),
             accept_retry_at: Time::NEVER,
+            sweeps: Vec::new(),
+            swept_at: Time(0),
             stop_deadline: None,
             ring,
             config,
@@ -174,6 +183,7 @@ impl<R: Ring> Shard<R> {
         }
         self.read_mail();
         self.expire_timers();
+        self.sweep();
         self.close_doomed();
         self.serve_waiting();
         self.rearm_starved();
@@ -182,6 +192,9 @@ impl<R: Ring> Shard<R> {
         if self.mail.stop_asked() {
             self.stop_join();
         }
+        let (open, clients) = (self.table.open(), self.table.clients());
+        self.metrics.clients.set(clients.into());
+        self.metrics.upstreams.set((open - clients).into());
     }
 
     fn dispatch(&mut self, completion: Completion) {
@@ -211,7 +224,7 @@ impl<R: Ring> Shard<R> {
         }
         let rooms = self.rooms.iter().flatten().filter_map(Rooms::next_deadline).min();
         let mut deadline = self.timers.next_deadline().min(rooms.unwrap_or(Time::NEVER));
-        deadline = deadline.min(self.accept_retry_at);
+        deadline = deadline.min(self.accept_retry_at).min(self.next_sweep());
         if self.mail.is_stuck() {
             deadline = deadline.min(self.now + STUCK_MAIL_WAIT);
         }
@@ -281,6 +294,20 @@ impl<R: Ring> Shard<R> {
     /// Slots in use.
     pub fn open(&self) -> u32 {
         self.table.open()
+    }
+}
+
+/// The rooms of a backend, as shard `index` begins with them.
+fn new_rooms(config: &Config, local: &Local, index: u16, unix_origin_ms: u64, epoch: u64) -> Rooms {
+    Rooms::new(index, config.server.shards, room_limits(config, local), unix_origin_ms, epoch)
+}
+
+/// What the backend says of its rooms, and what everybody's limits do.
+fn room_limits(config: &Config, local: &Local) -> RoomLimits {
+    RoomLimits {
+        ping_interval: config.limits.ping_interval,
+        message_bytes_max: config.limits.message_bytes_max,
+        ..local.rooms.clone()
     }
 }
 

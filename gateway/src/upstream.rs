@@ -636,6 +636,15 @@ impl Group {
         self.upstreams.iter().find(named).map(Upstream::id)
     }
 
+    /// Connections of this shard to an upstream, be it in the list or not any more.
+    pub fn connections(&self, id: UpstreamId) -> u32 {
+        match (self.get(id), self.leaving_index(id)) {
+            (Some(upstream), _) => upstream.connections,
+            (None, Some(index)) => self.leaving[index].connections,
+            (None, None) => 0,
+        }
+    }
+
     /// Connections to upstreams that have left the list.
     pub fn leaving_connections(&self) -> u64 {
         self.leaving.iter().map(|leaving| u64::from(leaving.connections)).sum()

@@ -70,6 +70,7 @@ pub(super) fn check(
             routes: Routes::new(routes),
             backends: values(file.backends),
             limits: file.limits,
+            generation: 0,
         })
     } else {
         Err(reader.faults(name))
@@ -111,6 +112,11 @@ fn read_server(
     let shards = section.integer("shards", 1..=u64::from(SHARDS_MAX)).map(|shards| shards as u16);
     let shards = overrides.shards.or(shards).unwrap_or(machine.cpus).clamp(1, SHARDS_MAX);
     let pin = section.boolean("pin", true);
+    let drain_delay = section.milliseconds("drain_delay_ms", 0..=TIMEOUT_MS_MAX, Duration::ZERO);
+    let drain_window =
+        section.milliseconds("drain_window_ms", 0..=AGE_MS_MAX, Duration::from_secs(30));
+    let drain_message = section.string("drain_message");
+    let drain_message = drain_message.map(|message| message.value).unwrap_or_default();
     let stop_timeout =
         section.milliseconds("stop_timeout_ms", 0..=TIMEOUT_MS_MAX, Duration::from_secs(10));
 
@@ -146,6 +152,9 @@ fn read_server(
     Server {
         shards,
         pin,
+        drain_delay,
+        drain_window,
+        drain_message,
         stop_timeout,
         slots_per_shard,
         receive_buffers,
@@ -189,6 +198,9 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
     let ping_timeout =
         section.milliseconds("ping_timeout_ms", timeout.clone(), default.ping_timeout);
     let close_timeout = section.milliseconds("close_timeout_ms", timeout, default.close_timeout);
+    let lost_window = section.milliseconds("lost_window_ms", 0..=AGE_MS_MAX, default.lost_window);
+    let retry_after_max =
+        section.milliseconds("retry_after_max_ms", 0..=AGE_MS_MAX, default.retry_after_max);
     let early_bytes_max = section.size("early_bytes_max", 0..=(1 << 20), default.early_bytes_max);
     let connections = section.integer("connections_max", 1..=u64::from(u32::MAX));
     let socket_bytes = 0..=(1_u64 << 30);
@@ -252,6 +264,8 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         ping_interval,
         ping_timeout,
         close_timeout,
+        lost_window,
+        retry_after_max,
         early_bytes_max,
         connections_max: connections.map_or(slots, |connections| connections as u32),
         send_buffer_bytes,

@@ -299,6 +299,8 @@ fn upstreams() {
             preserve_host,
             http: true,
             path: path.map(str::to_owned),
+            drained_clients: Clients::Stay,
+            down_clients: Clients::Stay,
         })
     };
     // In the order of the file, which is not that of the alphabet.

@@ -3,9 +3,9 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use super::Websocket;
 use super::machine::Machine;
 use super::reader::{Placed, Reader, Section};
+use super::{Clients, Websocket};
 use crate::route::PathPattern;
 use crate::upstream::{
     Balance, COOKIE_NAME_DEFAULT, Group, GroupOptions, HashKey, HealthOptions,
@@ -29,6 +29,8 @@ pub(super) fn read_websocket(
     let preserve_host = section.word("host", &["preserve", "upstream"]) == "preserve";
     let path = section.string("path");
     let http = section.boolean("http", true);
+    let drained_clients = read_clients(&mut section, "drained_clients");
+    let down_clients = read_clients(&mut section, "down_clients");
     let options = read_options(reader, &mut section);
     let entries = section.sections("upstream");
     let missing = url.is_none() && !section.has("url") && !section.has("upstream");
@@ -69,7 +71,22 @@ pub(super) fn read_websocket(
         reader.echo(&place, fault);
     }
     let path = path.map(|path| path.value);
-    (!upstreams.is_empty()).then_some(Websocket { upstreams, options, preserve_host, path, http })
+    (!upstreams.is_empty()).then_some(Websocket {
+        upstreams,
+        options,
+        preserve_host,
+        path,
+        http,
+        drained_clients,
+        down_clients,
+    })
+}
+
+fn read_clients(section: &mut Section<'_, '_>, key: &'static str) -> Clients {
+    match section.word(key, &["stay", "move"]) {
+        "move" => Clients::Move,
+        _ => Clients::Stay,
+    }
 }
 
 fn check_path(reader: &Reader<'_>, path: &Placed<String>) {

@@ -23,7 +23,10 @@ use crate::http::{self, HeadScanner, Request};
 use crate::metrics::Cause;
 use crate::ring::{Failure, Ring};
 use crate::time::Time;
-use crate::upstream::{Balance, Client, Pick, Sticky, Tried, UpstreamAddress, UpstreamId};
+use crate::upstream::{
+    Balance, Client, Group, Pick, Sticky, Tried, UpstreamAddress, UpstreamId, UpstreamSpec,
+    connections_share,
+};
 
 /// Clients that wait for room at an upstream and are tried again in one turn.
 const WAITING_PER_TURN: usize = 16;
@@ -341,6 +344,7 @@ impl<R: Ring> Shard<R> {
         let group = groups[usize::from(backend)].as_mut().expect("a websocket backend");
         group.on_opened(upstream, *now);
         table[id].counted = Some(Counted { backend, upstream });
+        table[client].counted = table[id].counted;
         cookie(group, upstream, sticky)
     }
 
@@ -408,7 +412,7 @@ fn waiting_attempt(table: &mut Table, id: ConnId) -> Option<&mut Attempt> {
 }
 
 /// What `Set-Cookie` has to say to a client that is at `upstream` now.
-fn cookie(group: &crate::upstream::Group, upstream: UpstreamId, sticky: Sticky) -> Option<String> {
+fn cookie(group: &Group, upstream: UpstreamId, sticky: Sticky) -> Option<String> {
     let options = group.options().cookie.as_ref()?;
     if sticky == Sticky::Cookie(upstream) {
         return None;
@@ -421,22 +425,31 @@ fn cookie(group: &crate::upstream::Group, upstream: UpstreamId, sticky: Sticky) 
 const NOWHERE: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
 
+/// The upstreams of a backend, as shard `index` of `shards` is to have them.
+pub(super) fn list_of(websocket: &Websocket, index: u16, shards: u16) -> Vec<UpstreamSpec> {
+    let mut list = websocket.upstreams.clone();
+    for upstream in &mut list {
+        upstream.connections_max = connections_share(upstream.connections_max, index, shards);
+    }
+    list
+}
+
+/// The group of a backend, as shard `index` of `shards` begins with it.
+pub(super) fn new_group(websocket: &Websocket, index: u16, shards: u16, random: u64) -> Group {
+    let list = list_of(websocket, index, shards);
+    let group = Group::new(websocket.options.clone(), list, random);
+    group.expect("the configuration has checked the list")
+}
+
 /// The groups of a configuration, by backend, as shard `index` sees them.
 pub(super) fn groups_of(
     config: &crate::config::Config,
     index: u16,
     mut random: impl FnMut() -> u64,
-) -> Vec<Option<crate::upstream::Group>> {
+) -> Vec<Option<Group>> {
     let groups = config.backends.iter().map(|backend| match &backend.kind {
-        BackendKind::Websocket(Websocket { upstreams, options, .. }) => {
-            let mut list = upstreams.clone();
-            for upstream in &mut list {
-                let shards = config.server.shards;
-                upstream.connections_max =
-                    crate::upstream::connections_share(upstream.connections_max, index, shards);
-            }
-            let group = crate::upstream::Group::new(options.clone(), list, random());
-            Some(group.expect("the configuration has checked the list"))
+        BackendKind::Websocket(websocket) => {
+            Some(new_group(websocket, index, config.server.shards, random()))
         }
         _ => None,
     });

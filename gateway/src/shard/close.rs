@@ -184,7 +184,7 @@ impl<R: Ring> Shard<R> {
         if conn.side == Side::Client {
             metrics.count_close(conn.cause.unwrap_or(Cause::InternalError));
         }
-        let counted = conn.counted;
+        let counted = conn.counted.filter(|_| conn.side == Side::Upstream);
         table.vacate(id);
         if let Some(counted) = counted {
             self.uncount(counted);
@@ -225,55 +225,5 @@ impl<R: Ring> Shard<R> {
             );
         });
         self.mark_dirty(id);
-    }
-
-    /// Asked to stop: accepts no more, says goodbye to everybody, and after `stop_timeout` closes
-    /// what is left.
-    pub(super) fn stop_join(&mut self) {
-        match self.stop_deadline {
-            None => {
-                self.stop_deadline = Some(self.now + self.config.server.stop_timeout);
-                self.stop_accepting();
-                for slot in 0..self.table.slots_used() {
-                    if let Some(id) = self.table.id_at(slot) {
-                        self.stop_one(id);
-                    }
-                }
-            }
-            Some(deadline) if self.now >= deadline => {
-                for slot in 0..self.table.slots_used() {
-                    if let Some(id) = self.table.id_at(slot) {
-                        self.start_close(id, Cause::Drain);
-                    }
-                }
-            }
-            Some(_) => {}
-        }
-    }
-
-    fn stop_one(&mut self, id: ConnId) {
-        let conn = &self.table[id];
-        if conn.phase != Phase::Open {
-            return;
-        }
-        match conn.state {
-            State::Echo(_) | State::Rooms(_) => {
-                self.start_leave(id, Cause::Drain, 1001, "the gateway is stopping");
-            }
-            State::Relay(_) => self.stop_relay(id),
-            State::Connecting(_) if self.refusing_upstream_of(id).is_some() => {
-                // It is being answered already; nothing else may stand in that answer.
-            }
-            State::Connecting(_) => self.refuse(id, 503, Cause::Drain, "the gateway is stopping"),
-            State::Head(_) | State::None => self.start_close(id, Cause::Drain),
-            State::Forwarding(_) => self.stop_forwarding(id),
-            // Upstreams that have not accepted go with their clients.
-            State::Handshaking(_) | State::Refusing(_) | State::Answering(_) => {}
-        }
-    }
-
-    /// Whether we have been asked to stop and nothing is left.
-    pub fn is_drained(&self) -> bool {
-        self.stop_deadline.is_some() && self.table.open() == 0 && !self.is_accepting()
     }
 }

@@ -1,14 +1,22 @@
-//! What the control thread asks of a shard: another configuration, what a health check has found.
+//! What the control thread asks of a shard: another configuration, what a health check has found, to
+//! empty an upstream.
 
-use super::Shard;
+use std::sync::Arc;
+
+use super::accept::AcceptLimits;
+use super::attempt::{list_of, new_group};
+use super::drain::Whom;
 use super::mailbox::Order;
+use super::{Shard, new_rooms};
+use crate::config::{BackendKind, Clients, Config, Websocket};
+use crate::conn::Counted;
 use crate::ring::Ring;
-use crate::upstream::UpstreamName;
+use crate::upstream::{Health, Mode, UpstreamId, UpstreamName};
 
 impl<R: Ring> Shard<R> {
     pub(super) fn on_order(&mut self, order: Order) {
         match order {
-            Order::Config(config) => self.on_config(config),
+            Order::Config(config) => self.on_config(&config),
             Order::Checked { backend, upstream, ok } => self.on_checked(backend, upstream, ok),
         }
     }
@@ -18,13 +26,74 @@ impl<R: Ring> Shard<R> {
         // Either may have left the configuration since the check began.
         let Some(Some(group)) = self.groups.get_mut(usize::from(backend)) else { return };
         let Some(id) = group.find(upstream) else { return };
-        if group.on_check_result(id, ok, self.now).is_some() {
-            self.room_made = true;
+        let Some(health) = group.on_check_result(id, ok, self.now) else { return };
+        self.room_made = true;
+        if let BackendKind::Websocket(websocket) = &self.config.backends[usize::from(backend)].kind
+            && health == Health::Down
+            && websocket.down_clients == Clients::Move
+        {
+            self.empty(backend, id);
         }
     }
 
-    /// Goes by another configuration from here on.
-    fn on_config(&mut self, config: std::sync::Arc<crate::config::Config>) {
-        self.config = config;
+    /// Goes by another configuration from here on. Connections, rooms and groups stay what they are:
+    /// the numbers of routes and backends mean the same as before.
+    fn on_config(&mut self, config: &Arc<Config>) {
+        let slots = self.table.slots();
+        self.config = Arc::clone(config);
+        self.accept_limits = AcceptLimits::new(config, slots);
+        for (index, backend) in config.backends.iter().enumerate() {
+            if index == self.groups.len() {
+                self.groups.push(None);
+                self.rooms.push(None);
+                self.waiting.push(Default::default());
+            }
+            match &backend.kind {
+                BackendKind::Echo => {}
+                BackendKind::Local(local) => match &mut self.rooms[index] {
+                    Some(rooms) => rooms.set_limits(super::room_limits(config, local)),
+                    empty => {
+                        let epoch = self.random.next_u64();
+                        *empty =
+                            Some(new_rooms(config, local, self.index, self.unix_origin_ms, epoch));
+                    }
+                },
+                BackendKind::Websocket(websocket) => self.on_upstreams(index as u16, websocket),
+            }
+        }
+        self.room_made = true;
+        self.accept_again_when_room();
+        self.metrics.config_generation.set(config.generation);
+    }
+
+    /// The list of a backend's upstreams, as it is from here on.
+    fn on_upstreams(&mut self, backend: u16, websocket: &Websocket) {
+        let shards = self.config.server.shards;
+        let place = &mut self.groups[usize::from(backend)];
+        let Some(group) = place else {
+            *place = Some(new_group(websocket, self.index, shards, self.random.next_u64()));
+            return;
+        };
+        let serves = |group: &crate::upstream::Group, id: UpstreamId| {
+            group.get(id).is_some_and(|upstream| upstream.spec().mode == Mode::Active)
+        };
+        let before: Vec<UpstreamId> = group.upstreams().iter().map(|it| it.id()).collect();
+        let before = before.into_iter().filter(|id| serves(group, *id)).collect::<Vec<_>>();
+        let list = list_of(websocket, self.index, shards);
+        if let Err(fault) = group.reconfigure(websocket.options.clone(), list, self.now) {
+            // The control thread has checked the list; only numbers can have run out.
+            debug_assert!(false, "{fault}");
+            return;
+        }
+        if websocket.drained_clients == Clients::Move {
+            let gone: Vec<_> = before.into_iter().filter(|id| !serves(group, *id)).collect();
+            gone.into_iter().for_each(|id| self.empty(backend, id));
+        }
+    }
+
+    /// Moves the clients of an upstream out.
+    fn empty(&mut self, backend: u16, upstream: UpstreamId) {
+        let window = self.config.server.drain_window;
+        self.start_sweep(Whom::Upstream(Counted { backend, upstream }), window);
     }
 }

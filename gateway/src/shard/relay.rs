@@ -16,7 +16,8 @@
 //!
 //! How an end of one side is carried over to the other: a Close frame as it is; the end of a stream
 //! as the end of a stream; a client's reset as a reset. An upstream that goes without a Close frame
-//! is told to the client as 1011, where a frame of ours may stand. Toward the upstream we never
+//! is told to the client as 1012 with a hint when to come back (`drain.rs`), where a frame of ours may
+//! stand. Toward the upstream we never
 //! make up a Close frame for a client that has gone: it sees 1006, as it would without us.
 
 use super::Shard;
@@ -321,8 +322,8 @@ impl<R: Ring> Shard<R> {
                     self.fail_upstream(id, other, error.close_code());
                 }
             }
-        } else if self.stop_deadline.is_some() && self.table[id].phase == Phase::Open {
-            self.stop_relay(id);
+        } else if self.table[id].flags.evicted && self.table[id].phase == Phase::Open {
+            self.evict_relay(id, Cause::Drain);
         }
         if let Some(conn) = self.table.get_mut(other)
             && conn.outbox.bytes() > PAUSE_AT_BYTES
@@ -373,7 +374,7 @@ impl<R: Ring> Shard<R> {
                 self.finish(other, Cause::BackendClose);
             }
             Side::Upstream => {
-                self.fail_client(other, id, Cause::BackendGone, 1011, "the backend is gone");
+                self.orphan(other, id);
                 self.start_finish(id, Cause::BackendGone);
             }
             Side::Client => {
@@ -411,12 +412,12 @@ impl<R: Ring> Shard<R> {
             }
             Side::Upstream => {
                 let closed = conn.flags.close_received;
-                self.start_close(id, Cause::BackendGone);
                 if closed {
                     self.finish(other, Cause::BackendClose);
                 } else {
-                    self.fail_client(other, id, Cause::BackendGone, 1011, "the backend is gone");
+                    self.orphan(other, id);
                 }
+                self.start_close(id, Cause::BackendGone);
             }
         }
     }
@@ -443,6 +444,9 @@ impl<R: Ring> Shard<R> {
     pub(super) fn relay_deadline(&mut self, id: ConnId) {
         let State::Relay(relay) = &self.table[id].state else { return };
         let other = relay.other;
+        if self.table[id].flags.orphan {
+            return self.fail_orphan(id, other);
+        }
         let heard = self.table[id].received_at;
         let heard = self.table.get_mut(other).map_or(heard, |conn| conn.received_at.max(heard));
         let patience = heard + self.config.limits.close_timeout;
@@ -457,25 +461,9 @@ impl<R: Ring> Shard<R> {
         }
     }
 
-    /// We are stopping: both sides are told where a frame of ours may stand. Where it may not, in
-    /// the middle of a frame, this is tried again when that frame has passed.
-    pub(super) fn stop_relay(&mut self, id: ConnId) {
-        let State::Relay(relay) = &self.table[id].state else { return };
-        let other = relay.other;
-        let (client, upstream) = match self.table[id].side {
-            Side::Client => (id, other),
-            Side::Upstream => (other, id),
-        };
-        if self.may_inject(upstream) && self.may_inject(client) {
-            let why = "the gateway is stopping";
-            self.fail_client(client, upstream, Cause::Drain, 1001, why);
-            self.fail_upstream(upstream, client, 1001);
-        }
-    }
-
     /// Tells a client why its connection ends, if a frame of ours may stand where its stream from
     /// `upstream` is, and ends it.
-    fn fail_client(
+    pub(super) fn fail_client(
         &mut self,
         client: ConnId,
         upstream: ConnId,
@@ -495,7 +483,7 @@ impl<R: Ring> Shard<R> {
     }
 
     /// The same toward an upstream.
-    fn fail_upstream(&mut self, upstream: ConnId, client: ConnId, code: u16) {
+    pub(super) fn fail_upstream(&mut self, upstream: ConnId, client: ConnId, code: u16) {
         let between_frames = self.may_inject(client);
         let mask = (self.random.next_u64() as u32).to_ne_bytes();
         let Shard { table, stores, now, .. } = self;
@@ -512,7 +500,7 @@ impl<R: Ring> Shard<R> {
     }
 
     /// Whether what `source` has sent so far ends with a whole frame.
-    fn may_inject(&self, source: ConnId) -> bool {
+    pub(super) fn may_inject(&self, source: ConnId) -> bool {
         match self.table.get(source).map(|conn| &conn.state) {
             Some(State::Relay(relay)) => relay.scanner.at_frame_boundary(),
             _ => true,

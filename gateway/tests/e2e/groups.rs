@@ -103,7 +103,7 @@ fn clients_take_turns_and_pass_over_an_upstream_that_is_gone() {
     // Its clients are told; those of the others notice nothing.
     for (client, name) in &mut open {
         if name == "c" {
-            assert_eq!(client.close_frame().0, 1011);
+            assert_eq!(client.close_frame().0, 1012);
         }
     }
     for _ in 0..10 {

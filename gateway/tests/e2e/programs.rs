@@ -98,7 +98,7 @@ fn close_codes_pass_both_ways() {
 
 /// The server behind is killed: its clients are told so.
 #[test]
-fn a_crash_behind_is_1011() {
+fn a_crash_behind_is_1012() {
     let mut server = Program::node("server.js", &[]);
     let gateway = in_front_of(&mut server);
     let mut client = Program::node("client.js", &["crash", &gateway.url("")]);

@@ -273,12 +273,12 @@ fn a_client_that_resets_is_reset_behind() {
     // And the other way: the client is told.
     let (mut client, server) = upstream.join(&gateway);
     server.reset();
-    assert_eq!(client.close_frame().0, 1011);
+    assert_eq!(client.close_frame().0, 1012);
     client.end();
     // An upstream that ends its stream without a word.
     let (mut client, server) = upstream.join(&gateway);
     drop(server);
-    assert_eq!(client.close_frame().0, 1011);
+    assert_eq!(client.close_frame().0, 1012);
     client.end();
     drop(client);
     gateway.stop().expect("backend_gone 2, client_gone 1");

@@ -18,7 +18,7 @@ fn config(upstream: &Upstream) -> String {
 }
 
 #[test]
-fn everybody_is_told_1001() {
+fn everybody_is_told_1012() {
     let upstream = Upstream::listen();
     // One shard, so that a later client's turn proves that an earlier one has been accepted.
     let gateway = Gateway::start_with(&config(&upstream), &["--shards", "1"]);
@@ -45,7 +45,8 @@ fn everybody_is_told_1001() {
     gateway.terminate();
     for peer in [&mut echo, &mut room, &mut client] {
         let (code, reason) = peer.close_frame();
-        assert_eq!(code, 1001, "{reason}");
+        assert_eq!(code, 1012, "{reason}");
+        assert!(reason.starts_with("retry-after="), "{reason}");
         peer.send(0x88, &1001_u16.to_be_bytes());
     }
     assert_eq!(server.close_frame().0, 1001, "the upstream is told, too");
@@ -103,7 +104,7 @@ fn a_second_signal_ends_it_at_once() {
     let address = line.split(' ').nth(2).expect("an address").parse().expect("an address");
     let mut mute = Peer::open(address, "/echo");
     program.signal(Signal::TERM);
-    assert_eq!(mute.close_frame().0, 1001);
+    assert_eq!(mute.close_frame().0, 1012);
     program.signal(Signal::INT);
     assert_eq!(program.status().code(), Some(1));
     let _ = std::fs::remove_file(file);

@@ -1,4 +1,4 @@
-//! Stopping: shards drain in time, and clients that keep up hear what was queued and then 1001.
+//! Stopping: shards drain in time, and clients that keep up hear what was queued and then 1012.
 
 use std::time::Duration;
 
@@ -82,7 +82,7 @@ fn play(seed: u64) -> u64 {
         if talker.client.is_upgraded() && stays && !excused && line.end != End::Gone {
             assert_eq!(line.end, End::Finished, "client {who}");
             let code = talker.client.close_code().expect("a Close frame");
-            assert!(code == 1001 || Some(code) == talker.close, "client {who}: {code}");
+            assert!(code == 1012 || Some(code) == talker.close, "client {who}: {code}");
         }
     }
     drop(talkers);

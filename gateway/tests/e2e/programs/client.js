@@ -7,7 +7,7 @@
 //   refused URL             an HTTP answer instead of an upgrade
 //   closes URL              close codes and reasons, both ways
 //   echo URL                fragments, pings, close codes against our own echo
-//   crash URL               waits until it is closed, whose code must be 1011
+//   crash URL               waits until it is closed, whose code must be 1012
 'use strict';
 const assert = require('assert');
 const crypto = require('crypto');
@@ -188,7 +188,7 @@ const scenarios = {
     await exchange(client, [message(10, false)], 1);
     console.log('connected');
     const { code } = await client.ended;
-    assert.strictEqual(code, 1011);
+    assert.strictEqual(code, 1012);
   },
 };
 

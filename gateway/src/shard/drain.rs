@@ -1,0 +1,248 @@
+//! Clients are asked to leave at a pace: because the gateway stops, or their upstream is emptied.
+//!
+//! ```text
+//!   start_sweep --> sweep, turn by turn over the slots --> evict: 1012, `retry-after=<ms>`
+//! ```
+//!
+//! A sweep walks the table once while its window lasts, so that clients go evenly and come back
+//! evenly. Where few are concerned it is over sooner. At its end it is forgotten: who comes later is
+//! not let in, or is somewhere else.
+//!
+//! Clients whose upstream has died are not swept, as each of them learns of it by itself: they are
+//! kept for a moment, drawn for each, that is longer the more of them there are (`orphan`).
+
+use std::time::Duration;
+
+use super::Shard;
+use crate::conn::{ConnId, Counted, Phase, Side, State};
+use crate::metrics::Cause;
+use crate::ring::Ring;
+use crate::time::Time;
+use crate::ws::frame::Opcode;
+
+/// A shard's clients leave no slower than this, however long the window.
+const CLIENTS_PER_SECOND_MIN: u32 = 500;
+
+/// Slots looked at in one turn by all sweeps together.
+const SLOTS_PER_TURN: u32 = 4096;
+
+/// How often a sweep goes on.
+const PACE: Duration = Duration::from_millis(10);
+
+/// The code of all who may come back at once, or nearly (IANA's registry of close codes: "Service
+/// Restart").
+const SERVICE_RESTART: u16 = 1012;
+
+/// Clients on their way out.
+pub(super) struct Sweep {
+    whom: Whom,
+    started: Time,
+    window: Duration,
+    /// The next slot.
+    next: u32,
+    /// Behind the last slot.
+    end: u32,
+}
+
+/// Who has to leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whom {
+    /// Everybody.
+    Everybody,
+    /// The clients of one upstream.
+    Upstream(Counted),
+}
+
+/// The time in which `clients` of one shard leave when they are given `window`.
+pub fn pace(clients: u32, window: Duration) -> Duration {
+    window.min(Duration::from_secs(1) * clients / CLIENTS_PER_SECOND_MIN)
+}
+
+impl<R: Ring> Shard<R> {
+    /// Begins to ask clients to leave. Those of an upstream who are being asked go on leaving at
+    /// their old pace.
+    pub(super) fn start_sweep(&mut self, whom: Whom, window: Duration) {
+        if self.sweeps.iter().any(|sweep| sweep.whom == whom) {
+            return;
+        }
+        let clients = match whom {
+            Whom::Everybody => self.table.clients(),
+            Whom::Upstream(counted) => {
+                let group = self.groups[usize::from(counted.backend)].as_ref();
+                group.map_or(0, |group| group.connections(counted.upstream))
+            }
+        };
+        self.sweeps.push(Sweep {
+            whom,
+            started: self.now,
+            window: pace(clients, window),
+            next: 0,
+            end: self.table.slots_used(),
+        });
+    }
+
+    /// When the next clients are to be asked.
+    pub(super) fn next_sweep(&self) -> Time {
+        if self.sweeps.is_empty() { Time::NEVER } else { self.swept_at + PACE }
+    }
+
+    /// Asks those to leave whose turn has come.
+    pub(super) fn sweep(&mut self) {
+        if self.next_sweep() > self.now {
+            return;
+        }
+        self.swept_at = self.now;
+        let mut left = SLOTS_PER_TURN;
+        for index in 0..self.sweeps.len() {
+            let Sweep { whom, started, window, next, end } = self.sweeps[index];
+            let elapsed = self.now.since(started);
+            let due = if elapsed >= window {
+                end
+            } else {
+                (u128::from(end) * elapsed.as_nanos() / window.as_nanos()) as u32
+            };
+            let stop = due.min(next + left).max(next);
+            left -= stop - next;
+            self.sweeps[index].next = stop;
+            for slot in next..stop {
+                if let Some(id) = self.table.id_at(slot)
+                    && self.is_swept(id, whom)
+                {
+                    self.evict(id, Cause::Drain);
+                }
+            }
+        }
+        self.sweeps.retain(|sweep| sweep.next < sweep.end);
+    }
+
+    fn is_swept(&self, id: ConnId, whom: Whom) -> bool {
+        let conn = &self.table[id];
+        conn.side == Side::Client
+            && match whom {
+                Whom::Everybody => true,
+                Whom::Upstream(counted) => conn.counted == Some(counted),
+            }
+    }
+
+    /// Asks one client to leave and come back.
+    pub(super) fn evict(&mut self, id: ConnId, cause: Cause) {
+        if self.table[id].phase != Phase::Open {
+            return;
+        }
+        match self.table[id].state {
+            State::Echo(_) | State::Rooms(_) => {
+                self.announce(id);
+                let reason = self.retry_hint();
+                self.start_leave(id, cause, SERVICE_RESTART, &reason);
+            }
+            State::Relay(_) => self.evict_relay(id, cause),
+            State::Connecting(_) if self.refusing_upstream_of(id).is_some() => {
+                // It is being answered already; nothing else may stand in that answer.
+            }
+            State::Connecting(_) => self.refuse(id, 503, cause, "the gateway is stopping"),
+            State::Head(_) | State::None => self.start_close(id, cause),
+            State::Forwarding(_) => self.stop_forwarding(id),
+            // Upstreams that have not accepted go with their clients.
+            State::Handshaking(_) | State::Refusing(_) | State::Answering(_) => {}
+        }
+    }
+
+    /// Both sides of a relay are told where a frame of ours may stand. Where it may not, in the
+    /// middle of a frame, this is tried again when that frame has passed (`relayed`).
+    pub(super) fn evict_relay(&mut self, id: ConnId, cause: Cause) {
+        let State::Relay(relay) = &self.table[id].state else { return };
+        let other = relay.other;
+        let (client, upstream) = match self.table[id].side {
+            Side::Client => (id, other),
+            Side::Upstream => (other, id),
+        };
+        for id in [client, upstream] {
+            if let Some(conn) = self.table.get_mut(id) {
+                conn.flags.evicted = true;
+                conn.cause.get_or_insert(cause);
+            }
+        }
+        if self.may_inject(upstream) && self.may_inject(client) {
+            if self.table.get(client).is_some_and(|conn| conn.phase == Phase::Open) {
+                self.announce(client);
+            }
+            let reason = self.retry_hint();
+            self.fail_client(client, upstream, cause, SERVICE_RESTART, &reason);
+            self.fail_upstream(upstream, client, 1001);
+        }
+    }
+
+    /// The operator's word to clients that are asked to leave, for those who listen to it.
+    fn announce(&mut self, id: ConnId) {
+        let config = std::sync::Arc::clone(&self.config);
+        if !config.server.drain_message.is_empty() && !self.table[id].flags.close_sent {
+            self.send_frame(id, Opcode::Text, config.server.drain_message.as_bytes());
+        }
+    }
+
+    /// What a client is told in the reason of its Close frame: when to come back. Drawn, so that
+    /// those who leave together do not come together.
+    pub(super) fn retry_hint(&mut self) -> String {
+        let most = self.config.limits.retry_after_max.as_millis() as u64;
+        format!("retry-after={}", self.random.next_u64() % (most + 1))
+    }
+
+    /// The upstream of a client has gone without a Close frame: the client is told, after a moment
+    /// in which it is not read, so that a message is either passed on or not taken.
+    pub(super) fn orphan(&mut self, client: ConnId, upstream: ConnId) {
+        let counted = self.table.get(upstream).and_then(|conn| conn.counted);
+        let group =
+            counted.and_then(|it| Some((self.groups[usize::from(it.backend)].as_ref()?, it)));
+        let clients = group.map_or(0, |(group, it)| group.connections(it.upstream));
+        let window = pace(clients, self.config.limits.lost_window);
+        let delay = match window.as_nanos() as u64 {
+            0 => 0,
+            window => self.random.next_u64() % window,
+        };
+        let between_frames = self.may_inject(upstream);
+        let Some(conn) = self.table.get_mut(client).filter(|conn| conn.phase == Phase::Open) else {
+            return;
+        };
+        conn.cause.get_or_insert(Cause::BackendGone);
+        if delay == 0 || !between_frames {
+            return self.fail_orphan(client, upstream);
+        }
+        conn.flags.orphan = true;
+        conn.deadline = self.now + Duration::from_nanos(delay);
+        self.timers.set(client.slot, conn.deadline);
+        self.pause(client);
+    }
+
+    /// Tells a client that its upstream has gone.
+    pub(super) fn fail_orphan(&mut self, client: ConnId, upstream: ConnId) {
+        let reason = self.retry_hint();
+        self.fail_client(client, upstream, Cause::BackendGone, SERVICE_RESTART, &reason);
+    }
+
+    /// Asked to stop: accepts no more, asks everybody to leave, and `stop_timeout` after that
+    /// closes what is left.
+    pub(super) fn stop_join(&mut self) {
+        match self.stop_deadline {
+            None => {
+                let window = self.config.server.drain_window;
+                let paced = pace(self.table.clients(), window);
+                self.stop_deadline = Some(self.now + paced + self.config.server.stop_timeout);
+                self.stop_accepting();
+                self.start_sweep(Whom::Everybody, window);
+            }
+            Some(deadline) if self.now >= deadline => {
+                for slot in 0..self.table.slots_used() {
+                    if let Some(id) = self.table.id_at(slot) {
+                        self.start_close(id, Cause::Drain);
+                    }
+                }
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Whether we have been asked to stop and nothing is left.
+    pub fn is_drained(&self) -> bool {
+        self.stop_deadline.is_some() && self.table.open() == 0 && !self.is_accepting()
+    }
+}
