@@ -12,14 +12,16 @@
 
 mod check;
 mod machine;
+mod operator;
 mod policy;
 mod reader;
+pub mod succession;
 mod upstreams;
 
 use std::error::Error;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use machine::{Machine, raise_descriptor_limit};
@@ -42,6 +44,10 @@ pub struct Config {
     pub backends: Vec<Backend>,
     /// What holds for every connection.
     pub limits: Limits,
+    /// Where the operator asks and orders.
+    pub admin: AdminOptions,
+    /// What is written to standard error.
+    pub log: LogOptions,
     /// Which one it is in the life of this process: 0 is the first.
     pub generation: u64,
 }
@@ -71,6 +77,38 @@ pub struct Server {
     pub receive_buffer_bytes: u32,
     /// Whether the kernel may fill one buffer by several receives, if it can (Linux 6.12).
     pub incremental: bool,
+}
+
+/// Where the operator asks and orders.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminOptions {
+    /// The Unix socket; `off`: there is none; `None`: where it can be had, see
+    /// [`default_socket`](crate::admin::default_socket).
+    pub socket: Option<PathBuf>,
+    /// Its permissions.
+    pub socket_mode: u32,
+}
+
+/// What is written to standard error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogOptions {
+    /// For whom.
+    pub format: LogFormat,
+    /// The least important that is written: `error`, `warn`, `info` or `debug`.
+    pub level: String,
+    /// Whether each client gets a line when its connection is over.
+    pub access: bool,
+    /// No more of those than this in a second.
+    pub access_lines_per_second: u64,
+}
+
+/// For whom the log is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// People.
+    Text,
+    /// Programs: a JSON object per line.
+    Json,
 }
 
 /// A place where clients come in.

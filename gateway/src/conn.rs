@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 
 use crate::handshake::Offer;
 use crate::http::{BodyReader, HeadScanner};
+use crate::journal::Traffic;
 use crate::metrics::Cause;
 use crate::time::Time;
 use crate::upstream::{Sticky, Tried, UpstreamId};
@@ -54,6 +55,10 @@ pub struct Conn {
     pub outbox: Outbox,
     /// The other end's address.
     pub peer: SocketAddr,
+    /// When it appeared.
+    pub opened_at: Time,
+    /// What went through it.
+    pub traffic: Traffic,
     /// When the last byte came.
     pub received_at: Time,
     /// When it has to have moved on; what that means depends on the state.
@@ -165,6 +170,24 @@ pub enum State {
     Answering(Box<Answering>),
     /// One side of a relay.
     Relay(Relay),
+}
+
+impl State {
+    /// What it is called in logs and records.
+    pub fn name(&self) -> &'static str {
+        match self {
+            State::None => "none",
+            State::Head(_) => "head",
+            State::Echo(_) => "echo",
+            State::Rooms(_) => "rooms",
+            State::Connecting(_) => "connecting",
+            State::Handshaking(_) => "handshaking",
+            State::Refusing(_) => "refusing",
+            State::Forwarding(_) => "forwarding",
+            State::Answering(_) => "answering",
+            State::Relay(_) => "relay",
+        }
+    }
 }
 
 /// A request head on its way in.

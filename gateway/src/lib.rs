@@ -14,8 +14,14 @@ pub mod route;
 pub mod upstream;
 pub mod ws;
 
+pub mod access;
+pub mod admin;
+pub mod checks;
 pub mod config;
+pub mod control;
+pub mod journal;
 pub mod limits;
+pub mod log;
 pub mod metrics;
 pub mod random;
 pub mod server;

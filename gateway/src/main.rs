@@ -4,9 +4,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use axum::http::Method;
 use clap::{Args, Parser, Subcommand};
+use gateway::admin::{self, client};
 use gateway::config::{BackendKind, Config, Faults, Overrides};
+use gateway::control::Source;
 use gateway::limits::{SHARDS_MAX, human_bytes, memory_bound, memory_bound_total};
+use serde_json::Value;
 
 /// Shards allocate and free on their own threads all the time; mimalloc keeps them apart.
 #[global_allocator]
@@ -17,6 +21,7 @@ Examples:
   penstock                                      rooms and a page to try them, on 127.0.0.1:8080
   penstock run --listen 0.0.0.0:9000            the same for the whole network
   penstock run /etc/penstock/penstock.toml      what the file says
+  penstock reload                               read the file again; no connection is closed
   penstock check /etc/penstock/penstock.toml    every fault in the file, or what it defines
 
 Exit codes:
@@ -38,6 +43,12 @@ enum Command {
     /// Run the gateway until SIGTERM or SIGINT (this is what `penstock` alone does)
     #[command(after_help = AFTER_HELP)]
     Run(Run),
+    /// Ask a running gateway to read its file again; connections stay
+    Reload(Ask),
+    /// Ask a running gateway to send its clients away in order, and to stop
+    Drain(Ask),
+    /// What a running gateway is up to, as JSON
+    Status(Ask),
     /// Report every fault in a configuration file, or what it defines
     Check {
         /// The configuration file
@@ -57,11 +68,21 @@ struct Run {
     listen: Vec<SocketAddr>,
 }
 
+#[derive(Args)]
+struct Ask {
+    /// The gateway's admin socket (admin.socket in its file)
+    #[arg(long, value_name = "PATH", default_value_os_t = admin::default_socket())]
+    socket: PathBuf,
+}
+
 fn main() -> ExitCode {
     match Cli::parse().command {
         None => run(Run::default()),
         Some(Command::Run(options)) => run(options),
         Some(Command::Check { file }) => check(&file),
+        Some(Command::Reload(ask)) => ask.ask(Method::POST, "/api/v1/reload"),
+        Some(Command::Drain(ask)) => ask.ask(Method::POST, "/api/v1/drain"),
+        Some(Command::Status(ask)) => ask.ask(Method::GET, "/api/v1/status"),
     }
 }
 
@@ -83,7 +104,41 @@ fn run(options: Run) -> ExitCode {
         );
         return ExitCode::FAILURE;
     }
-    gateway::server::run(config)
+    let source = file.map(|file| Source { file, overrides });
+    gateway::control::run(config, source)
+}
+
+impl Ask {
+    /// Asks, and says what the answer was: its changes or faults in a line each, else as it came.
+    fn ask(&self, method: Method, path: &str) -> ExitCode {
+        let (status, body) = match client::ask(&self.socket, method, path) {
+            Ok(answer) => answer,
+            Err(why) => {
+                eprintln!("penstock: {why}");
+                return ExitCode::FAILURE;
+            }
+        };
+        let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let lines = |key: &str| -> Option<Vec<&str>> {
+            answer
+                .get(key)?
+                .as_array()
+                .map(|lines| lines.iter().filter_map(Value::as_str).collect())
+        };
+        match (lines("changes"), lines("faults")) {
+            (Some(changes), _) => {
+                changes.iter().for_each(|change| println!("{change}"));
+                let generation = &answer["config_generation"];
+                println!("{} changes; configuration {generation} runs", changes.len());
+            }
+            (None, Some(faults)) => {
+                faults.iter().for_each(|fault| eprintln!("{fault}"));
+                eprintln!("penstock: nothing has changed");
+            }
+            (None, None) => print!("{}", String::from_utf8_lossy(&body)),
+        }
+        if status.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
 }
 
 fn check(file: &Path) -> ExitCode {

@@ -1,42 +1,24 @@
-//! The process: a thread per shard, and a wait for the signal to stop.
+//! The shards as threads: started, written to, counted, and stopped.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::process::ExitCode;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
 use crate::config::{BackendKind, Config, Listener};
+use crate::journal::Journal;
 use crate::limits::{ItemSizes, human_bytes, memory_bound, memory_bound_total};
-use crate::metrics::{Cause, Counters, Metrics};
+use crate::metrics::{Counters, Metrics};
 use crate::random::Random;
 use crate::ring::Ring;
 use crate::ring::linux::{LinuxRing, Options, listen, monotonic_now};
-use crate::shard::mailbox::{Inbox, Mailroom};
+use crate::shard::mailbox::{Inbox, Letter, Mailroom};
 use crate::shard::{Setup, Shard};
-
-/// Runs the gateway until it has been asked to stop and has done so.
-pub fn run(config: Config) -> ExitCode {
-    // Before anything else: a signal that comes while we start is kept for `wait_for_stop`.
-    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
-        .map_err(|error| format!("signals cannot be received: {error}"));
-    match signals.and_then(|signals| Ok((signals, Gateway::start(config)?))) {
-        Ok((signals, gateway)) => {
-            gateway.greet();
-            gateway.wait_for_stop(signals)
-        }
-        Err(error) => {
-            eprintln!("penstock: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
 
 /// The shards, running.
 pub struct Gateway {
@@ -44,6 +26,7 @@ pub struct Gateway {
     addresses: Vec<SocketAddr>,
     inboxes: Arc<[Inbox]>,
     counters: Vec<Arc<Counters>>,
+    journals: Vec<Arc<Journal>>,
     threads: Vec<JoinHandle<()>>,
     /// What every shard has to receive into.
     buffers: String,
@@ -61,6 +44,7 @@ impl Gateway {
         let (listeners, addresses) = open_listeners(&config)?;
         let inboxes: Arc<[Inbox]> = (0..shards).map(|_| Inbox::default()).collect();
         let counters: Vec<Arc<Counters>> = (0..shards).map(|_| Arc::default()).collect();
+        let journals: Vec<Arc<Journal>> = (0..shards).map(|_| Arc::default()).collect();
         let (ready, answers) = mpsc::channel();
         let mut threads = Vec::new();
         for (index, listeners) in (0..shards).zip(listeners) {
@@ -69,6 +53,7 @@ impl Gateway {
                 config: Arc::clone(&config),
                 inboxes: Arc::clone(&inboxes),
                 counters: Arc::clone(&counters[usize::from(index)]),
+                journal: Arc::clone(&journals[usize::from(index)]),
                 listeners,
                 ready: ready.clone(),
             };
@@ -87,7 +72,7 @@ impl Gateway {
                 Err(_) => return Err("a shard ended before it served".into()),
             }
         }
-        Ok(Gateway { config, addresses, inboxes, counters, threads, buffers })
+        Ok(Gateway { config, addresses, inboxes, counters, journals, threads, buffers })
     }
 
     /// Where it listens, in the order of the configuration; ports that the kernel chose are known.
@@ -95,43 +80,55 @@ impl Gateway {
         &self.addresses
     }
 
-    /// Asks every shard to stop, waits until they have, and returns what they counted.
-    pub fn stop(self) -> Metrics {
-        for inbox in self.inboxes.iter() {
-            inbox.stop();
-        }
-        let Gateway { threads, counters, .. } = self;
-        for thread in threads {
-            // In a release a panic has ended the process already.
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        }
+    /// The configuration that it started with.
+    pub fn config(&self) -> &Arc<Config> {
+        &self.config
+    }
+
+    /// What each shard counts.
+    pub fn counters(&self) -> &[Arc<Counters>] {
+        &self.counters
+    }
+
+    /// What each shard has written down.
+    pub fn journals(&self) -> &[Arc<Journal>] {
+        &self.journals
+    }
+
+    /// What all of them have counted so far.
+    pub fn metrics(&self) -> Metrics {
         let mut sum = Metrics::default();
-        counters.iter().for_each(|counters| sum.merge(&counters.read()));
+        self.counters.iter().for_each(|counters| sum.merge(&counters.read()));
         sum
     }
 
-    fn wait_for_stop(self, mut signals: Signals) -> ExitCode {
-        for signal in signals.forever() {
-            if signal == SIGHUP {
-                eprintln!("penstock: SIGHUP is reserved for reloading; the configuration stays");
-                continue;
-            }
-            break;
+    /// Leaves a letter in a shard's inbox. A full one gives it back.
+    pub fn post(&self, shard: u16, letter: Letter) -> Result<(), Letter> {
+        self.inboxes[usize::from(shard)].post(letter)
+    }
+
+    /// Asks every shard to stop: it asks its clients to leave and then ends.
+    pub fn ask_to_stop(&self) {
+        self.inboxes.iter().for_each(Inbox::stop);
+    }
+
+    /// Whether every shard has ended.
+    pub fn has_stopped(&self) -> bool {
+        self.threads.iter().all(JoinHandle::is_finished)
+    }
+
+    /// Asks every shard to stop, waits until they have, and returns what they counted.
+    pub fn stop(mut self) -> Metrics {
+        self.ask_to_stop();
+        for thread in std::mem::take(&mut self.threads) {
+            // In a release a panic has ended the process already.
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         }
-        let timeout = self.config.server.stop_timeout;
-        eprintln!("penstock: stopping, within {timeout:?}; once more to stop at once");
-        std::thread::spawn(move || {
-            if signals.forever().any(|signal| signal != SIGHUP) {
-                std::process::exit(1);
-            }
-        });
-        let metrics = self.stop();
-        println!("{}", summary(&metrics));
-        ExitCode::SUCCESS
+        self.metrics()
     }
 
     /// Says what runs, and what to try when it is the embedded default.
-    fn greet(&self) {
+    pub fn greet(&self, admin: Option<&Path>) {
         let Config { server, listeners, .. } = &*self.config;
         let bound = memory_bound_total(&memory_bound(&self.config, &item_sizes()));
         println!(
@@ -144,6 +141,9 @@ impl Gateway {
         );
         for (listener, address) in listeners.iter().zip(&self.addresses) {
             println!("listening on {address} ({})", listener.name);
+        }
+        if let Some(path) = admin {
+            println!("admin socket {}", path.display());
         }
         let demo =
             self.config.backends.iter().any(
@@ -167,13 +167,14 @@ struct Plan {
     config: Arc<Config>,
     inboxes: Arc<[Inbox]>,
     counters: Arc<Counters>,
+    journal: Arc<Journal>,
     listeners: Vec<TcpListener>,
     ready: mpsc::Sender<Result<String, String>>,
 }
 
 impl Plan {
     fn run(self) {
-        let Plan { index, config, inboxes, counters, listeners, ready } = self;
+        let Plan { index, config, inboxes, counters, journal, listeners, ready } = self;
         if config.server.pin {
             pin(index);
         }
@@ -204,6 +205,7 @@ impl Plan {
             slots,
             random,
             counters,
+            journal,
             unix_origin_ms: (unix_now.as_millis() as u64)
                 .saturating_sub(monotonic_now().0 / 1_000_000),
         };
@@ -273,30 +275,4 @@ pub fn item_sizes() -> ItemSizes {
         slot_bytes: (size_of::<crate::conn::Conn>() + crate::timers::NODE_BYTES) as u64,
         ..ItemSizes::default()
     }
-}
-
-/// What was counted, in a line per subject.
-fn summary(metrics: &Metrics) -> String {
-    use std::fmt::Write as _;
-    let mut text = format!(
-        "accepted {}, upgraded {}, messages received {}, relayed {}, frames sent {}, \
-         requests forwarded {}, upstream failures {}, bytes received {}, starved of buffers {}\nclosed:",
-        metrics.accepted,
-        metrics.upgraded,
-        metrics.messages_received,
-        metrics.messages_relayed,
-        metrics.frames_sent,
-        metrics.requests_forwarded,
-        metrics.upstream_failures,
-        metrics.received_bytes,
-        metrics.starved,
-    );
-    for cause in Cause::ALL {
-        let count = metrics.closed(cause);
-        if count > 0 {
-            // Writing into a `String` cannot fail.
-            let _ = write!(text, " {} {count}", cause.name());
-        }
-    }
-    text
 }

@@ -33,6 +33,7 @@ use crate::conn::outbox::Stores;
 use crate::conn::record::Record;
 use crate::conn::table::Table;
 use crate::conn::{Conn, ConnId};
+use crate::journal::Journal;
 use crate::metrics::{Cause, Counters, Metrics};
 use crate::random::Random;
 use crate::ring::{Completion, Ring, Wait};
@@ -83,6 +84,7 @@ pub struct Shard<R: Ring> {
     /// The wall clock at `Time(0)`, in milliseconds since 1970.
     unix_origin_ms: u64,
     metrics: Arc<Counters>,
+    journal: Arc<Journal>,
     /// `{"event":"ping"}` as a frame, for pages.
     ping_frame: bytes::Bytes,
     /// When to accept again after the system had no descriptor to give.
@@ -109,6 +111,8 @@ pub struct Setup {
     pub random: Random,
     /// Where it counts.
     pub counters: Arc<Counters>,
+    /// Where it writes down what has ended.
+    pub journal: Arc<Journal>,
     /// The wall clock at `Time(0)`, in milliseconds since 1970.
     pub unix_origin_ms: u64,
 }
@@ -116,7 +120,8 @@ pub struct Setup {
 impl<R: Ring> Shard<R> {
     /// A shard that listens once [`Shard::start`] has been called.
     pub fn new(ring: R, setup: Setup) -> Shard<R> {
-        let Setup { index, config, mail, slots, mut random, counters, unix_origin_ms } = setup;
+        let Setup { index, config, mail, slots, mut random, counters, journal, unix_origin_ms } =
+            setup;
         let now = ring.now();
         let rooms = config.backends.iter().map(|backend| match &backend.kind {
             BackendKind::Local(local) => {
@@ -146,6 +151,7 @@ impl<R: Ring> Shard<R> {
             mail,
             random,
             metrics: counters,
+            journal,
             ping_frame: rooms::ping_frame(),
             accept_retry_at: Time::NEVER,
             sweeps: Vec::new(),
@@ -345,6 +351,7 @@ impl rooms::Outlet for Post<'_> {
             return;
         }
         conn.outbox.push_shared(frame, self.stores, self.now);
+        conn.traffic.sent(1);
         mark_dirty(conn, to.slot, self.dirty);
     }
 

@@ -4,10 +4,14 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::operator::{read_admin, read_log};
 use super::policy::read_policy;
 use super::reader::{Place, Placed, Reader, Section, closest, not_one_of};
 use super::upstreams::read_websocket;
-use super::{Backend, BackendKind, Config, Faults, Listener, Local, Machine, Overrides, Server};
+use super::{
+    AdminOptions, Backend, BackendKind, Config, Faults, Listener, Local, LogOptions, Machine,
+    Overrides, Server,
+};
 use crate::limits::{
     BACKENDS_MAX, LISTENERS_MAX, Limits, MESSAGE_BYTES_MAX, OUTBOX_SPARE_BYTES, ROUTES_MAX,
     SHARDS_MAX, SLOTS_DEFAULT_TOTAL, SLOTS_PER_SHARD_MAX, outbox_bytes_default,
@@ -27,6 +31,8 @@ const NAME_BYTES_MAX: usize = 64;
 /// The file as written: values of the right type, which need not agree with one another.
 struct File {
     server: Server,
+    admin: AdminOptions,
+    log: LogOptions,
     limits: Limits,
     listeners: Vec<Placed<Listener>>,
     routes: Vec<RouteEntry>,
@@ -70,6 +76,8 @@ pub(super) fn check(
             routes: Routes::new(routes),
             backends: values(file.backends),
             limits: file.limits,
+            admin: file.admin,
+            log: file.log,
             generation: 0,
         })
     } else {
@@ -89,6 +97,8 @@ fn read_file(
     overrides: &Overrides,
 ) -> File {
     let server = read_server(reader, root.section("server"), machine, overrides);
+    let admin = read_admin(reader, root.section("admin"));
+    let log = read_log(root.section("log"));
     let limits = read_limits(reader, root.section("limits"), &server);
     let listeners = root.sections("listener");
     let listeners = listeners.into_iter().filter_map(|section| read_listener(reader, section));
@@ -100,7 +110,7 @@ fn read_file(
         .into_iter()
         .map(|(name, section)| read_backend(reader, name, section, machine, server.shards))
         .collect();
-    File { server, limits, listeners, routes, backends }
+    File { server, admin, log, limits, listeners, routes, backends }
 }
 
 fn read_server(

@@ -46,26 +46,20 @@ pub struct Record {
 impl Record {
     /// Writes a connection down.
     pub fn of(id: ConnId, conn: &Conn, now: Time) -> Record {
-        let (state, partial_bytes, other) = match &conn.state {
-            State::None => ("none", 0, None),
-            State::Head(head) => ("head", head.bytes.len(), None),
-            State::Echo(decoder) => ("echo", decoder.assembly_bytes(), None),
-            State::Rooms(decoder) => ("rooms", decoder.assembly_bytes(), None),
-            State::Connecting(connecting) => {
-                ("connecting", connecting.early.len(), connecting.attempt.upstream)
-            }
-            State::Handshaking(handshaking) => {
-                ("handshaking", handshaking.bytes.len(), Some(handshaking.client))
-            }
-            State::Refusing(refusing) => ("refusing", 0, Some(refusing.client)),
+        let (partial_bytes, other) = match &conn.state {
+            State::None => (0, None),
+            State::Head(head) => (head.bytes.len(), None),
+            State::Echo(decoder) => (decoder.assembly_bytes(), None),
+            State::Rooms(decoder) => (decoder.assembly_bytes(), None),
+            State::Connecting(connecting) => (connecting.early.len(), connecting.attempt.upstream),
+            State::Handshaking(handshaking) => (handshaking.bytes.len(), Some(handshaking.client)),
+            State::Refusing(refusing) => (0, Some(refusing.client)),
             State::Forwarding(forwarding) => {
                 let bytes = forwarding.request.len() + forwarding.next.len();
-                ("forwarding", bytes, forwarding.attempt.upstream)
+                (bytes, forwarding.attempt.upstream)
             }
-            State::Answering(answering) => {
-                ("answering", answering.bytes.len(), Some(answering.client))
-            }
-            State::Relay(relay) => ("relay", 0, Some(relay.other)),
+            State::Answering(answering) => (answering.bytes.len(), Some(answering.client)),
+            State::Relay(relay) => (0, Some(relay.other)),
         };
         Record {
             version: VERSION,
@@ -82,7 +76,7 @@ impl Record {
                 Phase::Finishing => "finishing",
                 Phase::Closing => "closing",
             },
-            state,
+            state: conn.state.name(),
             route: conn.route,
             peer: conn.peer.to_string(),
             idle_ms: now.since(conn.received_at).as_millis() as u64,

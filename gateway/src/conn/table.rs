@@ -5,6 +5,7 @@ use std::ops::{Index, IndexMut};
 
 use super::outbox::Outbox;
 use super::{Conn, ConnId, Flags, Phase, Side, State};
+use crate::journal::Traffic;
 use crate::time::Time;
 
 /// Slots and generations. The kernel picks the slot; the table counts whose turn it is there.
@@ -56,6 +57,7 @@ impl Table {
         conn.phase = Phase::Open;
         conn.side = side;
         conn.peer = peer;
+        conn.opened_at = now;
         conn.received_at = now;
         self.open += 1;
         self.clients += u32::from(side == Side::Client);
@@ -127,6 +129,8 @@ impl Conn {
             state: State::None,
             outbox: Outbox::default(),
             peer: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+            opened_at: Time(0),
+            traffic: Traffic::default(),
             received_at: Time(0),
             deadline: Time::NEVER,
         }

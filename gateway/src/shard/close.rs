@@ -8,6 +8,7 @@
 
 use super::Shard;
 use crate::conn::{ConnId, Phase, Side, State};
+use crate::journal::Closed;
 use crate::metrics::Cause;
 use crate::ring::Ring;
 use crate::ws::close;
@@ -172,17 +173,33 @@ impl<R: Ring> Shard<R> {
 
     /// The descriptor is closed: the slot is free, and may be taken again at once.
     pub(super) fn on_closed(&mut self, id: ConnId) {
-        let Shard { table, stores, metrics, .. } = self;
+        let Shard { table, stores, metrics, journal, groups, now, .. } = self;
         let conn = &mut table[id];
         conn.outbox.clear(stores);
-        match std::mem::take(&mut conn.state) {
+        let state = std::mem::take(&mut conn.state);
+        let name = state.name();
+        match state {
             State::Echo(mut decoder) | State::Rooms(mut decoder) => {
                 decoder.release(&mut stores.spares);
             }
             _ => {}
         }
         if conn.side == Side::Client {
-            metrics.count_close(conn.cause.unwrap_or(Cause::InternalError));
+            let cause = conn.cause.unwrap_or(Cause::InternalError);
+            metrics.count_close(cause);
+            journal.push(Closed {
+                peer: conn.peer,
+                state: name,
+                route: conn.route,
+                upstream: conn.counted.and_then(|counted| {
+                    let group = groups[usize::from(counted.backend)].as_ref()?;
+                    Some((counted.backend, group.get(counted.upstream)?.name()))
+                }),
+                cause,
+                opened_at: conn.opened_at,
+                closed_at: *now,
+                traffic: conn.traffic,
+            });
         }
         let counted = conn.counted.filter(|_| conn.side == Side::Upstream);
         table.vacate(id);

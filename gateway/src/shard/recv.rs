@@ -30,8 +30,10 @@ impl<R: Ring> Shard<R> {
         }
         match result {
             Ok(Some(buffer)) => {
-                self.table[id].received_at = self.now;
-                self.table[id].flags.ping_pending = false;
+                let conn = &mut self.table[id];
+                conn.received_at = self.now;
+                conn.flags.ping_pending = false;
+                conn.traffic.received_bytes += buffer.len() as u64;
                 self.on_bytes(id, buffer);
             }
             Ok(None) => return self.on_read_done(id),
@@ -201,6 +203,7 @@ impl<R: Ring> Shard<R> {
         match event {
             Event::Message { kind, payload } => {
                 self.metrics.messages_received.add(1);
+                self.table[id].traffic.received(1);
                 if self.table[id].phase != Phase::Open {
                     // We have said goodbye; what was on its way is no longer served.
                 } else if rooms {
@@ -255,6 +258,7 @@ impl<R: Ring> Shard<R> {
             out.extend_from_slice(payload);
         });
         metrics.frames_sent.add(1);
+        conn.traffic.sent(u32::from(!opcode.is_control()));
         super::mark_dirty(conn, id.slot, dirty);
     }
 

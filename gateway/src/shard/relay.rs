@@ -299,6 +299,10 @@ impl<R: Ring> Shard<R> {
     /// What was seen in the frames of one side decides how both go on.
     fn relayed(&mut self, id: ConnId, other: ConnId, scanned: Scanned) {
         self.metrics.messages_relayed.add(u64::from(scanned.messages));
+        self.table[id].traffic.received(scanned.messages);
+        if let Some(conn) = self.table.get_mut(other) {
+            conn.traffic.sent(scanned.messages);
+        }
         if scanned.close.is_some() {
             self.relay_close_passed(id, other);
         } else if let Some(error) = scanned.error {

@@ -79,6 +79,7 @@ impl<R: Ring> Shard<R> {
         let conn = &mut table[id];
         conn.flags.send_in_flight = false;
         let tried = conn.flags.send_try_now;
+        conn.traffic.sent_bytes += result.unwrap_or(0) as u64;
         let whole = conn.outbox.sent(result.unwrap_or(0), stores, *now);
         if conn.phase == Phase::Closing {
             return self.close_join(id);

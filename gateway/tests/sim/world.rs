@@ -130,6 +130,7 @@ impl World {
                 slots: plan.slots,
                 random: Keys::new([seed, u64::from(index)]),
                 counters: Arc::default(),
+                journal: Arc::default(),
                 unix_origin_ms: 1_700_000_000_000,
             };
             let mut shard = Shard::new(ring, setup);

@@ -1,0 +1,213 @@
+//! The admin interface: HTTP over a Unix socket, for `penstock reload`, `drain` and `status`, and for
+//! whoever automates them.
+//!
+//! | Request | Answer |
+//! | --- | --- |
+//! | `GET /api/v1/health/live` | 200 while the process serves |
+//! | `GET /api/v1/health/ready` | 200, or 503 once it is about to stop |
+//! | `GET /api/v1/status` | what runs, how many clients, what was counted |
+//! | `POST /api/v1/reload` | the changes, or 409 and why there are none |
+//! | `POST /api/v1/drain` | 202; goes on as after SIGTERM |
+//!
+//! Who may open the socket may do all of this; its permissions are the lock.
+
+pub mod client;
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::json;
+use tokio::net::UnixListener;
+use tracing::{error, warn};
+
+use crate::config::AdminOptions;
+use crate::control::{Control, Phase, Reloaded};
+use crate::metrics::Cause;
+
+/// The socket's name in the directory that is its own.
+const SOCKET: &str = "admin.sock";
+
+/// A socket that listens, until [`Admin::serve`].
+pub struct Admin {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+/// A socket that is served; its file goes with this.
+pub struct Serving {
+    path: PathBuf,
+}
+
+/// Opens the socket.
+///
+/// # Errors
+///
+/// One that the file asks for cannot be had. Without the default one the gateway runs all the same.
+pub fn listen(options: &AdminOptions) -> Result<Option<Admin>, String> {
+    let (path, wanted) = match options {
+        AdminOptions { socket: Some(path), .. } if path.as_os_str() == "off" => return Ok(None),
+        AdminOptions { socket: Some(path), .. } => (path.clone(), true),
+        AdminOptions { socket: None, .. } => (default_socket(), false),
+    };
+    match open(&path, options.socket_mode, !wanted) {
+        Ok(listener) => Ok(Some(Admin { listener, path })),
+        Err(error) if wanted => Err(format!(
+            "admin.socket {}: {error}; choose a path whose directory exists and is writable, or \
+             \"off\"",
+            path.display()
+        )),
+        Err(error) => {
+            warn!("no admin socket at {}: {error}; admin.socket names another", path.display());
+            Ok(None)
+        }
+    }
+}
+
+/// Where the socket is when nobody says: systemd's runtime directory, root's, or the user's.
+pub fn default_socket() -> PathBuf {
+    let directory = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let directory = directory("RUNTIME_DIRECTORY").unwrap_or_else(|| {
+        let uid = rustix::process::getuid();
+        match directory("XDG_RUNTIME_DIR") {
+            _ if uid.is_root() => PathBuf::from("/run/penstock"),
+            Some(runtime) => runtime.join("penstock"),
+            None => std::env::temp_dir().join(format!("penstock-{}", uid.as_raw())),
+        }
+    });
+    directory.join(SOCKET)
+}
+
+fn open(path: &Path, mode: u32, make_directory: bool) -> io::Result<UnixListener> {
+    if make_directory && let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    match fs::symlink_metadata(path) {
+        // What a process left that is no more. One that still answers keeps its socket.
+        Ok(metadata) if metadata.file_type().is_socket() => match UnixStream::connect(path) {
+            Ok(_) => {
+                let why = "another gateway answers there";
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, why));
+            }
+            Err(_) => fs::remove_file(path)?,
+        },
+        Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "not a socket")),
+        Err(_) => {}
+    }
+    // Nobody may connect before the permissions are what they should be.
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(before);
+    let listener = listener?;
+    fs::set_permissions(path, Permissions::from_mode(mode))?;
+    Ok(listener)
+}
+
+impl Admin {
+    /// Answers from here on, on the runtime that this is called in.
+    pub fn serve(self, control: Arc<Control>) -> Serving {
+        let router = Router::new()
+            .route("/api/v1/health/live", get(live))
+            .route("/api/v1/health/ready", get(ready))
+            .route("/api/v1/status", get(status))
+            .route("/api/v1/reload", post(reload))
+            .route("/api/v1/drain", post(drain))
+            .with_state(control);
+        let Admin { listener, path } = self;
+        tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                error!("the admin interface has ended: {error}");
+            }
+        });
+        Serving { path }
+    }
+}
+
+impl Serving {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // Whoever finds it gone has nothing to ask any more.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+async fn live() -> &'static str {
+    "live\n"
+}
+
+async fn ready(State(control): State<Arc<Control>>) -> (StatusCode, &'static str) {
+    match control.phase() {
+        Phase::Serving => (StatusCode::OK, "ready\n"),
+        Phase::NotReady | Phase::Draining { .. } => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+    }
+}
+
+async fn status(State(control): State<Arc<Control>>) -> Response {
+    let config = control.config();
+    let metrics = control.gateway.metrics();
+    let sum = |of: fn(&crate::metrics::Counters) -> u64| -> u64 {
+        control.gateway.counters().iter().map(|counters| of(counters)).sum()
+    };
+    let closed = Cause::ALL.iter().map(|cause| (cause.name(), metrics.closed(*cause)));
+    let closed = closed.filter(|(_, count)| *count > 0);
+    let phase = match control.phase() {
+        Phase::Serving => json!({ "phase": "serving" }),
+        Phase::NotReady => json!({ "phase": "not-ready" }),
+        Phase::Draining { clients, until } => {
+            let until = until.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+            json!({ "phase": "draining", "clients": clients, "until_unix_ms": until })
+        }
+    };
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "uptime_ms": control.started.elapsed().as_millis() as u64,
+        "state": phase,
+        "config_generation": config.generation,
+        "shards": config.server.shards,
+        "clients": sum(|counters| counters.clients.get()),
+        "upstreams": sum(|counters| counters.upstreams.get()),
+        "accepted": metrics.accepted,
+        "upgraded": metrics.upgraded,
+        "messages_received": metrics.messages_received,
+        "messages_relayed": metrics.messages_relayed,
+        "frames_sent": metrics.frames_sent,
+        "requests_forwarded": metrics.requests_forwarded,
+        "upstream_failures": metrics.upstream_failures,
+        "received_bytes": metrics.received_bytes,
+        "closed": closed.collect::<std::collections::BTreeMap<_, _>>(),
+    }))
+    .into_response()
+}
+
+async fn reload(State(control): State<Arc<Control>>) -> Response {
+    match control.reload_and_log().await {
+        Ok(Reloaded { generation, changes }) => {
+            Json(json!({ "config_generation": generation, "changes": changes })).into_response()
+        }
+        Err(why) => {
+            let faults: Vec<&str> = why.lines().collect();
+            (StatusCode::CONFLICT, Json(json!({ "faults": faults }))).into_response()
+        }
+    }
+}
+
+async fn drain(State(control): State<Arc<Control>>) -> StatusCode {
+    control.drain();
+    StatusCode::ACCEPTED
+}

@@ -1,0 +1,388 @@
+//! The control thread: signals, reload, drain, health checks, the log, and the admin interface.
+//!
+//! ```text
+//!   SIGTERM, SIGINT, `penstock drain`  -> drain    not ready; `drain_delay`; the shards stop; exit
+//!   SIGHUP, `penstock reload`          -> reload   read, check, succeed; an order to each shard
+//!   outcomes of checks.rs              -> an order to each shard, a line in the log
+//!   journals of the shards             -> lines in the log
+//!   admin.rs                           -> all of the above, and questions
+//! ```
+//!
+//! It is one tokio runtime on the main thread. It shares nothing with a shard but its inbox, its
+//! counters and its journal, so nothing that is slow here is slow there.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Mutex, mpsc, watch};
+use tracing::{error, info, warn};
+
+use crate::access::AccessLog;
+use crate::checks::{Changes, Checker, Outcome, targets};
+use crate::config::succession::{Succession, succeed};
+use crate::config::{Config, Overrides};
+use crate::metrics::{Cause, Metrics};
+use crate::random::Random;
+use crate::server::Gateway;
+use crate::shard::drain::pace;
+use crate::shard::mailbox::{Letter, Order};
+use crate::{admin, log};
+
+/// How often journals are read, and a drain is looked after.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How long a shard whose inbox is full is given to take an order.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Outcomes of checks that wait to be passed on; the checks wait beyond it.
+const OUTCOMES_MAX: usize = 1024;
+
+/// Where the configuration came from, to be read again.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The file.
+    pub file: PathBuf,
+    /// What the command line sets over it.
+    pub overrides: Overrides,
+}
+
+/// What the gateway is up to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It serves.
+    Serving,
+    /// It serves, and tells balancers that it will not for long.
+    NotReady,
+    /// It accepts nobody and asks its clients to leave.
+    Draining {
+        /// Clients at the beginning.
+        clients: u64,
+        /// When the last is asked to leave; what is left is cut off `stop_timeout` later.
+        until: SystemTime,
+    },
+}
+
+/// What the control thread knows, for those who ask it.
+pub struct Control {
+    /// The shards.
+    pub gateway: Gateway,
+    /// When it started to serve.
+    pub started: Instant,
+    source: Option<Source>,
+    config: watch::Sender<Arc<Config>>,
+    phase: watch::Sender<Phase>,
+    drain: watch::Sender<bool>,
+    /// Held from reading a file until every shard goes by it.
+    reloading: Mutex<()>,
+}
+
+/// A reload that was done.
+#[derive(Clone, Debug)]
+pub struct Reloaded {
+    /// The generation that runs now.
+    pub generation: u64,
+    /// What is different; empty when the file says what it said before.
+    pub changes: Vec<String>,
+}
+
+/// Runs the gateway until it has been asked to stop and has done so.
+pub fn run(config: Config, source: Option<Source>) -> ExitCode {
+    log::init(&config.log);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = runtime.map_err(|error| format!("no runtime for the control thread: {error}"));
+    match result.and_then(|runtime| runtime.block_on(serve(config, source))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("penstock: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(config: Config, source: Option<Source>) -> Result<(), String> {
+    // Before anything else: a signal that comes while we start is kept until we look.
+    let of = |kind| signal(kind).map_err(|error| format!("signals cannot be received: {error}"));
+    let mut signals = Signals {
+        terminate: of(SignalKind::terminate())?,
+        interrupt: of(SignalKind::interrupt())?,
+        hangup: of(SignalKind::hangup())?,
+    };
+    let admin = admin::listen(&config.admin)?;
+    let gateway = Gateway::start(config)?;
+    let control = Arc::new(Control {
+        started: Instant::now(),
+        source,
+        config: watch::Sender::new(Arc::clone(gateway.config())),
+        phase: watch::Sender::new(Phase::Serving),
+        drain: watch::Sender::new(false),
+        reloading: Mutex::new(()),
+        gateway,
+    });
+    tokio::spawn(check_health(Arc::clone(&control)));
+    tokio::spawn(write_log(Arc::clone(&control)));
+    let admin = admin.map(|admin| admin.serve(Arc::clone(&control)));
+    control.gateway.greet(admin.as_ref().map(|admin| admin.path()));
+    control.follow(&mut signals).await;
+    drop(admin);
+    control.write_journals(&mut AccessLog::new(&control.config().log));
+    println!("{}", summary(&control.gateway.metrics()));
+    Ok(())
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Control {
+    /// The configuration that new requests go by.
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.borrow())
+    }
+
+    /// What the gateway is up to.
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Asks for an orderly stop; it goes on from here by itself.
+    pub fn drain(&self) {
+        self.drain.send_replace(true);
+    }
+
+    /// Does as it is told until every shard has stopped.
+    async fn follow(&self, signals: &mut Signals) {
+        let mut asked = self.drain.subscribe();
+        loop {
+            tokio::select! {
+                _ = signals.terminate.recv() => break,
+                _ = signals.interrupt.recv() => break,
+                _ = signals.hangup.recv() => drop(self.reload_and_log().await),
+                _ = asked.wait_for(|asked| *asked) => break,
+            }
+        }
+        let drained = self.drain_shards();
+        tokio::pin!(drained);
+        loop {
+            tokio::select! {
+                () = &mut drained => return,
+                // Whoever asks twice means it.
+                _ = signals.terminate.recv() => std::process::exit(1),
+                _ = signals.interrupt.recv() => std::process::exit(1),
+                _ = signals.hangup.recv() => warn!("no reload: the gateway is stopping"),
+            }
+        }
+    }
+
+    async fn drain_shards(&self) {
+        let server = self.config().server.clone();
+        self.phase.send_replace(Phase::NotReady);
+        if !server.drain_delay.is_zero() {
+            info!("not ready; accepting goes on for {:?}", server.drain_delay);
+            tokio::time::sleep(server.drain_delay).await;
+        }
+        // As a shard reckons, for the one that has the most.
+        let clients = || self.gateway.counters().iter().map(|counters| counters.clients.get());
+        let most = clients().max().unwrap_or(0);
+        let window = pace(u32::try_from(most).unwrap_or(u32::MAX), server.drain_window);
+        let until = SystemTime::now() + window;
+        let clients: u64 = clients().sum();
+        self.phase.send_replace(Phase::Draining { clients, until });
+        eprintln!(
+            "penstock: stopping: {clients} clients are asked to leave within {window:.1?}, what is \
+             left is cut off after {:.1?}; once more to stop at once",
+            window + server.stop_timeout
+        );
+        self.gateway.ask_to_stop();
+        while !self.gateway.has_stopped() {
+            tokio::time::sleep(TICK / 10).await;
+        }
+    }
+
+    /// Reads the file again and goes by it.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the file, or what cannot change while the gateway runs: a line for each.
+    /// Nothing has changed then.
+    pub async fn reload(&self) -> Result<Reloaded, String> {
+        let _one_at_a_time = self.reloading.lock().await;
+        let Some(source) = self.source.clone() else {
+            return Err("there is no file to read again: penstock runs its embedded \
+                        configuration; start it with `penstock run FILE`"
+                .to_owned());
+        };
+        if self.phase() != Phase::Serving {
+            return Err("no reload: the gateway is stopping".to_owned());
+        }
+        // It may have to ask DNS.
+        let read = move || Config::load_with(&source.file, &source.overrides);
+        let read = tokio::task::spawn_blocking(read).await.map_err(|error| error.to_string())?;
+        let new = read.map_err(|faults| faults.to_string())?;
+        let old = self.config();
+        let Succession { mut config, changes } =
+            succeed(&old, new, |_| true).map_err(|refusal| refusal.to_string())?;
+        let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
+        if changes.is_empty() {
+            return Ok(Reloaded { generation: old.generation, changes });
+        }
+        config.generation = old.generation + 1;
+        let generation = config.generation;
+        let config = Arc::new(config);
+        for shard in 0..config.server.shards {
+            let order = Order::Config(Arc::clone(&config));
+            self.order(shard, order).await?;
+        }
+        self.config.send_replace(config);
+        self.wait_for_generation(generation).await?;
+        Ok(Reloaded { generation, changes })
+    }
+
+    async fn wait_for_generation(&self, generation: u64) -> Result<(), String> {
+        let deadline = Instant::now() + ORDER_TIMEOUT;
+        let behind = || {
+            let counters = self.gateway.counters();
+            counters.iter().position(|it| it.config_generation.get() < generation)
+        };
+        let mut pause = Duration::from_micros(50);
+        while let Some(shard) = behind() {
+            if Instant::now() > deadline {
+                return Err(format!(
+                    "shard {shard} has not taken the configuration on within {ORDER_TIMEOUT:?}: it \
+                     will, as soon as it gets to its mail"
+                ));
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(TICK);
+        }
+        Ok(())
+    }
+
+    /// The same, and a word in the log.
+    ///
+    /// # Errors
+    ///
+    /// As [`Control::reload`].
+    pub async fn reload_and_log(&self) -> Result<Reloaded, String> {
+        let result = self.reload().await;
+        match &result {
+            Ok(Reloaded { generation, changes }) if changes.is_empty() => {
+                info!(generation, "reload: the configuration is as it was");
+            }
+            Ok(Reloaded { generation, changes }) => {
+                info!(generation, changes = changes.len(), "reload: the configuration has changed");
+                changes.iter().for_each(|change| info!(generation, "reload: {change}"));
+            }
+            Err(why) => {
+                error!("reload: nothing has changed, the configuration cannot be taken on");
+                why.lines().for_each(|line| error!("reload: {line}"));
+            }
+        }
+        result
+    }
+
+    /// Writes to a shard. While its inbox is full, this waits for a while.
+    async fn order(&self, shard: u16, order: Order) -> Result<(), String> {
+        let deadline = Instant::now() + ORDER_TIMEOUT;
+        let mut letter = Letter::Order(order);
+        loop {
+            match self.gateway.post(shard, letter) {
+                Ok(()) => return Ok(()),
+                Err(back) if Instant::now() < deadline => letter = back,
+                Err(_) => return Err(format!("shard {shard} takes no orders: its inbox is full")),
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn write_journals(&self, log: &mut AccessLog) {
+        let config = self.config();
+        let mut lost = 0;
+        for journal in self.gateway.journals() {
+            while let Some(closed) = journal.pop() {
+                log.write(&closed, &config);
+            }
+            lost += journal.take_lost();
+        }
+        log.end_of_tick(lost);
+    }
+}
+
+/// Keeps the checks that the configuration asks for going, and passes on what they find.
+async fn check_health(control: Arc<Control>) {
+    let random = match Random::from_kernel() {
+        Ok(random) => random,
+        Err(error) => return error!("no health checks: {error}"),
+    };
+    let (sender, mut outcomes) = mpsc::channel::<Outcome>(OUTCOMES_MAX);
+    let mut checker = Checker::new(sender, random);
+    let mut changes = Changes::default();
+    let mut configs = control.config.subscribe();
+    configs.mark_changed();
+    loop {
+        tokio::select! {
+            changed = configs.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let targets = targets(&configs.borrow_and_update());
+                changes.set(&targets);
+                checker.set(targets);
+            }
+            Some(outcome) = outcomes.recv() => {
+                if let Some(line) = changes.on_outcome(&outcome) {
+                    warn!("{line}");
+                }
+                let Some(ok) = outcome.finding.verdict() else { continue };
+                let Outcome { backend, upstream, .. } = outcome;
+                for shard in 0..control.config().server.shards {
+                    // A shard that takes no orders now takes the next outcome.
+                    let _ = control.order(shard, Order::Checked { backend, upstream, ok }).await;
+                }
+            }
+        }
+    }
+}
+
+/// Makes lines of what the shards have written down.
+async fn write_log(control: Arc<Control>) {
+    let mut configs = control.config.subscribe();
+    let mut log = AccessLog::new(&control.config().log);
+    loop {
+        tokio::time::sleep(TICK).await;
+        if configs.has_changed().unwrap_or(false) {
+            log.set_options(&configs.borrow_and_update().log);
+        }
+        control.write_journals(&mut log);
+    }
+}
+
+/// What was counted, in a line per subject.
+fn summary(metrics: &Metrics) -> String {
+    use std::fmt::Write as _;
+    let mut text = format!(
+        "accepted {}, upgraded {}, messages received {}, relayed {}, frames sent {}, \
+         requests forwarded {}, upstream failures {}, bytes received {}, starved of buffers {}\nclosed:",
+        metrics.accepted,
+        metrics.upgraded,
+        metrics.messages_received,
+        metrics.messages_relayed,
+        metrics.frames_sent,
+        metrics.requests_forwarded,
+        metrics.upstream_failures,
+        metrics.received_bytes,
+        metrics.starved,
+    );
+    for cause in Cause::ALL {
+        let count = metrics.closed(cause);
+        if count > 0 {
+            // Writing into a `String` cannot fail.
+            let _ = write!(text, " {} {count}", cause.name());
+        }
+    }
+    text
+}

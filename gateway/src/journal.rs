@@ -1,0 +1,94 @@
+//! What is written down of each client when its connection is over, on its way to the log.
+//!
+//! A shard leaves a [`Closed`] and goes on; the control thread makes a line of it. The journal of a
+//! shard is bounded: what finds it full is counted and not written (the counters of close causes miss
+//! nothing).
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_queue::ArrayQueue;
+
+use crate::metrics::Cause;
+use crate::time::Time;
+use crate::upstream::UpstreamName;
+
+/// Clients that one shard may close before the control thread looks, ten times a second.
+const ENTRIES_MAX: usize = 1024;
+
+/// A client's connection that is over.
+#[derive(Clone, Debug)]
+pub struct Closed {
+    /// Where the connection came from.
+    pub peer: SocketAddr,
+    /// What it was: see [`Record::state`](crate::conn::record::Record::state).
+    pub state: &'static str,
+    /// The number of its route; of the first one where no request came.
+    pub route: u16,
+    /// The backend and upstream that it was at last.
+    pub upstream: Option<(u16, UpstreamName)>,
+    /// Why it ended.
+    pub cause: Cause,
+    /// From the accept to the close.
+    pub opened_at: Time,
+    /// See `opened_at`.
+    pub closed_at: Time,
+    /// What went through it.
+    pub traffic: Traffic,
+}
+
+/// What went through a connection. Messages are counted up to four billion.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes that its peer sent, framing included.
+    pub received_bytes: u64,
+    /// Bytes that its peer was sent, framing included.
+    pub sent_bytes: u64,
+    /// Whole messages among the former.
+    pub received_messages: u32,
+    /// Whole messages among the latter.
+    pub sent_messages: u32,
+}
+
+impl Traffic {
+    /// Counts messages of the peer.
+    pub fn received(&mut self, messages: u32) {
+        self.received_messages = self.received_messages.saturating_add(messages);
+    }
+
+    /// Counts messages to the peer.
+    pub fn sent(&mut self, messages: u32) {
+        self.sent_messages = self.sent_messages.saturating_add(messages);
+    }
+}
+
+/// What the control thread has not yet looked at.
+pub struct Journal {
+    closed: ArrayQueue<Closed>,
+    lost: AtomicU64,
+}
+
+impl Default for Journal {
+    fn default() -> Journal {
+        Journal { closed: ArrayQueue::new(ENTRIES_MAX), lost: AtomicU64::new(0) }
+    }
+}
+
+impl Journal {
+    /// Writes an entry down, or counts it as lost.
+    pub fn push(&self, entry: Closed) {
+        if self.closed.push(entry).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The oldest entry that nobody has taken.
+    pub fn pop(&self) -> Option<Closed> {
+        self.closed.pop()
+    }
+
+    /// Entries that were not written since this was asked last.
+    pub fn take_lost(&self) -> u64 {
+        self.lost.swap(0, Ordering::Relaxed)
+    }
+}
