@@ -8,9 +8,13 @@
 //! holds the file as written (`File`) and every rule; `config/reader.rs` takes values out of TOML
 //! and remembers where they stood; `config/machine.rs` is what the defaults depend on.
 //!
+//! `config/keys.rs` keeps what every key came to, so that two configurations can be compared in the
+//! words of their files; `config/succession.rs` is how one follows another in a running gateway.
+//!
 //! `docs/penstock.toml` explains every key; a test holds it to what the reader asks for.
 
 mod check;
+mod keys;
 mod machine;
 mod operator;
 mod policy;
@@ -26,6 +30,8 @@ use std::time::Duration;
 
 pub use machine::{Machine, raise_descriptor_limit};
 
+use keys::Keys;
+
 use crate::limits::Limits;
 use crate::rooms::RoomLimits;
 use crate::route::{Route, Routes};
@@ -40,7 +46,8 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// Which backend a request goes to; at least one.
     pub routes: Routes,
-    /// Who answers; every `Route::backend` is an index into this.
+    /// Who answers, by number; every `Route::backend` is an index into this. Retired ones are
+    /// among them: see [`Config::live_backends`].
     pub backends: Vec<Backend>,
     /// What holds for every connection.
     pub limits: Limits,
@@ -50,6 +57,8 @@ pub struct Config {
     pub log: LogOptions,
     /// Which one it is in the life of this process: 0 is the first.
     pub generation: u64,
+    /// What every key of the file came to.
+    keys: Keys,
 }
 
 /// The process: its threads and their tables.
@@ -127,6 +136,20 @@ pub struct Backend {
     pub name: String,
     /// What it is.
     pub kind: BackendKind,
+    /// Whether it is gone from the file: no route of the file leads to it, and it stays as it was
+    /// for the clients that it has.
+    pub retired: bool,
+}
+
+impl Backend {
+    /// Whether `other` is this backend in another configuration: it has the name and the kind.
+    pub fn is_same(&self, other: &Backend) -> bool {
+        self.identity() == other.identity()
+    }
+
+    fn identity(&self) -> (&str, std::mem::Discriminant<BackendKind>) {
+        (&self.name, std::mem::discriminant(&self.kind))
+    }
 }
 
 /// The kinds of backend.
@@ -256,6 +279,13 @@ impl Config {
     /// Checks `text`; `name` stands for the file in faults.
     pub fn parse(name: &str, text: &str) -> Result<Config, Faults> {
         check::check(name, text, &Machine::here(), &Overrides::default()).0
+    }
+
+    /// The backends of the file, with their numbers.
+    pub fn live_backends(&self) -> impl Iterator<Item = (u16, &Backend)> {
+        // There are at most `BACKEND_NUMBERS_MAX`.
+        let numbered = (0..=u16::MAX).zip(&self.backends);
+        numbered.filter(|(_, backend)| !backend.retired)
     }
 
     /// The backend that `route` leads to.

@@ -224,13 +224,12 @@ impl Control {
         let read = tokio::task::spawn_blocking(read).await.map_err(|error| error.to_string())?;
         let new = read.map_err(|faults| faults.to_string())?;
         let old = self.config();
-        let Succession { mut config, changes } =
+        let Succession { config, changes } =
             succeed(&old, new, |_| true).map_err(|refusal| refusal.to_string())?;
         let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
         if changes.is_empty() {
             return Ok(Reloaded { generation: old.generation, changes });
         }
-        config.generation = old.generation + 1;
         let generation = config.generation;
         let config = Arc::new(config);
         for shard in 0..config.server.shards {

@@ -37,6 +37,14 @@ pub const ROUTES_MAX: usize = 4096;
 /// Backends in one file.
 pub const BACKENDS_MAX: usize = 1024;
 
+/// Numbers of routes, those of routes included that have left the file and still have connections,
+/// which keep the number of their route in 16 bits. A reload that needs more is refused.
+pub const ROUTE_NUMBERS_MAX: usize = 1 << 16;
+
+/// Numbers of backends, those of backends included that have left the file and are still in use.
+/// Shards have tables by that number. A reload that needs more is refused.
+pub const BACKEND_NUMBERS_MAX: usize = 4 * BACKENDS_MAX;
+
 /// Limits that hold for every connection of the process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -128,7 +136,7 @@ const _: () =
     assert!(DEFAULTS.ping_interval.as_millis() + DEFAULTS.ping_timeout.as_millis() < 60_000);
 // Route and backend numbers are kept in 16 bits per connection.
 const _: () = assert!(ROUTES_MAX <= u16::MAX as usize);
-const _: () = assert!(BACKENDS_MAX <= u16::MAX as usize);
+const _: () = assert!(BACKEND_NUMBERS_MAX <= u16::MAX as usize);
 // All tables together can be counted in 32 bits.
 const _: () = assert!((SHARDS_MAX as u64) * (SLOTS_PER_SHARD_MAX as u64) <= u32::MAX as u64);
 

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use axum::http::Method;
 use clap::{Args, Parser, Subcommand};
 use gateway::admin::{self, client};
+use gateway::config::succession::{changes, succeed};
 use gateway::config::{BackendKind, Config, Faults, Overrides};
 use gateway::control::Source;
 use gateway::limits::{SHARDS_MAX, human_bytes, memory_bound, memory_bound_total};
@@ -23,12 +24,17 @@ Examples:
   penstock run /etc/penstock/penstock.toml      what the file says
   penstock reload                               read the file again; no connection is closed
   penstock check /etc/penstock/penstock.toml    every fault in the file, or what it defines
+  penstock check new.toml --against old.toml    what changes, and whether a reload can do it
 
 Exit codes:
-  0  stopped as asked; for check: the file is in order
-  1  could not start, or could not go on; for check: the file has faults
+  0  stopped as asked; for check: the file is in order, and a reload can take it
+  1  could not start, or could not go on; for check: a file has faults
   2  the command line was not understood
+  3  for check --against: the file is in order, but needs a restart
 ";
+
+/// The exit code of `check --against` for a file that a reload cannot take.
+const NEEDS_RESTART: u8 = 3;
 
 /// A WebSocket gateway on io_uring.
 #[derive(Parser)]
@@ -50,9 +56,14 @@ enum Command {
     /// What a running gateway is up to, as JSON
     Status(Ask),
     /// Report every fault in a configuration file, or what it defines
+    #[command(after_help = AFTER_HELP)]
     Check {
         /// The configuration file
         file: PathBuf,
+        /// Instead: how it differs from this one, and whether a gateway that runs with this one can
+        /// reload it (exit code 0) or has to be restarted (3)
+        #[arg(long, value_name = "OLD_FILE")]
+        against: Option<PathBuf>,
     },
 }
 
@@ -79,10 +90,11 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         None => run(Run::default()),
         Some(Command::Run(options)) => run(options),
-        Some(Command::Check { file }) => check(&file),
         Some(Command::Reload(ask)) => ask.ask(Method::POST, "/api/v1/reload"),
         Some(Command::Drain(ask)) => ask.ask(Method::POST, "/api/v1/drain"),
         Some(Command::Status(ask)) => ask.ask(Method::GET, "/api/v1/status"),
+        Some(Command::Check { file, against: None }) => check(&file),
+        Some(Command::Check { file, against: Some(old) }) => compare(&file, &old),
     }
 }
 
@@ -149,6 +161,32 @@ fn check(file: &Path) -> ExitCode {
         }
         Err(faults) => refuse(&faults),
     }
+}
+
+/// What a reload would change, and whether it could.
+fn compare(file: &Path, old: &Path) -> ExitCode {
+    let (old, new) = match (Config::load(old), Config::load(file)) {
+        (Ok(old), Ok(new)) => (old, new),
+        (Err(faults), Ok(_)) | (Ok(_), Err(faults)) => return refuse(&faults),
+        (Err(of_old), Err(of_new)) => {
+            refuse(&of_old);
+            return refuse(&of_new);
+        }
+    };
+    let changes = changes(&old, &new);
+    for change in &changes {
+        println!("{change}");
+    }
+    // Which numbers are in use, only the running gateway knows; it has plenty.
+    match succeed(&old, new, |_| true) {
+        Ok(_) if changes.is_empty() => println!("nothing changes"),
+        Ok(_) => println!("a reload can take this"),
+        Err(refusal) => {
+            println!("{refusal}\na reload is refused: restart");
+            return ExitCode::from(NEEDS_RESTART);
+        }
+    }
+    ExitCode::SUCCESS
 }
 
 /// Says what is wrong with a file, a line per fault, and how many there are.

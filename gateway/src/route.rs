@@ -12,26 +12,37 @@
 //! request goes, not what it may do there.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
 
+use crate::limits::ROUTE_NUMBERS_MAX;
 use crate::policy::Policy;
 
-/// All routes, best first.
+/// All routes: each under a number of its own, and the order of matching beside.
+///
+/// Connections keep the number of their route, so it means the same in every configuration that
+/// follows ([`Routes::succeed`]). A route that is gone is retired: it keeps its slot for the
+/// connections that came by it, and is never matched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Routes {
-    routes: Vec<Route>,
+    /// By number, retired ones among them.
+    slots: Vec<Route>,
+    /// By number: whether it is one of `order`.
+    live: Vec<bool>,
+    /// The numbers of those that are matched, best first.
+    order: Vec<u16>,
 }
 
-/// A route by its place in the order of matching.
+/// A route by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RouteIndex(pub u16);
 
 /// Where requests of one kind go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Its place in [`Routes`].
+    /// Its number in [`Routes`].
     pub index: RouteIndex,
     /// The hosts it is for.
     pub host: HostPattern,
@@ -46,7 +57,7 @@ pub struct Route {
 }
 
 /// The hosts of a route. Names are kept in lower case, without a port or a final dot.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum HostPattern {
     /// This name or IPv4 address.
     Exact(String),
@@ -59,7 +70,7 @@ pub enum HostPattern {
 }
 
 /// The paths of a route.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum PathPattern {
     /// This path and no other.
     Exact(String),
@@ -77,7 +88,74 @@ impl Routes {
         for (index, route) in routes.iter_mut().enumerate() {
             route.index = RouteIndex(u16::try_from(index).expect("at most ROUTES_MAX routes"));
         }
-        Routes { routes }
+        let order = routes.iter().map(|route| route.index.0).collect();
+        Routes { live: vec![true; routes.len()], order, slots: routes }
+    }
+
+    /// `new` with the numbers of this table, whose `Route::backend` are already those of this
+    /// table's configuration.
+    ///
+    /// A route keeps its number, and one that was retired gets it back, if it is for the same
+    /// requests and leads to the same backend: connections find their backend by their route, and
+    /// stay where they are when the requests that come after them go elsewhere. Such a connection
+    /// still gets the policy that holds for its requests now. A route without a number gets the
+    /// lowest that was retired before and is not `in_use`, which has to be true while a connection
+    /// of any shard is on the route. The numbers of routes that retire now are not given away yet:
+    /// as long as one shard still matches them, a client may come by them.
+    ///
+    /// # Errors
+    ///
+    /// A sentence: all [`ROUTE_NUMBERS_MAX`] numbers are taken.
+    pub fn succeed(
+        &self,
+        new: &Routes,
+        in_use: impl Fn(RouteIndex) -> bool,
+    ) -> Result<Routes, String> {
+        let mut slots = self.slots.clone();
+        let mut live = vec![false; slots.len()];
+        let known: HashMap<_, u16> = self
+            .slots
+            .iter()
+            .map(|route| ((route.requests(), route.backend), route.index.0))
+            .collect();
+        let found = |route: &Route| known.get(&(route.requests(), route.backend)).copied();
+        for number in new.iter().filter_map(found) {
+            live[usize::from(number)] = true;
+        }
+        // Numbers are looked at once, however many are wanted.
+        let kept = live.clone();
+        let mut free = (0..self.slots.len()).filter(|number| {
+            !self.live[*number] && !kept[*number] && !in_use(self.slots[*number].index)
+        });
+        let mut order = Vec::with_capacity(new.len());
+        for route in new.iter() {
+            let number = found(route).map(usize::from).or_else(|| free.next());
+            let number = number.unwrap_or(slots.len());
+            let Some(index) = u16::try_from(number).ok().map(RouteIndex) else {
+                return Err(format!(
+                    "all {ROUTE_NUMBERS_MAX} numbers of routes are taken by {} routes of the file \
+                     and by routes that are gone but have connections; reload again when those have \
+                     ended, or restart",
+                    new.len()
+                ));
+            };
+            let route = Route { index, ..route.clone() };
+            match slots.get_mut(number) {
+                Some(slot) => *slot = route,
+                None => slots.push(route),
+            }
+            live.resize(slots.len(), false);
+            live[number] = true;
+            order.push(index.0);
+        }
+        let policies: HashMap<_, &Policy> =
+            new.iter().map(|route| (route.requests(), &route.policy)).collect();
+        for (slot, live) in slots.iter_mut().zip(&live) {
+            if let Some(policy) = policies.get(&slot.requests()).filter(|_| !live) {
+                slot.policy = Policy::clone(policy);
+            }
+        }
+        Ok(Routes { slots, live, order })
     }
 
     /// The best route for a request.
@@ -94,57 +172,87 @@ impl Routes {
         let path = path.split('?').next().unwrap_or(path);
         let offered: Vec<&str> = subprotocols.collect();
         // The sort has put routes that differ in nothing but their subprotocol side by side.
-        let mut groups = self.routes.chunk_by(|a, b| a.host == b.host && a.path == b.path);
+        let slot = |number: u16| &self.slots[usize::from(number)];
+        let mut groups = self.order.chunk_by(|a, b| {
+            let (a, b) = (slot(*a), slot(*b));
+            a.host == b.host && a.path == b.path
+        });
         groups.find_map(|group| {
-            let first = &group[0];
+            let first = slot(group[0]);
             if !first.host.matches(host) || !first.path.matches(path) {
                 return None;
             }
             let named = |name: Option<&str>| {
-                group.iter().find(|route| route.subprotocol.as_deref() == name)
+                let mut routes = group.iter().map(|number| slot(*number));
+                routes.find(|route| route.subprotocol.as_deref() == name)
             };
             offered.iter().find_map(|name| named(Some(name))).or_else(|| named(None))
         })
     }
 
-    /// The route at `index`.
+    /// The route at `index`, which may be retired.
     ///
     /// # Panics
     ///
     /// When `index` is not of this table.
     pub fn get(&self, index: RouteIndex) -> &Route {
-        &self.routes[usize::from(index.0)]
+        &self.slots[usize::from(index.0)]
     }
 
-    /// What holds for the connections of the route at `index`.
+    /// What holds for the connections of the route at `index`, which may be retired.
     ///
     /// # Panics
     ///
     /// When `index` is not of this table.
     pub fn policy(&self, index: u16) -> &Policy {
-        &self.routes[usize::from(index)].policy
+        &self.slots[usize::from(index)].policy
     }
 
-    /// All routes in the order of matching.
-    pub fn iter(&self) -> std::slice::Iter<'_, Route> {
-        self.routes.iter()
+    /// Whether the route at `index` is gone from the file; no request is led to it any more.
+    ///
+    /// # Panics
+    ///
+    /// When `index` is not of this table.
+    pub fn is_retired(&self, index: RouteIndex) -> bool {
+        !self.live[usize::from(index.0)]
     }
 
-    /// How many there are.
+    /// All routes that are matched, in that order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Route> {
+        self.order.iter().map(|number| &self.slots[usize::from(*number)])
+    }
+
+    /// All routes that are not matched any more, by number.
+    pub fn retired(&self) -> impl Iterator<Item = &Route> {
+        self.slots.iter().filter(|route| self.is_retired(route.index))
+    }
+
+    /// How many are matched.
     pub fn len(&self) -> usize {
-        self.routes.len()
+        self.order.len()
     }
 
-    /// Whether there is none.
+    /// Whether none is.
     pub fn is_empty(&self) -> bool {
-        self.routes.is_empty()
+        self.order.is_empty()
+    }
+
+    /// How many numbers there are, those of retired routes included: the length of a table by
+    /// route number.
+    pub fn numbers(&self) -> usize {
+        self.slots.len()
     }
 }
 
 impl Route {
     /// Whether `other` is for the very same requests, so that one of the two could never be found.
     pub fn same_requests(&self, other: &Route) -> bool {
-        self.host == other.host && self.path == other.path && self.subprotocol == other.subprotocol
+        self.requests() == other.requests()
+    }
+
+    /// The requests it is for.
+    fn requests(&self) -> (&HostPattern, &PathPattern, Option<&str>) {
+        (&self.host, &self.path, self.subprotocol.as_deref())
     }
 
     /// The key that sorts better routes first. What does not decide (names) only makes the order
@@ -411,6 +519,27 @@ mod tests {
             assert_eq!(order, (0..10).collect::<Vec<u16>>());
             assert!((0..10).all(|index| routes.get(RouteIndex(index)).index.0 == index));
         }
+    }
+
+    #[test]
+    fn numbers_end() {
+        // 16 files of 4096 routes each, all still in use, and one more.
+        let file_of = |round: usize| {
+            let one = |index: usize| route("", &format!("/{round}/{index}"), "", 0);
+            Routes::new((0..4096).map(one).collect())
+        };
+        let mut routes = file_of(0);
+        for round in 1..16 {
+            routes = routes.succeed(&file_of(round), |_| true).expect("a number for each");
+        }
+        assert_eq!(routes.numbers(), ROUTE_NUMBERS_MAX);
+        let refusal = routes.succeed(&file_of(16), |_| true).expect_err("no number is left");
+        assert!(refusal.starts_with("all 65536 numbers of routes are taken"), "{refusal}");
+        let last = RouteIndex(u16::MAX);
+        let one_left = routes.succeed(&file_of(16), |index| index == last);
+        assert_eq!(one_left.expect("4096 are free").numbers(), ROUTE_NUMBERS_MAX);
+        let few = routes.succeed(&file_of(16), |index| index.0 >= 4095);
+        few.expect_err("only 4095 are free");
     }
 
     /// The order of the module's first lines, one route against another, without sort or groups.

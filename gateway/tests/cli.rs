@@ -49,6 +49,45 @@ fn check_reports_every_fault_and_fails() {
 }
 
 #[test]
+fn check_against_tells_a_reload_from_a_restart() {
+    let backends = "[backend.a]\nkind = \"echo\"\n[backend.b]\nkind = \"echo\"\n";
+    let good = |name: &str, port: u16, backend: &str| {
+        let text = format!(
+            "[[listener]]\naddress = \"127.0.0.1:{port}\"\n\
+             [[route]]\nbackend = \"{backend}\"\n{backends}"
+        );
+        file(name, &text).to_str().expect("UTF-8").to_owned()
+    };
+    let old = good("old.toml", 8080, "a");
+    let faulty = file("faulty-too.toml", "pin = 1\n").to_str().expect("UTF-8").to_owned();
+    let change = "route /*: backend \"a\" -> \"b\"\n";
+    for (new, code, want) in [
+        (old.clone(), 0, vec!["nothing changes\n"]),
+        (good("other.toml", 8080, "b"), 0, vec![change, "a reload can take this\n"]),
+        (
+            good("moved.toml", 8081, "b"),
+            3,
+            vec![
+                change,
+                "listener \"127.0.0.1:8081\" at 127.0.0.1:8081 is new",
+                "refused: restart\n",
+            ],
+        ),
+    ] {
+        let output = penstock(&["check", &new, "--against", &old]);
+        let stdout = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(code), "{stdout}{}", text(&output.stderr));
+        assert!(want.iter().all(|line| stdout.contains(line)), "{want:?} in\n{stdout}");
+    }
+    for (new, old) in [(&faulty, &old), (&old, &faulty), (&faulty, &faulty)] {
+        let output = penstock(&["check", new, "--against", old]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(output.stdout.is_empty());
+        assert!(text(&output.stderr).contains("faulty-too.toml:1:1: unknown key `pin`"));
+    }
+}
+
+#[test]
 fn a_file_that_is_not_text_is_refused_at_its_place() {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("latin1.toml");
     std::fs::write(&path, b"[server]\n# \xC3\xA4 \xE4\n").expect("a scratch file");

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::keys::written;
 use super::operator::{read_admin, read_log};
 use super::policy::read_policy;
 use super::reader::{Place, Placed, Reader, Section, closest, not_one_of};
@@ -61,6 +62,7 @@ pub(super) fn check(
     let mut root = Section::root(&reader, table.get_ref());
     let mut file = read_file(&reader, &mut root, machine, overrides);
     if !overrides.listen.is_empty() {
+        reader.forget_items("listener");
         file.listeners = overrides
             .listen
             .iter()
@@ -79,6 +81,7 @@ pub(super) fn check(
             admin: file.admin,
             log: file.log,
             generation: 0,
+            keys: reader.take_keys(),
         })
     } else {
         Err(reader.faults(name))
@@ -121,12 +124,14 @@ fn read_server(
 ) -> Server {
     let shards = section.integer("shards", 1..=u64::from(SHARDS_MAX)).map(|shards| shards as u16);
     let shards = overrides.shards.or(shards).unwrap_or(machine.cpus).clamp(1, SHARDS_MAX);
+    section.settle("shards", shards);
     let pin = section.boolean("pin", true);
     let drain_delay = section.milliseconds("drain_delay_ms", 0..=TIMEOUT_MS_MAX, Duration::ZERO);
     let drain_window =
         section.milliseconds("drain_window_ms", 0..=AGE_MS_MAX, Duration::from_secs(30));
     let drain_message = section.string("drain_message");
     let drain_message = drain_message.map(|message| message.value).unwrap_or_default();
+    section.settle("drain_message", written(&drain_message));
     let stop_timeout =
         section.milliseconds("stop_timeout_ms", 0..=TIMEOUT_MS_MAX, Duration::from_secs(10));
 
@@ -144,8 +149,9 @@ fn read_server(
     }
     let share = u64::from((SLOTS_DEFAULT_TOTAL / u32::from(shards)).max(1024));
     let slots_per_shard = slots_per_shard.unwrap_or(share.min(most)) as u32;
+    section.settle("slots_per_shard", slots_per_shard);
 
-    let receive_buffers = section.integer("receive_buffers", 1..=16_384).unwrap_or(16) as u16;
+    let receive_buffers = section.number("receive_buffers", 1..=16_384, 16) as u16;
     if !receive_buffers.is_power_of_two() {
         let (below, above) =
             (receive_buffers.next_power_of_two() / 2, receive_buffers.next_power_of_two());
@@ -156,7 +162,7 @@ fn read_server(
         reader.fault(&section.place_of("receive_buffers"), message);
     }
     let receive_buffer_bytes =
-        section.integer("receive_buffer_bytes", 1024..=(16 << 20)).unwrap_or(65_536) as u32;
+        section.number("receive_buffer_bytes", 1024..=(16 << 20), 65_536) as u32;
     let incremental = section.word("incremental", &["auto", "off"]) == "auto";
     section.finish();
     Server {
@@ -214,12 +220,10 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
     let early_bytes_max = section.size("early_bytes_max", 0..=(1 << 20), default.early_bytes_max);
     let connections = section.integer("connections_max", 1..=u64::from(u32::MAX));
     let socket_bytes = 0..=(1_u64 << 30);
-    let send_buffer_bytes = section
-        .integer("send_buffer_bytes", socket_bytes.clone())
-        .map_or(default.send_buffer_bytes, |bytes| bytes as u32);
-    let receive_buffer_bytes = section
-        .integer("receive_buffer_bytes", socket_bytes)
-        .map_or(default.receive_buffer_bytes, |bytes| bytes as u32);
+    let bytes = u64::from(default.send_buffer_bytes);
+    let send_buffer_bytes = section.number("send_buffer_bytes", socket_bytes.clone(), bytes) as u32;
+    let bytes = u64::from(default.receive_buffer_bytes);
+    let receive_buffer_bytes = section.number("receive_buffer_bytes", socket_bytes, bytes) as u32;
 
     if target_bytes_max >= head_bytes_max {
         let message = format!(
@@ -257,6 +261,8 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         );
         reader.fault(&section.place_of("connections_max"), message);
     }
+    let connections_max = connections.map_or(slots, |connections| connections as u32);
+    section.settle("connections_max", connections_max);
     section.finish();
     Limits {
         head_bytes_max,
@@ -277,7 +283,7 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         lost_window,
         retry_after_max,
         early_bytes_max,
-        connections_max: connections.map_or(slots, |connections| connections as u32),
+        connections_max,
         send_buffer_bytes,
         receive_buffer_bytes,
     }
@@ -289,6 +295,10 @@ fn read_listener(reader: &Reader<'_>, mut section: Section<'_, '_>) -> Option<Pl
         check_name(reader, "name", name);
     }
     let address = section.required("address", "127.0.0.1:8080");
+    let parsed = address.as_ref().and_then(|address| address.value.parse::<SocketAddr>().ok());
+    if let Some(parsed) = parsed {
+        section.settle("address", format_args!("\"{parsed}\""));
+    }
     section.finish();
     let address = address?;
     match address.value.parse::<SocketAddr>() {
@@ -401,7 +411,7 @@ fn read_backend(
         }
         None => BackendKind::Echo,
     };
-    Placed { value: Backend { name: name.value, kind }, place: name.place }
+    Placed { value: Backend { name: name.value, kind, retired: false }, place: name.place }
 }
 
 fn read_local(reader: &Reader<'_>, mut section: Section<'_, '_>) -> Local {

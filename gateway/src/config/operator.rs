@@ -8,6 +8,8 @@ use super::{AdminOptions, LogFormat, LogOptions};
 pub(super) fn read_admin(reader: &Reader<'_>, mut section: Section<'_, '_>) -> AdminOptions {
     let socket = section.string("socket");
     let mode = section.string("socket_mode");
+    let text = mode.as_ref().map_or("0600", |mode| mode.value.as_str());
+    section.settle("socket_mode", format_args!("\"{text}\""));
     section.finish();
     let socket = socket.map(|socket| {
         if socket.value != "off" && !socket.value.starts_with('/') {
@@ -42,7 +44,7 @@ pub(super) fn read_log(mut section: Section<'_, '_>) -> LogOptions {
     };
     let level = section.word("level", &["info", "error", "warn", "debug"]).to_owned();
     let access = section.boolean("access", true);
-    let lines = section.integer("access_lines_per_second", 1..=1_000_000);
+    let access_lines_per_second = section.number("access_lines_per_second", 1..=1_000_000, 1000);
     section.finish();
-    LogOptions { format, level, access, access_lines_per_second: lines.unwrap_or(1000) }
+    LogOptions { format, level, access, access_lines_per_second }
 }

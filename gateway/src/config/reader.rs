@@ -13,6 +13,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::keys::{Keys, SubjectIndex, written};
 use super::{Fault, Faults};
 
 /// Where something stands: a range of bytes of the text.
@@ -31,6 +32,8 @@ pub(super) struct Reader<'t> {
     found: RefCell<Vec<Found>>,
     /// Every key that was asked for, as `limits.head_bytes_max`.
     asked: RefCell<BTreeSet<String>>,
+    /// What they came to.
+    keys: RefCell<Keys>,
 }
 
 struct Found {
@@ -63,7 +66,8 @@ impl<'t> Reader<'t> {
             })
             .collect();
         let asked = RefCell::new(BTreeSet::new());
-        (Reader { text, found: RefCell::new(found), asked }, table)
+        let keys = RefCell::new(Keys::default());
+        (Reader { text, found: RefCell::new(found), asked, keys }, table)
     }
 
     /// The value at `place` is wrong.
@@ -89,6 +93,16 @@ impl<'t> Reader<'t> {
     /// Every key that was asked for.
     pub(super) fn into_asked(self) -> BTreeSet<String> {
         self.asked.into_inner()
+    }
+
+    /// What every key came to; leaves nothing.
+    pub(super) fn take_keys(&self) -> Keys {
+        self.keys.take()
+    }
+
+    /// What `[[key]]` say has no effect: the command line goes first.
+    pub(super) fn forget_items(&self, key: &str) {
+        self.keys.borrow_mut().forget_items(key);
     }
 
     /// What was found, in the order of the text.
@@ -140,12 +154,13 @@ pub(super) struct Section<'r, 't> {
     place: Place,
     table: Option<&'r DeTable<'t>>,
     asked: Vec<&'static str>,
+    subject: SubjectIndex,
 }
 
 impl<'r, 't> Section<'r, 't> {
     /// The whole file.
     pub(super) fn root(reader: &'r Reader<'t>, table: &'r DeTable<'t>) -> Section<'r, 't> {
-        Section::new(reader, "the file", "", 0..0, Some(table))
+        Section::new(reader, "the file", "", 0..0, Some(table), SubjectIndex::ROOT)
     }
 
     fn new(
@@ -154,9 +169,10 @@ impl<'r, 't> Section<'r, 't> {
         scope: &str,
         place: Place,
         table: Option<&'r DeTable<'t>>,
+        subject: SubjectIndex,
     ) -> Section<'r, 't> {
         let (title, scope) = (title.to_owned(), scope.to_owned());
-        Section { reader, title, scope, place, table, asked: Vec::new() }
+        Section { reader, title, scope, place, table, asked: Vec::new(), subject }
     }
 
     /// Where the table begins.
@@ -195,7 +211,16 @@ impl<'r, 't> Section<'r, 't> {
         if !self.scope.is_empty() {
             self.reader.asked.borrow_mut().insert(format!("{}.{key}", self.scope));
         }
-        self.table?.get(key)
+        let value = self.table.and_then(|table| table.get(key));
+        self.reader.keys.borrow_mut().note(self.subject, key, value.map(Spanned::get_ref));
+        value
+    }
+
+    /// What `key` comes to, as the file would write it: where that is more than its text tells, and
+    /// where it is not written. Of a default that nobody settles it can only be said that it was
+    /// not written, so that writing it out counts as a change.
+    pub(super) fn settle(&self, key: &'static str, value: impl Display) {
+        self.reader.keys.borrow_mut().settle(self.subject, key, value.to_string());
     }
 
     fn wrong_type(&self, key: &str, value: &Spanned<DeValue<'_>>, wanted: &str) {
@@ -208,15 +233,17 @@ impl<'r, 't> Section<'r, 't> {
     /// `[key]`; a section without a table when it is not written, so that defaults apply.
     pub(super) fn section(&mut self, key: &'static str) -> Section<'r, 't> {
         let title = format!("[{key}]");
-        match self.value(key) {
-            None => Section::new(self.reader, &title, key, 0..0, None),
+        let value = self.value(key);
+        let subject = self.reader.keys.borrow_mut().add_section(self.subject, key);
+        match value {
+            None => Section::new(self.reader, &title, key, 0..0, None, subject),
             Some(value) => match value.get_ref() {
                 DeValue::Table(table) => {
-                    Section::new(self.reader, &title, key, value.span(), Some(table))
+                    Section::new(self.reader, &title, key, value.span(), Some(table), subject)
                 }
                 _ => {
                     self.wrong_type(key, value, &format!("a table; write it as {title}"));
-                    Section::new(self.reader, &title, key, value.span(), None)
+                    Section::new(self.reader, &title, key, value.span(), None, subject)
                 }
             },
         }
@@ -231,11 +258,19 @@ impl<'r, 't> Section<'r, 't> {
             return Vec::new();
         };
         let mut sections = Vec::new();
-        for item in array.iter() {
+        for (index, item) in array.iter().enumerate() {
             match item.get_ref() {
                 DeValue::Table(table) => {
-                    let section = Section::new(self.reader, &title, key, item.span(), Some(table));
-                    sections.push(section);
+                    let mut keys = self.reader.keys.borrow_mut();
+                    let subject = keys.add_item(self.subject, key, table, index);
+                    sections.push(Section::new(
+                        self.reader,
+                        &title,
+                        key,
+                        item.span(),
+                        Some(table),
+                        subject,
+                    ));
                 }
                 _ => self.wrong_type(key, item, &format!("a table; write it as {title}")),
             }
@@ -255,7 +290,10 @@ impl<'r, 't> Section<'r, 't> {
             let title = format!("[{key}.{}]", name.get_ref());
             match value.get_ref() {
                 DeValue::Table(table) => {
-                    let section = Section::new(self.reader, &title, key, value.span(), Some(table));
+                    let mut keys = self.reader.keys.borrow_mut();
+                    let subject = keys.add_named(self.subject, key, name.get_ref());
+                    let (reader, place) = (self.reader, value.span());
+                    let section = Section::new(reader, &title, key, place, Some(table), subject);
                     let name = Placed { value: name.get_ref().to_string(), place: name.span() };
                     sections.push((name, section));
                 }
@@ -293,7 +331,10 @@ impl<'r, 't> Section<'r, 't> {
 
     /// One of a few words, the first of which is the default.
     pub(super) fn word(&mut self, key: &'static str, words: &[&'static str]) -> &'static str {
-        let Some(text) = self.string(key) else { return words[0] };
+        let Some(text) = self.string(key) else {
+            self.settle(key, written(words[0]));
+            return words[0];
+        };
         let word = words.iter().find(|word| **word == text.value);
         word.copied().unwrap_or_else(|| {
             self.reader.fault(&text.place, not_one_of(key, &text.value, words));
@@ -303,7 +344,10 @@ impl<'r, 't> Section<'r, 't> {
 
     /// `true` or `false`.
     pub(super) fn boolean(&mut self, key: &'static str, default: bool) -> bool {
-        let Some(value) = self.value(key) else { return default };
+        let Some(value) = self.value(key) else {
+            self.settle(key, default);
+            return default;
+        };
         match value.get_ref() {
             DeValue::Boolean(boolean) => *boolean,
             _ => {
@@ -336,6 +380,18 @@ impl<'r, 't> Section<'r, 't> {
         }
     }
 
+    /// A whole number within `range`, or `default`.
+    pub(super) fn number(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<u64>,
+        default: u64,
+    ) -> u64 {
+        let number = self.integer(key, range).unwrap_or(default);
+        self.settle(key, number);
+        number
+    }
+
     /// A size or count in memory.
     pub(super) fn size(
         &mut self,
@@ -344,7 +400,7 @@ impl<'r, 't> Section<'r, 't> {
         default: usize,
     ) -> usize {
         // Ranges end far below 2^32, and we only run where `usize` has 64 bits.
-        self.integer(key, range).map_or(default, |number| number as usize)
+        self.number(key, range, default as u64) as usize
     }
 
     /// A duration in milliseconds.
@@ -354,7 +410,7 @@ impl<'r, 't> Section<'r, 't> {
         range: RangeInclusive<u64>,
         default: Duration,
     ) -> Duration {
-        self.integer(key, range).map_or(default, Duration::from_millis)
+        Duration::from_millis(self.number(key, range, default.as_millis() as u64))
     }
 
     /// Refuses the keys that nobody asked for.

@@ -21,7 +21,7 @@ backend = \"echo\"
 kind = \"echo\"
 ";
 
-fn machine() -> Machine {
+pub(super) fn machine() -> Machine {
     fn resolve(host: &str, port: u16) -> io::Result<SocketAddr> {
         match host {
             "backend.test" => Ok(SocketAddr::from(([192, 0, 2, 7], port))),
@@ -38,7 +38,7 @@ fn read(text: &str) -> Result<Config, Faults> {
 }
 
 #[track_caller]
-fn good(text: &str) -> Config {
+pub(super) fn good(text: &str) -> Config {
     read(text).unwrap_or_else(|faults| panic!("{faults}\nin\n{text}"))
 }
 
@@ -477,7 +477,10 @@ fn the_documented_values_are_the_defaults() {
         }
         let mut without = lines.clone();
         without.remove(index);
-        assert_eq!(good(&without.join("\n")), whole, "without {line}");
+        let without = good(&without.join("\n"));
+        let changes = succession::changes(&without, &whole);
+        assert_eq!(changes, [], "a default written out is no change: see Section::settle");
+        assert_eq!(without, whole, "without {line}");
         tried += 1;
     }
     assert!(tried > 20, "only {tried} lines with a default");

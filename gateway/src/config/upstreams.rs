@@ -34,7 +34,6 @@ pub(super) fn read_websocket(
     let options = read_options(reader, &mut section);
     let entries = section.sections("upstream");
     let missing = url.is_none() && !section.has("url") && !section.has("upstream");
-    section.finish();
 
     if let Some(path) = &path {
         check_path(reader, path);
@@ -42,12 +41,8 @@ pub(super) fn read_websocket(
     let mut upstreams = Vec::new();
     match (url, entries.is_empty()) {
         (Some(url), true) => {
-            upstreams.extend(resolve(reader, &url, machine).map(|(url, address)| UpstreamSpec {
-                url,
-                address,
-                weight: 1,
-                connections_max: 0,
-                mode: Mode::Active,
+            upstreams.extend(resolve(reader, &section, &url, machine).map(|(url, address)| {
+                UpstreamSpec { url, address, weight: 1, connections_max: 0, mode: Mode::Active }
             }));
         }
         (Some(url), false) => reader.fault(
@@ -70,6 +65,7 @@ pub(super) fn read_websocket(
     if let Err(fault) = Group::new(options.clone(), upstreams.clone(), 0) {
         reader.echo(&place, fault);
     }
+    section.finish();
     let path = path.map(|path| path.value);
     (!upstreams.is_empty()).then_some(Websocket {
         upstreams,
@@ -112,9 +108,8 @@ fn read_upstream(
 ) -> Option<UpstreamSpec> {
     section.set_scope("backend.websocket.upstream");
     let url = section.required("url", "ws://127.0.0.1:3000");
-    let weight = section.integer("weight", 1..=u64::from(WEIGHT_MAX)).unwrap_or(1) as u32;
-    let connections_max = section.integer("connections_max", 0..=u64::from(u32::MAX));
-    let connections_max = connections_max.unwrap_or(0) as u32;
+    let weight = section.number("weight", 1..=u64::from(WEIGHT_MAX), 1) as u32;
+    let connections_max = section.number("connections_max", 0..=u64::from(u32::MAX), 0) as u32;
     let mode = match section.word("mode", &["active", "draining", "disabled"]) {
         "draining" => Mode::Draining,
         "disabled" => Mode::Disabled,
@@ -127,14 +122,16 @@ fn read_upstream(
         );
         reader.fault(&section.place_of("connections_max"), message);
     }
+    let resolved = url.and_then(|url| resolve(reader, &section, &url, machine));
     section.finish();
-    let (url, address) = resolve(reader, &url?, machine)?;
+    let (url, address) = resolved?;
     Some(UpstreamSpec { url, address, weight, connections_max, mode })
 }
 
 /// What a URL names, and where that is.
 fn resolve(
     reader: &Reader<'_>,
+    section: &Section<'_, '_>,
     text: &Placed<String>,
     machine: &Machine,
 ) -> Option<(UpstreamUrl, UpstreamAddress)> {
@@ -152,7 +149,14 @@ fn resolve(
     }
     let (host, port) = url.host_and_port()?;
     match (machine.resolve)(host, port) {
-        Ok(address) => Some((url, UpstreamAddress::Tcp(address))),
+        Ok(address) => {
+            // A name may come to mean another address: that is a change, too.
+            match format!("{host}:{port}") == address.to_string() {
+                true => section.settle("url", format_args!("\"{url}\"")),
+                false => section.settle("url", format_args!("\"{url}\" ({address})")),
+            }
+            Some((url, UpstreamAddress::Tcp(address)))
+        }
         Err(error) => fault(&format!(
             "`{host}` does not resolve ({error}); correct the name, add it to DNS or /etc/hosts, \
              or write the address"
@@ -165,8 +169,8 @@ fn read_options(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> GroupOpti
     let words = ["least-connections", "round-robin", "random-two", "hash"];
     let balance = section.word("balance", &words);
     let key = section.string("hash_key");
-    let load = section.integer("hash_load_percent", 0..=1000);
-    let load = load.unwrap_or(u64::from(LOAD_FACTOR_PERCENT_DEFAULT)) as u32;
+    let load = u64::from(LOAD_FACTOR_PERCENT_DEFAULT);
+    let load = section.number("hash_load_percent", 0..=1000, load) as u32;
     if (1..100).contains(&load) {
         let message = format!(
             "`hash_load_percent` is {load}: an upstream has to take its even share, which is 100; \
@@ -179,7 +183,10 @@ fn read_options(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> GroupOpti
             reader.fault(&text.place, format!("`hash_key` is \"{}\": {why}", text.value));
             HashKey::ClientIp
         }),
-        None => HashKey::ClientIp,
+        None => {
+            section.settle("hash_key", "\"client-ip\"");
+            HashKey::ClientIp
+        }
     };
     let balance = match balance {
         "round-robin" => Balance::RoundRobin,
@@ -188,9 +195,11 @@ fn read_options(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> GroupOpti
         _ => Balance::LeastConnections,
     };
     let health = HealthOptions {
-        eject_failures: section
-            .integer("eject_failures", 0..=1000)
-            .map_or(default.health.eject_failures, |number| number as u32),
+        eject_failures: section.number(
+            "eject_failures",
+            0..=1000,
+            u64::from(default.health.eject_failures),
+        ) as u32,
         eject: section.milliseconds("eject_ms", 1..=AGE_MS_MAX, default.health.eject),
         eject_max: section.milliseconds("eject_max_ms", 1..=AGE_MS_MAX, default.health.eject_max),
         ..default.health
@@ -201,8 +210,8 @@ fn read_options(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> GroupOpti
         reader.fault(&section.place_of("eject_max_ms"), message);
     }
     let slow_start = section.milliseconds("slow_start_ms", 0..=AGE_MS_MAX, Duration::ZERO);
-    let panic_percent = section.integer("panic_percent", 0..=100);
-    let panic_percent = panic_percent.map_or(default.panic_percent, |number| number as u32);
+    let panic_percent = u64::from(default.panic_percent);
+    let panic_percent = section.number("panic_percent", 0..=100, panic_percent) as u32;
     let cookie = read_cookie(reader, section);
     GroupOptions { balance, health, slow_start, panic_percent, cookie }
 }
@@ -229,12 +238,11 @@ fn read_cookie(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> Option<Sti
         );
         reader.fault(&name.place, message);
     }
-    wanted.then(|| StickyCookie {
-        name: name.map_or_else(|| COOKIE_NAME_DEFAULT.to_owned(), |name| name.value),
-        secret: secret.map(|secret| secret.value.into_bytes()).unwrap_or_default(),
-        max_age,
-        same_site,
-    })
+    let name = name.map_or_else(|| COOKIE_NAME_DEFAULT.to_owned(), |name| name.value);
+    section.settle("sticky_cookie_name", format_args!("{name:?}"));
+    let secret = secret.map(|secret| secret.value).unwrap_or_default();
+    section.settle("sticky_cookie_secret", format_args!("{secret:?}"));
+    wanted.then(|| StickyCookie { name, secret: secret.into_bytes(), max_age, same_site })
 }
 
 /// Reads what clients are told apart by. The error says what to write instead.
