@@ -24,6 +24,7 @@ use std::time::Duration;
 
 pub use machine::{Machine, raise_descriptor_limit};
 
+use crate::checks::CheckOptions;
 use crate::limits::Limits;
 use crate::rooms::RoomLimits;
 use crate::route::{Route, Routes};
@@ -126,6 +127,8 @@ pub struct Websocket {
     pub path: Option<String>,
     /// Whether they are asked for what is no WebSocket too.
     pub http: bool,
+    /// How they are checked. `None`: they are not.
+    pub check: Option<CheckOptions>,
     /// What becomes of the clients of one that is drained, disabled or taken off the list.
     pub drained_clients: Clients,
     /// What becomes of the clients of one that its health checks find down.

@@ -14,6 +14,8 @@ pub mod route;
 pub mod upstream;
 pub mod ws;
 
+pub mod checks;
+
 pub mod config;
 pub mod limits;
 pub mod metrics;
