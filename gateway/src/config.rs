@@ -30,12 +30,12 @@ use std::time::Duration;
 
 pub use machine::{Machine, raise_descriptor_limit};
 
-use keys::Keys;
-
+use crate::checks::CheckOptions;
 use crate::limits::Limits;
 use crate::rooms::RoomLimits;
 use crate::route::{Route, Routes};
 use crate::upstream::{GroupOptions, UpstreamSpec};
+use keys::Keys;
 
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,6 +187,8 @@ pub struct Websocket {
     pub path: Option<String>,
     /// Whether they are asked for what is no WebSocket too.
     pub http: bool,
+    /// How they are checked. `None`: they are not.
+    pub check: Option<CheckOptions>,
     /// What becomes of the clients of one that is drained, disabled or taken off the list.
     pub drained_clients: Clients,
     /// What becomes of the clients of one that its health checks find down.

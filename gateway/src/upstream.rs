@@ -46,7 +46,7 @@ use health::Record;
 pub use address::{UNIX_PATH_BYTES_MAX, UpstreamAddress, UpstreamName, UpstreamUrl};
 pub use cookie::{COOKIE_NAME_DEFAULT, CookieToken, SameSite, StickyCookie};
 pub use hash::stable_hash;
-pub use health::{Health, HealthOptions};
+pub use health::{Checked, Health, HealthOptions};
 pub use key::{HashKey, cookie_value, sid_of};
 pub use open_packet::{OPEN_PACKET_BYTES_MAX, OpenScan, OpenScanner, SID_BYTES_MAX};
 pub use sids::{Sid, Sids};

@@ -6,6 +6,7 @@ use std::io;
 
 use super::check::check;
 use super::*;
+use crate::checks::{CheckKind, CheckOptions, StatusSet};
 use crate::upstream::{Balance, GroupOptions, HashKey, Mode, UpstreamAddress, UpstreamSpec};
 
 /// The annotated file, which is also the reference of all keys.
@@ -298,6 +299,7 @@ fn upstreams() {
             options: GroupOptions::default(),
             preserve_host,
             http: true,
+            check: None,
             path: path.map(str::to_owned),
             drained_clients: Clients::Stay,
             down_clients: Clients::Stay,
@@ -380,6 +382,79 @@ fn faulty_groups() {
         (format!("{list}{list}"), "1:1: ws://127.0.0.1:1 is listed twice"),
     ] {
         faulty_below(&group(&lines), &[fault]);
+    }
+}
+
+#[test]
+fn checks() {
+    let check = |lines: &str| {
+        let config = good(&format!(
+            "{GOOD}[backend.g]\nkind = \"websocket\"\nurl = \"ws://127.0.0.1:1\"\n{lines}"
+        ));
+        match config.backends.into_iter().find(|backend| backend.name == "g").map(|it| it.kind) {
+            Some(BackendKind::Websocket(group)) => (group.check, group.options.health),
+            other => panic!("{other:?}"),
+        }
+    };
+    let ms = Duration::from_millis;
+    let default = |kind| {
+        let (path, host, interval, timeout) = (None, None, ms(5000), ms(2000));
+        Some(CheckOptions { kind, path, host, interval, timeout })
+    };
+    let expected = StatusSet::default();
+    assert_eq!(check("").0, None);
+    assert_eq!(check("check = \"off\"\ncheck_path = \"/\"\n").0, None);
+    assert_eq!(check("check = \"connect\"\n").0, default(CheckKind::Connect));
+    assert_eq!(check("check = \"websocket\"\n").0, default(CheckKind::Websocket));
+    let (options, health) = check("check = \"http\"\n");
+    assert_eq!((options, health.rise, health.fall), (default(CheckKind::Http { expected }), 2, 3));
+
+    let (options, health) = check(
+        "check = \"http\"\ncheck_path = \"/up?x=1\"\ncheck_host = \"a.test:81\"\n\
+         check_status = \"204, 301-308\"\ncheck_interval_ms = 10\ncheck_timeout_ms = 10\n\
+         check_rise = 1000\ncheck_fall = 1\n",
+    );
+    let want = CheckOptions {
+        kind: CheckKind::Http { expected: "204,301-308".parse().expect("a set") },
+        path: Some("/up?x=1".to_owned()),
+        host: Some("a.test:81".to_owned()),
+        interval: ms(10),
+        timeout: ms(10),
+    };
+    assert_eq!((options, health.rise, health.fall), (Some(want), 1000, 1));
+    // The default of the timeout follows a short interval.
+    let (options, _) = check("check = \"connect\"\ncheck_interval_ms = 1000\n");
+    assert_eq!(options.map(|it| it.timeout), Some(ms(1000)));
+}
+
+#[test]
+fn faulty_checks() {
+    for (lines, fault) in [
+        ("check = \"htp\"", "4:9: `check` is \"htp\": not known; did you mean \"http\"?"),
+        ("check = true", "4:9: `check` is a boolean: it must be a string"),
+        ("check_path = \"up\"", "4:14: `check_path` is \"up\": a path begins with `/`; write"),
+        ("check_path = \"/a b\"", "4:14: `check_path` is \"/a b\": a path on the wire"),
+        ("check_host = \"a/b\"", "4:14: `check_host` is \"a/b\": it is a name or an address"),
+        ("check_status = 200", "4:16: `check_status` is an integer: it must be a string"),
+        ("check_status = \"2xx\"", "4:16: `check_status` is \"2xx\": a status is a number from"),
+        ("check_status = \"399-200\"", "4:16: `check_status` is \"399-200\": a range begins"),
+        ("check_interval_ms = 9", "4:21: `check_interval_ms` is 9: out of range; choose"),
+        ("check_timeout_ms = 0", "4:20: `check_timeout_ms` is 0: out of range; choose a number"),
+        (
+            "check_timeout_ms = 5001",
+            "4:20: `check_timeout_ms` is 5001: the next check begins after 5000",
+        ),
+        (
+            "check_interval_ms = 50\ncheck_timeout_ms = 51",
+            "5:20: `check_timeout_ms` is 51: the next check begins after 50 (`check_interval_ms`)",
+        ),
+        ("check_rise = 0", "4:14: `check_rise` is 0: out of range; choose a number from 1 to 1000"),
+        ("check_fall = 1001", "4:14: `check_fall` is 1001: out of range"),
+        ("check_intervall_ms = 1", "4:1: unknown key `check_intervall_ms`: [backend.g] has"),
+    ] {
+        let text =
+            format!("[backend.g]\nkind = \"websocket\"\nurl = \"ws://127.0.0.1:1\"\n{lines}\n");
+        faulty_below(&text, &[fault]);
     }
 }
 

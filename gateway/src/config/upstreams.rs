@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::machine::Machine;
 use super::reader::{Placed, Reader, Section};
 use super::{Clients, Websocket};
+use crate::checks::{CheckKind, CheckOptions, StatusSet, check_host, check_path};
 use crate::route::PathPattern;
 use crate::upstream::{
     Balance, COOKIE_NAME_DEFAULT, Group, GroupOptions, HashKey, HealthOptions,
@@ -32,11 +33,12 @@ pub(super) fn read_websocket(
     let drained_clients = read_clients(&mut section, "drained_clients");
     let down_clients = read_clients(&mut section, "down_clients");
     let options = read_options(reader, &mut section);
+    let check = read_check(reader, &mut section);
     let entries = section.sections("upstream");
     let missing = url.is_none() && !section.has("url") && !section.has("upstream");
 
     if let Some(path) = &path {
-        check_path(reader, path);
+        check_replacement(reader, path);
     }
     let mut upstreams = Vec::new();
     match (url, entries.is_empty()) {
@@ -73,6 +75,7 @@ pub(super) fn read_websocket(
         preserve_host,
         path,
         http,
+        check,
         drained_clients,
         down_clients,
     })
@@ -85,7 +88,7 @@ fn read_clients(section: &mut Section<'_, '_>, key: &'static str) -> Clients {
     }
 }
 
-fn check_path(reader: &Reader<'_>, path: &Placed<String>) {
+fn check_replacement(reader: &Reader<'_>, path: &Placed<String>) {
     match path.value.parse::<PathPattern>() {
         Ok(PathPattern::Exact(_)) => {}
         Ok(PathPattern::Prefix(_)) => {
@@ -194,7 +197,10 @@ fn read_options(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> GroupOpti
         "hash" => Balance::Hash { key, load_factor_percent: (load > 0).then_some(load) },
         _ => Balance::LeastConnections,
     };
+    let mut checks = |key, default: u32| section.number(key, 1..=1000, u64::from(default)) as u32;
     let health = HealthOptions {
+        rise: checks("check_rise", default.health.rise),
+        fall: checks("check_fall", default.health.fall),
         eject_failures: section.number(
             "eject_failures",
             0..=1000,
@@ -202,7 +208,6 @@ fn read_options(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> GroupOpti
         ) as u32,
         eject: section.milliseconds("eject_ms", 1..=AGE_MS_MAX, default.health.eject),
         eject_max: section.milliseconds("eject_max_ms", 1..=AGE_MS_MAX, default.health.eject_max),
-        ..default.health
     };
     if health.eject > health.eject_max {
         let message = "`eject_max_ms` is less than `eject_ms`: the first ejection would be longer \
@@ -214,6 +219,51 @@ fn read_options(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> GroupOpti
     let panic_percent = section.number("panic_percent", 0..=100, panic_percent) as u32;
     let cookie = read_cookie(reader, section);
     GroupOptions { balance, health, slow_start, panic_percent, cookie }
+}
+
+fn read_check(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> Option<CheckOptions> {
+    let word = section.word("check", &["off", "http", "websocket", "connect"]);
+    let path = section.string("check_path");
+    let host = section.string("check_host");
+    let status = section.string("check_status");
+    let interval = Duration::from_secs(5);
+    let interval = section.milliseconds("check_interval_ms", 10..=AGE_MS_MAX, interval);
+    let timeout = Duration::from_secs(2).min(interval);
+    let timeout = section.milliseconds("check_timeout_ms", 1..=600_000, timeout);
+    if timeout > interval {
+        let message = format!(
+            "`check_timeout_ms` is {}: the next check begins after {} (`check_interval_ms`); set it \
+             to that at most, or leave it out",
+            timeout.as_millis(),
+            interval.as_millis()
+        );
+        reader.fault(&section.place_of("check_timeout_ms"), message);
+    }
+    let fault = |key: &str, text: &Placed<String>, why: &str| {
+        reader.fault(&text.place, format!("`{key}` is \"{}\": {why}", text.value));
+    };
+    if let Some(path) = &path {
+        check_path(&path.value).unwrap_or_else(|why| fault("check_path", path, why));
+    }
+    if let Some(host) = &host {
+        check_host(&host.value).unwrap_or_else(|why| fault("check_host", host, why));
+    }
+    let expected = match status.as_ref().map(|text| (text, text.value.parse())) {
+        None => StatusSet::default(),
+        Some((_, Ok(expected))) => expected,
+        Some((text, Err(why))) => {
+            fault("check_status", text, why);
+            StatusSet::default()
+        }
+    };
+    let kind = match word {
+        "http" => CheckKind::Http { expected },
+        "websocket" => CheckKind::Websocket,
+        "connect" => CheckKind::Connect,
+        _ => return None,
+    };
+    let (path, host) = (path.map(|path| path.value), host.map(|host| host.value));
+    Some(CheckOptions { kind, path, host, interval, timeout })
 }
 
 fn read_cookie(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> Option<StickyCookie> {

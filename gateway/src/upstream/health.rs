@@ -58,12 +58,41 @@ pub enum Health {
     },
 }
 
+/// What the checks of one upstream say together: `fall` failed ones in a row take it down, `rise`
+/// good ones bring it up again. It begins up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    is_down: bool,
+    /// Checks in a row that speak against what `is_down` says.
+    contrary: u32,
+}
+
+impl Checked {
+    /// Whether it is down.
+    pub fn is_down(&self) -> bool {
+        self.is_down
+    }
+
+    /// What one more check has found. Answers whether that has changed [`Checked::is_down`].
+    pub fn on_result(&mut self, ok: bool, options: &HealthOptions) -> bool {
+        if ok != self.is_down {
+            self.contrary = 0;
+            return false;
+        }
+        self.contrary += 1;
+        let enough = if ok { options.rise } else { options.fall };
+        let changes = self.contrary >= enough;
+        if changes {
+            *self = Checked { is_down: !ok, contrary: 0 };
+        }
+        changes
+    }
+}
+
 /// What is remembered of one upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Record {
-    is_down: bool,
-    /// Checks in a row that speak against what `is_down` says.
-    contrary_checks: u32,
+    checked: Checked,
     /// Clients in a row that it failed.
     failures: u32,
     /// Ejections that followed on each other.
@@ -79,8 +108,7 @@ impl Record {
     /// Of an upstream that clients can come to since then.
     pub(super) fn new(available_since: Option<Time>) -> Record {
         Record {
-            is_down: false,
-            contrary_checks: 0,
+            checked: Checked::default(),
             failures: 0,
             ejections: 0,
             ejected_until: Time(0),
@@ -90,7 +118,7 @@ impl Record {
     }
 
     pub(super) fn health(&self, now: Time) -> Health {
-        if self.is_down {
+        if self.checked.is_down {
             Health::Down
         } else if now < self.ejected_until {
             Health::Ejected { until: self.ejected_until }
@@ -105,19 +133,9 @@ impl Record {
     }
 
     pub(super) fn on_check_result(&mut self, ok: bool, now: Time, options: &HealthOptions) {
-        if ok != self.is_down {
-            self.contrary_checks = 0;
-            return;
-        }
-        self.contrary_checks += 1;
-        let enough = if ok { options.rise } else { options.fall };
-        if self.contrary_checks >= enough {
-            self.is_down = !ok;
-            self.contrary_checks = 0;
-            if ok {
-                self.failures = 0;
-                self.available_since = Some(now);
-            }
+        if self.checked.on_result(ok, options) && ok {
+            self.failures = 0;
+            self.available_since = Some(now);
         }
     }
 
