@@ -57,6 +57,8 @@ impl Table {
         conn.side = side;
         conn.peer = peer;
         conn.received_at = now;
+        conn.opened_at = now;
+        conn.data_at = now;
         self.open += 1;
         self.clients += u32::from(side == Side::Client);
         ConnId { slot, generation }
@@ -128,6 +130,8 @@ impl Conn {
             outbox: Outbox::default(),
             peer: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
             received_at: Time(0),
+            opened_at: Time(0),
+            data_at: Time(0),
             deadline: Time::NEVER,
         }
     }
