@@ -310,15 +310,15 @@ fn next_deadline(
 
 /// A part of `most`, as a number that may be anything picks it.
 fn spread(number: u64, most: Duration) -> Duration {
-    Duration::from_nanos((u128::from(number) * most.as_nanos() >> 64) as u64)
+    Duration::from_nanos(((u128::from(number) * most.as_nanos()) >> 64) as u64)
 }
 
 /// Numbers that differ in little give numbers that differ in half of their bits (the finalizer of
 /// splitmix64).
 fn mixed(number: u64) -> u64 {
-    let number = (number ^ number >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let number = (number ^ number >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-    number ^ number >> 31
+    let number = (number ^ (number >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    number ^ (number >> 31)
 }
 
 fn outbox_deadline(conn: &Conn, limits: &Limits) -> Time {
