@@ -55,12 +55,14 @@ pub struct Conn {
     pub outbox: Outbox,
     /// The other end's address.
     pub peer: SocketAddr,
-    /// When it appeared.
-    pub opened_at: Time,
     /// What went through it.
     pub traffic: Traffic,
     /// When the last byte came.
     pub received_at: Time,
+    /// When it was accepted, or connected; from its upgrade on, when that was.
+    pub opened_at: Time,
+    /// Of a WebSocket: when it last sent data, or was sent some by a room.
+    pub data_at: Time,
     /// When it has to have moved on; what that means depends on the state.
     pub deadline: Time,
 }
@@ -296,12 +298,25 @@ pub struct Relay {
     pub other: ConnId,
     /// Reads the headers of what this peer sends.
     pub scanner: Scanner,
+    /// We have put a Ping into what this peer is sent, and its Pong has not been taken out of what
+    /// comes from it.
+    pub pong_awaited: bool,
+    /// A frame of ours is due to this peer, and one that passes has to end first.
+    pub frame_awaited: bool,
 }
 
 impl Conn {
     /// Whose connection it is: where it came from.
     pub fn client_ip(&self) -> std::net::IpAddr {
         self.peer.ip()
+    }
+
+    /// Whether its WebSocket is open, and neither side has begun to end it.
+    pub fn is_talking(&self) -> bool {
+        let Flags { close_sent, close_received, read_done, shut_wanted, .. } = self.flags;
+        let ends = close_sent || close_received || read_done || shut_wanted;
+        let is_websocket = matches!(self.state, State::Echo(_) | State::Rooms(_) | State::Relay(_));
+        self.phase == Phase::Open && is_websocket && self.cause.is_none() && !ends
     }
 
     /// Whether a send is in flight that waits for the peer as long as it takes.

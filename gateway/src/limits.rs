@@ -68,6 +68,8 @@ pub struct Limits {
     pub request_body_bytes_max: usize,
     /// One message of a client, all its fragments together. At most [`MESSAGE_BYTES_MAX`].
     pub message_bytes_max: usize,
+    /// The payload of one frame of a client; zero: as much as its message may have.
+    pub frame_bytes_max: usize,
     /// Bytes queued for one peer. At least `message_bytes_max` and [`OUTBOX_SPARE_BYTES`].
     pub outbox_bytes_max: usize,
     /// How long the oldest of those bytes may have waited.
@@ -76,6 +78,12 @@ pub struct Limits {
     pub ping_interval: Duration,
     /// From a Ping to the end of patience.
     pub ping_timeout: Duration,
+    /// As `ping_interval`, toward the upstream of a relayed client; zero: no Pings.
+    pub upstream_ping_interval: Duration,
+    /// From the last data frame in either direction to the end; zero: never.
+    pub idle_timeout: Duration,
+    /// From the upgrade to the end, of which up to a tenth is taken off; zero: never.
+    pub duration_max: Duration,
     /// From our Close frame to closing the socket without the peer's.
     pub close_timeout: Duration,
     /// In this time the clients of an upstream that has died are told; few clients take less.
@@ -109,10 +117,14 @@ const DEFAULTS: Limits = Limits {
     keepalive_timeout: Duration::from_millis(60_000),
     request_body_bytes_max: 1 << 20,
     message_bytes_max: 1 << 20,
+    frame_bytes_max: 0,
     outbox_bytes_max: outbox_bytes_default(1 << 20),
     outbox_age_max: Duration::from_millis(30_000),
     ping_interval: Duration::from_millis(25_000),
     ping_timeout: Duration::from_millis(20_000),
+    upstream_ping_interval: Duration::ZERO,
+    idle_timeout: Duration::ZERO,
+    duration_max: Duration::ZERO,
     close_timeout: Duration::from_millis(5000),
     lost_window: Duration::from_millis(2000),
     retry_after_max: Duration::from_millis(5000),

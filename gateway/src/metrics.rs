@@ -14,6 +14,8 @@ pub enum Cause {
     ClientTimeoutPing,
     /// Nothing but control frames within `idle_timeout_ms`.
     ClientTimeoutIdle,
+    /// `duration_max_ms` is over.
+    DurationLimit,
     /// The request head did not arrive within `handshake_timeout_ms`.
     ClientTimeoutHandshake,
     /// The request was refused before an upgrade: an HTTP status was the answer.
@@ -24,7 +26,7 @@ pub enum Cause {
     ProtocolError,
     /// A text message or a close reason was not UTF-8.
     BadUtf8,
-    /// A message was larger than `message_bytes_max`.
+    /// A message was larger than `message_bytes_max`, or a frame than `frame_bytes_max`.
     TooBig,
     /// More messages, bytes, control frames or connections than its limits allow.
     RateLimited,
@@ -38,7 +40,8 @@ pub enum Cause {
     BackendClose,
     /// The upstream could not be reached, refused, broke a rule, or was lost.
     BackendGone,
-    /// The upstream did not connect or answer within `connect_timeout_ms`.
+    /// The upstream did not connect or answer within `connect_timeout_ms`, or no Ping within
+    /// `ping_timeout_ms`.
     BackendTimeout,
     /// The gateway, or the upstream that it was at, is being emptied.
     Drain,
@@ -52,11 +55,12 @@ pub enum Cause {
 
 impl Cause {
     /// All causes, in the order of their numbers.
-    pub const ALL: [Cause; 21] = [
+    pub const ALL: [Cause; 22] = [
         Cause::ClientClose,
         Cause::ClientGone,
         Cause::ClientTimeoutPing,
         Cause::ClientTimeoutIdle,
+        Cause::DurationLimit,
         Cause::ClientTimeoutHandshake,
         Cause::HandshakeRejected,
         Cause::HttpDone,
@@ -83,6 +87,7 @@ impl Cause {
             Cause::ClientGone => "client_gone",
             Cause::ClientTimeoutPing => "client_timeout_ping",
             Cause::ClientTimeoutIdle => "client_timeout_idle",
+            Cause::DurationLimit => "duration_limit",
             Cause::ClientTimeoutHandshake => "client_timeout_handshake",
             Cause::HandshakeRejected => "handshake_rejected",
             Cause::HttpDone => "http_done",

@@ -2,17 +2,27 @@
 
 use std::time::Duration;
 
+use crate::conn::Side;
 use crate::limits::Limits;
+use crate::ws;
 
 /// The policy of one route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// One message of a client, all its fragments together. At most [`Limits::message_bytes_max`].
     pub message_bytes_max: usize,
+    /// The payload of one frame of a client; zero: as much as its message may have.
+    pub frame_bytes_max: usize,
     /// From the last sign of life to a Ping; zero: no Pings.
     pub ping_interval: Duration,
     /// From a Ping to the end of patience.
     pub ping_timeout: Duration,
+    /// As `ping_interval`, toward the upstream of a relayed client; zero: no Pings.
+    pub upstream_ping_interval: Duration,
+    /// From the last data frame in either direction to the end; zero: never.
+    pub idle_timeout: Duration,
+    /// From the upgrade to the end, of which up to a tenth is taken off; zero: never.
+    pub duration_max: Duration,
 }
 
 impl Policy {
@@ -20,8 +30,27 @@ impl Policy {
     pub fn of(limits: &Limits) -> Policy {
         Policy {
             message_bytes_max: limits.message_bytes_max,
+            frame_bytes_max: limits.frame_bytes_max,
             ping_interval: limits.ping_interval,
             ping_timeout: limits.ping_timeout,
+            upstream_ping_interval: limits.upstream_ping_interval,
+            idle_timeout: limits.idle_timeout,
+            duration_max: limits.duration_max,
         }
+    }
+
+    /// From the last sign of life of the peer on this side to a Ping; zero: no Pings.
+    pub fn ping_interval_of(&self, side: Side) -> Duration {
+        match side {
+            Side::Client => self.ping_interval,
+            Side::Upstream => self.upstream_ping_interval,
+        }
+    }
+
+    /// What frames are held against.
+    pub fn frame_limits(&self) -> ws::Limits {
+        let frame_bytes_max =
+            if self.frame_bytes_max == 0 { usize::MAX } else { self.frame_bytes_max };
+        ws::Limits { message_bytes_max: self.message_bytes_max, frame_bytes_max }
     }
 }

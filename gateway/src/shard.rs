@@ -87,6 +87,8 @@ pub struct Shard<R: Ring> {
     journal: Arc<Journal>,
     /// `{"event":"ping"}` as a frame, for pages.
     ping_frame: bytes::Bytes,
+    /// What our Pings in a relay carry, so that we know the Pongs: nobody else's Pings do.
+    ping_payload: [u8; 8],
     /// When to accept again after the system had no descriptor to give.
     accept_retry_at: Time,
     /// Clients that are asked to leave at a pace, and when that went on last.
@@ -149,6 +151,7 @@ impl<R: Ring> Shard<R> {
             starved: VecDeque::new(),
             doomed: Vec::new(),
             mail,
+            ping_payload: random.next_u64().to_ne_bytes(),
             random,
             metrics: counters,
             journal,
@@ -350,6 +353,7 @@ impl rooms::Outlet for Post<'_> {
             self.doomed.push((to, Cause::SlowConsumer, 1008, "slow consumer"));
             return;
         }
+        conn.data_at = self.now;
         conn.outbox.push_shared(frame, self.stores, self.now);
         conn.traffic.sent(1);
         mark_dirty(conn, to.slot, self.dirty);

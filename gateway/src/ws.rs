@@ -47,6 +47,8 @@ pub struct Decoder {
 pub struct Limits {
     /// The largest message, all its frames together. More than 4 GiB is never accepted.
     pub message_bytes_max: usize,
+    /// The largest payload of one frame of a client. No less than a control frame has (125).
+    pub frame_bytes_max: usize,
 }
 
 /// The two kinds of message.
@@ -166,6 +168,11 @@ impl Decoder {
     /// Bytes that this connection's assembly takes, for the memory ledger.
     pub fn assembly_bytes(&self) -> usize {
         self.assembly.capacity()
+    }
+
+    /// Bytes here of a message that is not complete.
+    pub fn partial_bytes(&self) -> usize {
+        self.message_bytes
     }
 
     /// Gives the assembly back. For a connection that closes: the decoder reads no more.
@@ -412,6 +419,8 @@ pub enum ProtocolError {
     TextNotUtf8,
     /// A message above the limit (§10.4).
     MessageTooBig,
+    /// A client's frame above the limit (§10.4).
+    FrameTooBig,
 }
 
 impl ProtocolError {
@@ -428,7 +437,7 @@ impl ProtocolError {
     pub fn cause(self) -> Cause {
         match self {
             ProtocolError::CloseReasonNotUtf8 | ProtocolError::TextNotUtf8 => Cause::BadUtf8,
-            ProtocolError::MessageTooBig => Cause::TooBig,
+            ProtocolError::MessageTooBig | ProtocolError::FrameTooBig => Cause::TooBig,
             _ => Cause::ProtocolError,
         }
     }
@@ -456,6 +465,7 @@ impl fmt::Display for ProtocolError {
             ProtocolError::CloseReasonNotUtf8 => "close reason is not UTF-8 (section 5.5.1)",
             ProtocolError::TextNotUtf8 => "text is not UTF-8 (RFC 6455 section 8.1)",
             ProtocolError::MessageTooBig => "message above the configured size",
+            ProtocolError::FrameTooBig => "frame above the configured size",
         })
     }
 }
@@ -466,7 +476,7 @@ impl std::error::Error for ProtocolError {}
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { message_bytes_max: 1000 };
+    const LIMITS: Limits = Limits { message_bytes_max: 1000, frame_bytes_max: 2000 };
 
     /// Drains `next`, one line per event, and an error once.
     fn read(decoder: &mut Decoder, spares: &mut Spares, bytes: &[u8]) -> Vec<String> {
@@ -637,10 +647,31 @@ mod tests {
         check(&wire, &["binary 1000 bytes"]);
     }
 
+    /// Each frame for itself, and from its header; what all of them may have is another limit.
+    #[test]
+    fn a_frame_has_a_limit_of_its_own() {
+        let limits = Limits { message_bytes_max: 1000, frame_bytes_max: 200 };
+        let mut spares = Spares::default();
+        let mut next = |wire: &[u8]| {
+            let (mut decoder, mut buffer) = (Decoder::default(), wire.to_vec());
+            let event = decoder.next(&mut buffer, &mut 0, &limits, &mut spares);
+            event.map(|event| event.map(|event| line(&event)))
+        };
+        let fits = frame(0x82, &[b'x'; 200]);
+        assert_eq!(next(&fits), Ok(Some("binary 200 bytes".to_owned())));
+        let many = [frame(0x02, &[b'x'; 200]), frame(0x80, &[b'x'; 200])].concat();
+        assert_eq!(next(&many), Ok(Some("binary 400 bytes".to_owned())));
+        let error = next(&frame(0x82, &[b'x'; 201])[..8]).expect_err("too big");
+        assert_eq!((error, error.close_code()), (ProtocolError::FrameTooBig, 1009));
+        assert_eq!(error.cause(), Cause::TooBig);
+        let second = [frame(0x02, b"x"), frame(0x80, &[b'x'; 201])].concat();
+        assert_eq!(next(&second), Err(ProtocolError::FrameTooBig));
+    }
+
     #[test]
     fn a_declared_length_reserves_nothing() {
         let (mut decoder, mut spares) = (Decoder::default(), Spares::default());
-        let limits = Limits { message_bytes_max: usize::MAX };
+        let limits = Limits { message_bytes_max: usize::MAX, frame_bytes_max: usize::MAX };
         let mut buffer = b"\x82\xff\0\0\0\0\xff\xff\xff\xff\0\0\0\0abc".to_vec();
         let mut consumed = 0;
         assert_eq!(decoder.next(&mut buffer, &mut consumed, &limits, &mut spares), Ok(None));
@@ -677,7 +708,7 @@ mod tests {
 
     #[test]
     fn the_assembly_is_never_larger_than_what_it_may_have_to_hold() {
-        let limits = Limits { message_bytes_max: 150_000 };
+        let limits = Limits { message_bytes_max: 150_000, frame_bytes_max: usize::MAX };
         let (mut decoder, mut spares) = (Decoder::default(), Spares::default());
         let (mut grown, mut last) = (0, 0);
         for index in 0..150_000u32 {

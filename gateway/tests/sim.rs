@@ -20,5 +20,7 @@ mod relay;
 mod rooms;
 #[path = "sim/stop.rs"]
 mod stop;
+#[path = "sim/timeouts.rs"]
+mod timeouts;
 #[path = "sim/world.rs"]
 mod world;

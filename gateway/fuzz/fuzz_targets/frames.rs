@@ -7,7 +7,7 @@ use gateway::ws::{Decoder, Limits};
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let Some((&cut, wire)) = input.split_first() else { return };
-    let limits = Limits { message_bytes_max: 4096 };
+    let limits = Limits { message_bytes_max: 4096, frame_bytes_max: 1024 };
     let cut = usize::from(cut).min(wire.len());
     let forwarded = |parts: &[&[u8]]| {
         let (mut scanner, mut out) =

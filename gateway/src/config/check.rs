@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::keys::written;
 use super::operator::{read_admin, read_log};
-use super::policy::read_policy;
+use super::policy::{read_frame_bytes_max, read_policy};
 use super::reader::{Place, Placed, Reader, Section, closest, not_one_of};
 use super::upstreams::read_websocket;
 use super::{
@@ -26,6 +26,9 @@ use crate::upstream::UpstreamAddress;
 pub(super) const TIMEOUT_MS_MAX: u64 = 600_000;
 /// A day.
 pub(super) const AGE_MS_MAX: u64 = 86_400_000;
+
+/// 30 days: what a connection may last at most, where that is bounded.
+pub(super) const DURATION_MS_MAX: u64 = 2_592_000_000;
 /// Names are labels of metrics.
 const NAME_BYTES_MAX: usize = 64;
 
@@ -205,6 +208,7 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         125..=(MESSAGE_BYTES_MAX as u64),
         default.message_bytes_max,
     );
+    let frame_bytes_max = read_frame_bytes_max(reader, &mut section, default.frame_bytes_max);
     let outbox_bytes_max =
         section.size("outbox_bytes_max", 1..=(1 << 30), outbox_bytes_default(message_bytes_max));
     let outbox_age_max =
@@ -213,6 +217,15 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         section.milliseconds("ping_interval_ms", 0..=AGE_MS_MAX, default.ping_interval);
     let ping_timeout =
         section.milliseconds("ping_timeout_ms", timeout.clone(), default.ping_timeout);
+    let upstream_ping_interval = section.milliseconds(
+        "upstream_ping_interval_ms",
+        0..=AGE_MS_MAX,
+        default.upstream_ping_interval,
+    );
+    let idle_timeout =
+        section.milliseconds("idle_timeout_ms", 0..=AGE_MS_MAX, default.idle_timeout);
+    let duration_max =
+        section.milliseconds("duration_max_ms", 0..=DURATION_MS_MAX, default.duration_max);
     let close_timeout = section.milliseconds("close_timeout_ms", timeout, default.close_timeout);
     let lost_window = section.milliseconds("lost_window_ms", 0..=AGE_MS_MAX, default.lost_window);
     let retry_after_max =
@@ -275,10 +288,14 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         keepalive_timeout,
         request_body_bytes_max,
         message_bytes_max,
+        frame_bytes_max,
         outbox_bytes_max,
         outbox_age_max,
         ping_interval,
         ping_timeout,
+        upstream_ping_interval,
+        idle_timeout,
+        duration_max,
         close_timeout,
         lost_window,
         retry_after_max,

@@ -1,9 +1,10 @@
 //! What a `[[route]]` says of its own instead of `[limits]`.
 
-use super::check::{AGE_MS_MAX, TIMEOUT_MS_MAX};
+use super::check::{AGE_MS_MAX, DURATION_MS_MAX, TIMEOUT_MS_MAX};
 use super::reader::{Reader, Section};
 use crate::limits::Limits;
 use crate::policy::Policy;
+use crate::ws::frame::CONTROL_BYTES_MAX;
 
 /// Reads the route's own limits; what it leaves out is as `limits` say.
 pub(super) fn read_policy(
@@ -22,8 +23,10 @@ pub(super) fn read_policy(
         );
         reader.fault(&section.place_of("message_bytes_max"), message);
     }
+    let frame_bytes_max = read_frame_bytes_max(reader, section, common.frame_bytes_max);
     Policy {
         message_bytes_max,
+        frame_bytes_max,
         ping_interval: section.milliseconds(
             "ping_interval_ms",
             0..=AGE_MS_MAX,
@@ -34,5 +37,34 @@ pub(super) fn read_policy(
             1..=TIMEOUT_MS_MAX,
             common.ping_timeout,
         ),
+        upstream_ping_interval: section.milliseconds(
+            "upstream_ping_interval_ms",
+            0..=AGE_MS_MAX,
+            common.upstream_ping_interval,
+        ),
+        idle_timeout: section.milliseconds("idle_timeout_ms", 0..=AGE_MS_MAX, common.idle_timeout),
+        duration_max: section.milliseconds(
+            "duration_max_ms",
+            0..=DURATION_MS_MAX,
+            common.duration_max,
+        ),
     }
+}
+
+/// Reads `frame_bytes_max`, of `[limits]` or of a route: none, or enough for every control frame.
+pub(super) fn read_frame_bytes_max(
+    reader: &Reader<'_>,
+    section: &mut Section<'_, '_>,
+    default: usize,
+) -> usize {
+    let frame_bytes_max = section.size("frame_bytes_max", 0..=u64::MAX, default);
+    if (1..CONTROL_BYTES_MAX).contains(&frame_bytes_max) {
+        let message = format!(
+            "`frame_bytes_max` is {frame_bytes_max}: control frames carry up to \
+             {CONTROL_BYTES_MAX} bytes and always have to pass; set it to at least that, or to 0 \
+             for no limit"
+        );
+        reader.fault(&section.place_of("frame_bytes_max"), message);
+    }
+    frame_bytes_max
 }

@@ -59,6 +59,7 @@ impl Table {
         conn.peer = peer;
         conn.opened_at = now;
         conn.received_at = now;
+        conn.data_at = now;
         self.open += 1;
         self.clients += u32::from(side == Side::Client);
         ConnId { slot, generation }
@@ -132,6 +133,7 @@ impl Conn {
             opened_at: Time(0),
             traffic: Traffic::default(),
             received_at: Time(0),
+            data_at: Time(0),
             deadline: Time::NEVER,
         }
     }

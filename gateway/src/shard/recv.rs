@@ -6,7 +6,7 @@ use crate::conn::{ConnId, Phase, State};
 use crate::metrics::Cause;
 use crate::ring::{Buffer, Failure, Ring};
 use crate::ws::frame::{Opcode, encode_server_header};
-use crate::ws::{self, Event, MessageKind, ProtocolError};
+use crate::ws::{Event, MessageKind, ProtocolError};
 
 /// Receives that are armed again in one turn for connections that were starved of buffers.
 const REARM_PER_TURN: usize = 64;
@@ -104,6 +104,8 @@ impl<R: Ring> Shard<R> {
         let flags = &mut self.table[id].flags;
         if flags.paused {
             flags.paused = false;
+            // The answer to a Ping may be among what waits to be read.
+            flags.ping_pending = false;
             // When the cancelled receive has not ended yet, its end arms it again.
             self.arm_recv(id);
         }
@@ -166,7 +168,7 @@ impl<R: Ring> Shard<R> {
     /// Decodes what a client has sent us and acts on each message.
     pub(super) fn read_messages(&mut self, id: ConnId, bytes: &mut [u8]) {
         let policy = self.config.routes.policy(self.table[id].route);
-        let limits = ws::Limits { message_bytes_max: policy.message_bytes_max };
+        let limits = policy.frame_limits();
         // The decoder is taken out of its connection meanwhile: its events borrow from it, and
         // those who act on them may look at any connection.
         let (mut decoder, rooms) = match &mut self.table[id].state {
@@ -174,6 +176,7 @@ impl<R: Ring> Shard<R> {
             State::Rooms(decoder) => (std::mem::take(decoder), true),
             _ => return,
         };
+        let partial_bytes = decoder.partial_bytes();
         let mut consumed = 0;
         loop {
             let event = decoder.next(bytes, &mut consumed, &limits, &mut self.stores.spares);
@@ -190,6 +193,9 @@ impl<R: Ring> Shard<R> {
             }
         }
         let conn = &mut self.table[id];
+        if decoder.partial_bytes() != partial_bytes {
+            conn.data_at = self.now;
+        }
         match &mut conn.state {
             State::Echo(place) | State::Rooms(place) => *place = decoder,
             _ => decoder.release(&mut self.stores.spares),
@@ -202,6 +208,7 @@ impl<R: Ring> Shard<R> {
     fn on_event(&mut self, id: ConnId, event: Event<'_>, rooms: bool) {
         match event {
             Event::Message { kind, payload } => {
+                self.table[id].data_at = self.now;
                 self.metrics.messages_received.add(1);
                 self.table[id].traffic.received(1);
                 if self.table[id].phase != Phase::Open {

@@ -22,14 +22,13 @@
 
 use super::Shard;
 use super::send::PAUSE_AT_BYTES;
-use crate::conn::{ConnId, Connecting, Phase, Refusing, Relay, Side, State};
+use crate::conn::{Conn, ConnId, Connecting, Phase, Refusing, Relay, Side, State};
 use crate::handshake::{self, UpstreamAnswer};
 use crate::http::{self, BodyReader, HeadScanner, Request};
 use crate::metrics::Cause;
 use crate::ring::{Buffer, Ring};
 use crate::ws::frame::{self, Direction};
 use crate::ws::scan::{Scanned, Scanner};
-use crate::ws::{self};
 
 /// Interim responses (1xx) that an upstream may send before its answer.
 const INTERIM_MAX: u8 = 16;
@@ -177,11 +176,13 @@ impl<R: Ring> Shard<R> {
     /// Makes two connections the two sides of a relay.
     fn join(&mut self, client: ConnId, upstream: ConnId, rsv1: bool) {
         let side = |other, direction| {
-            State::Relay(Relay { other, scanner: Scanner::new(direction, rsv1) })
+            let scanner = Scanner::new(direction, rsv1);
+            State::Relay(Relay { other, scanner, pong_awaited: false, frame_awaited: false })
         };
         self.table[client].state = side(upstream, Direction::ClientToUpstream);
-        self.table[client].deadline = crate::time::Time::NEVER;
         self.table[upstream].state = side(client, Direction::UpstreamToClient);
+        self.start_timeouts(client);
+        self.start_timeouts(upstream);
     }
 
     fn bad_gateway(&mut self, id: ConnId, client: ConnId, why: &str) {
@@ -253,6 +254,7 @@ impl<R: Ring> Shard<R> {
 
     /// Forwards what one side has sent, out of the buffer it came in.
     pub(super) fn relay_buffer(&mut self, id: ConnId, mut buffer: Buffer) {
+        self.take_pong(id, &mut buffer);
         let Some((scanned, other)) = self.scan(id, &buffer) else { return };
         let Shard { table, stores, now, dirty, .. } = self;
         if let Some(conn) = table.get_mut(other).filter(|conn| conn.phase == Phase::Open) {
@@ -291,13 +293,16 @@ impl<R: Ring> Shard<R> {
     fn scan(&mut self, id: ConnId, bytes: &[u8]) -> Option<(Scanned, ConnId)> {
         let conn = &mut self.table[id];
         let policy = self.config.routes.policy(conn.route);
-        let limits = ws::Limits { message_bytes_max: policy.message_bytes_max };
+        let limits = policy.frame_limits();
         let State::Relay(relay) = &mut conn.state else { return None };
         Some((relay.scanner.scan(bytes, &limits), relay.other))
     }
 
     /// What was seen in the frames of one side decides how both go on.
     fn relayed(&mut self, id: ConnId, other: ConnId, scanned: Scanned) {
+        if scanned.data {
+            self.table[id].data_at = self.now;
+        }
         self.metrics.messages_relayed.add(u64::from(scanned.messages));
         self.table[id].traffic.received(scanned.messages);
         if let Some(conn) = self.table.get_mut(other) {
@@ -328,6 +333,11 @@ impl<R: Ring> Shard<R> {
             }
         } else if self.table[id].flags.evicted && self.table[id].phase == Phase::Open {
             self.evict_relay(id, Cause::Drain);
+        }
+        for end in [id, other] {
+            if self.table.get(end).is_some_and(awaits_frame) {
+                self.frame_passed(end);
+            }
         }
         if let Some(conn) = self.table.get_mut(other)
             && conn.outbox.bytes() > PAUSE_AT_BYTES
@@ -443,9 +453,12 @@ impl<R: Ring> Shard<R> {
         self.relay_lost(id);
     }
 
-    /// A closing handshake, or a half-closed client, took too long without a byte from the other
-    /// side.
+    /// A sign of life is due; or a closing handshake, or a half-closed client, took too long without
+    /// a byte from the other side.
     pub(super) fn relay_deadline(&mut self, id: ConnId) {
+        if self.table[id].is_talking() {
+            return self.heartbeat(id);
+        }
         let State::Relay(relay) = &self.table[id].state else { return };
         let other = relay.other;
         if self.table[id].flags.orphan {
@@ -462,6 +475,87 @@ impl<R: Ring> Shard<R> {
         self.start_close(id, cause);
         if self.table.get_mut(other).is_some() {
             self.start_close(other, cause);
+        }
+    }
+
+    /// Tells both sides that the relay ends, if a frame of ours may stand there, and ends it.
+    pub(super) fn end_relay(&mut self, id: ConnId, cause: Cause, code: u16, why: &str) {
+        let Some((client, upstream)) = self.sides_of(id) else { return };
+        self.fail_client(client, upstream, cause, code, why);
+        self.fail_upstream(upstream, client, 1001);
+    }
+
+    /// Whether both sides may be told something; if not, `frame_passed` is called when that may be.
+    pub(super) fn relay_is_between_frames(&mut self, id: ConnId) -> bool {
+        let Some((client, upstream)) = self.sides_of(id) else { return true };
+        let is_between = self.may_inject(upstream) && self.may_inject(client);
+        if let State::Relay(relay) = &mut self.table[id].state {
+            relay.frame_awaited = !is_between;
+        }
+        is_between
+    }
+
+    /// The client and the upstream of a relay.
+    fn sides_of(&self, id: ConnId) -> Option<(ConnId, ConnId)> {
+        let State::Relay(relay) = &self.table[id].state else { return None };
+        Some(match self.table[id].side {
+            Side::Client => (id, relay.other),
+            Side::Upstream => (relay.other, id),
+        })
+    }
+
+    // Pings of ours among the frames of others.
+
+    /// Asks one side for a sign of life, unless a frame from the other is on its way to it: then
+    /// `frame_passed` is called behind that. Returns whether it was asked.
+    pub(super) fn send_relay_ping(&mut self, id: ConnId) -> bool {
+        let State::Relay(relay) = &self.table[id].state else { return false };
+        let may = self.may_inject(relay.other);
+        let mask = (self.random.next_u64() as u32).to_ne_bytes();
+        let Shard { table, stores, now, ping_payload, .. } = self;
+        let conn = &mut table[id];
+        let State::Relay(relay) = &mut conn.state else { return false };
+        relay.frame_awaited = !may;
+        if !may {
+            return false;
+        }
+        relay.pong_awaited = true;
+        let side = conn.side;
+        conn.outbox.write(stores, *now, |out| match side {
+            Side::Client => frame::encode_ping(out, ping_payload),
+            Side::Upstream => frame::encode_client_ping(out, *ping_payload, mask),
+        });
+        self.mark_dirty(id);
+        true
+    }
+
+    /// The Pong to a Ping of ours is not passed on where it stands in front of what has come, as it
+    /// does when the peer was silent before: the other side, which may close whom it has not heard
+    /// of, hears of nothing that it would not without us. A Pong that stands elsewhere, or in pieces,
+    /// passes: an unsolicited Pong is allowed (RFC 6455 §5.5.3).
+    fn take_pong(&mut self, id: ConnId, buffer: &mut Buffer) {
+        let State::Relay(relay) = &mut self.table[id].state else { return };
+        if relay.pong_awaited
+            && let Some(len) = relay.scanner.pong_in_front(buffer, &self.ping_payload)
+        {
+            relay.pong_awaited = false;
+            drop(buffer.split_to(len));
+        }
+    }
+
+    /// One side has not answered a Ping: it is gone.
+    pub(super) fn relay_silent(&mut self, id: ConnId) {
+        let Some((client, upstream)) = self.sides_of(id) else { return };
+        match self.table[id].side {
+            Side::Client => {
+                self.table[id].cause.get_or_insert(Cause::ClientTimeoutPing);
+                self.relay_lost(id);
+            }
+            Side::Upstream => {
+                let why = self.retry_hint();
+                self.start_close(id, Cause::BackendTimeout);
+                self.fail_client(client, upstream, Cause::BackendTimeout, 1012, &why);
+            }
         }
     }
 
@@ -517,4 +611,9 @@ impl<R: Ring> Shard<R> {
             self.start_finish(id, cause);
         }
     }
+}
+
+/// Whether a frame of ours is due to this side of a relay, and waits for one that passes.
+pub(super) fn awaits_frame(conn: &Conn) -> bool {
+    matches!(&conn.state, State::Relay(relay) if relay.frame_awaited)
 }

@@ -118,7 +118,7 @@ impl<R: Ring> Shard<R> {
         });
         self.metrics.upgraded.add(1);
         self.mark_dirty(id);
-        self.start_heartbeat(id);
+        self.start_timeouts(id);
     }
 
     /// A request without an upgrade: an upstream's, or for the demo page where it is switched on.

@@ -144,7 +144,7 @@ impl Sequence {
     }
 
     /// The one place that decides whether a header is allowed here: mask, RSV1, the rules of
-    /// fragmentation (§5.4) and the size of the message, before a byte of it is stored.
+    /// fragmentation (§5.4), the size of a client's frame and of the message, before a byte of it is stored.
     ///
     /// Answers the kind of message that a data frame belongs to; `None` for a control frame, which
     /// may stand between the frames of a message.
@@ -161,6 +161,9 @@ impl Sequence {
             }
             Direction::UpstreamToClient if header.mask.is_some() => {
                 return Err(ProtocolError::ServerMasked);
+            }
+            Direction::ClientToUpstream if header.payload_bytes > limits.frame_bytes_max as u64 => {
+                return Err(ProtocolError::FrameTooBig);
             }
             _ => {}
         }
@@ -225,10 +228,26 @@ pub fn encode_close(out: &mut Vec<u8>, code: Option<u16>, reason: &str) {
 pub fn encode_client_close(out: &mut Vec<u8>, code: Option<u16>, reason: &str, key: [u8; 4]) {
     let mut payload = [0; CONTROL_BYTES_MAX];
     let length = encode_close_payload(&mut payload, code, reason);
-    apply_mask(&mut payload[..length], key, 0);
-    out.extend_from_slice(&[0x80 | Opcode::Close as u8, 0x80 | length as u8]);
+    encode_client_control(out, Opcode::Close, &mut payload[..length], key);
+}
+
+/// Appends a Ping from the server.
+pub fn encode_ping(out: &mut Vec<u8>, payload: &[u8; 8]) {
+    encode_server_header(out, Opcode::Ping, payload.len());
+    out.extend_from_slice(payload);
+}
+
+/// Appends a Ping toward an upstream, masked with `key` as [`encode_client_close`] is.
+pub fn encode_client_ping(out: &mut Vec<u8>, mut payload: [u8; 8], key: [u8; 4]) {
+    encode_client_control(out, Opcode::Ping, &mut payload, key);
+}
+
+/// `payload` has 125 bytes at most.
+fn encode_client_control(out: &mut Vec<u8>, opcode: Opcode, payload: &mut [u8], key: [u8; 4]) {
+    apply_mask(payload, key, 0);
+    out.extend_from_slice(&[0x80 | opcode as u8, 0x80 | payload.len() as u8]);
     out.extend_from_slice(&key);
-    out.extend_from_slice(&payload[..length]);
+    out.extend_from_slice(payload);
 }
 
 #[cfg(test)]
@@ -323,5 +342,15 @@ mod tests {
         out.clear();
         encode_client_close(&mut out, Some(1001), "bye", *b"\x01\x02\x03\x04");
         assert_eq!(out, b"\x88\x85\x01\x02\x03\x04\x02\xeb\x61\x7d\x64");
+    }
+
+    #[test]
+    fn pings_of_both_roles() {
+        let mut out = Vec::new();
+        encode_ping(&mut out, b"abcdefgh");
+        assert_eq!(out, b"\x89\x08abcdefgh");
+        out.clear();
+        encode_client_ping(&mut out, *b"abcdefgh", *b"\x01\x02\x03\x04");
+        assert_eq!(out, b"\x89\x88\x01\x02\x03\x04\x60\x60\x60\x60\x64\x64\x64\x6c");
     }
 }

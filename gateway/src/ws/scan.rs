@@ -6,7 +6,8 @@
 use std::ops::Deref;
 
 pub use super::frame::Direction;
-use super::frame::{Header, Opcode, SHORT_BYTES_MAX, Sequence};
+use super::frame::{Header, Opcode, SHORT_BYTES_MAX, Sequence, decode_header};
+use super::mask::apply_mask;
 use super::{Limits, ProtocolError, next_header};
 
 /// Reads the headers of one direction.
@@ -28,6 +29,8 @@ pub struct Scanned {
     pub forward: usize,
     /// Data messages whose last byte is among those forwarded.
     pub messages: u32,
+    /// Something of a data frame is among those forwarded.
+    pub data: bool,
     /// A whole Close frame is among those forwarded, with this code. Nothing follows it.
     pub close: Option<Option<u16>>,
     /// The rule that the next frame breaks. Nothing of it, or after it, is forwarded.
@@ -54,6 +57,7 @@ enum Step {
     /// `left` bytes of the payload of a Ping, a Pong or a data frame.
     Payload {
         left: u64,
+        is_data: bool,
         ends_message: bool,
     },
     /// In a Close frame, of whose code `seen` bytes have passed.
@@ -81,6 +85,7 @@ impl Scanner {
             carried: Carried::default(),
             forward: 0,
             messages: 0,
+            data: false,
             close: None,
             error: None,
         };
@@ -118,7 +123,8 @@ impl Scanner {
                         Err(error) => self.step = Step::Failed(error),
                     }
                 }
-                Step::Payload { left, ends_message } => {
+                Step::Payload { left, is_data, ends_message } => {
+                    scanned.data |= *is_data;
                     let here = (*left).min(rest.len() as u64);
                     scanned.forward += here as usize;
                     *left -= here;
@@ -156,6 +162,25 @@ impl Scanner {
         }
     }
 
+    /// The length of the Pong that `bytes` begin with, if it carries `payload`, is whole, and the
+    /// scanner has read everything before it: the answer to a Ping of ours, of which the other side
+    /// knows nothing. Whoever takes it out does not show it to [`Scanner::scan`].
+    pub fn pong_in_front(&self, bytes: &[u8], payload: &[u8; 8]) -> Option<usize> {
+        if !matches!(self.step, Step::Header(Carried { count: 0, .. })) {
+            return None;
+        }
+        let header = decode_header(bytes).ok()??;
+        let is_masked = self.direction == Direction::ClientToUpstream;
+        if header.opcode != Opcode::Pong || header.rsv1 || header.mask.is_some() != is_masked {
+            return None;
+        }
+        let end = header.header_bytes + payload.len();
+        let found = bytes.get(header.header_bytes..end)?;
+        let mut found: [u8; 8] = found.try_into().ok()?;
+        apply_mask(&mut found, header.mask.unwrap_or_default(), 0);
+        (header.payload_bytes == 8 && found == *payload).then_some(end)
+    }
+
     /// What nearly everybody sends: messages in one frame of at most 125 bytes, which are here as a
     /// whole. They leave no trace in the state. The loop reads them too; the tests cut every wire,
     /// so that both do.
@@ -176,6 +201,7 @@ impl Scanner {
             }
             scanned.forward = end;
             scanned.messages += 1;
+            scanned.data = true;
         }
     }
 
@@ -186,7 +212,9 @@ impl Scanner {
             let left = header.payload_bytes as u8; // At most 125.
             return Ok(Step::Close { left, mask: [first, second], code: [0; 2], seen: 0 });
         }
-        Ok(Step::Payload { left: header.payload_bytes, ends_message: kind.is_some() && header.fin })
+        let is_data = kind.is_some();
+        let ends_message = is_data && header.fin;
+        Ok(Step::Payload { left: header.payload_bytes, is_data, ends_message })
     }
 }
 
@@ -194,7 +222,7 @@ impl Scanner {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { message_bytes_max: 70_000 };
+    const LIMITS: Limits = Limits { message_bytes_max: 70_000, frame_bytes_max: 70_000 };
 
     /// What comes of `wire` when it is cut at `cuts`: the forwarded bytes and a line of facts.
     fn run(scanner: &mut Scanner, wire: &[u8], cuts: &[usize]) -> (Vec<u8>, String) {
@@ -297,6 +325,76 @@ mod tests {
         check(b"\x41\x01a\x80\x01b\x81\x00", 8, "2 messages, close None, error None");
         check(b"\x41\x01a\xc0\x01b", 3, "0 messages, close None, error Some(ReservedBits)");
         check(b"\xc9\x00", 0, "0 messages, close None, error Some(ReservedBits)");
+    }
+
+    #[test]
+    fn a_clients_frame_has_a_limit_of_its_own() {
+        let limits = Limits { message_bytes_max: 1000, frame_bytes_max: 200 };
+        for (direction, payload, want) in [
+            (Direction::ClientToUpstream, 200, None),
+            (Direction::ClientToUpstream, 201, Some(ProtocolError::FrameTooBig)),
+            (Direction::UpstreamToClient, 201, None),
+            (Direction::UpstreamToClient, 1001, Some(ProtocolError::MessageTooBig)),
+        ] {
+            let mask = if direction == Direction::ClientToUpstream { 0x80 } else { 0 };
+            let mut wire = vec![0x01, mask | 126];
+            wire.extend_from_slice(&u16::to_be_bytes(payload));
+            if mask != 0 {
+                wire.extend_from_slice(b"mask");
+            }
+            let mut scanner = Scanner::new(direction, false);
+            let scanned = scanner.scan(&wire, &limits);
+            assert_eq!(scanned.error, want, "{payload} {direction:?}");
+        }
+    }
+
+    #[test]
+    fn what_counts_as_data() {
+        for (wire, want) in [
+            (&b"\x81\x02hi"[..], true),
+            (b"\x81\x00", true),
+            (b"\x01\x02hi", true),
+            (b"\x82\x7e\x01\x00", true),
+            (b"\x82\x7e\x01", false), // Not a whole header.
+            (b"\x89\x02hi\x8a\x00", false),
+            (b"\x8a\x00\x81\x02h", true),
+            (b"\x88\x02\x03\xe8", false),
+        ] {
+            let mut scanner = Scanner::new(Direction::UpstreamToClient, false);
+            assert_eq!(scanner.scan(wire, &LIMITS).data, want, "{wire:x?}");
+            // A control frame in the middle of a message is none.
+            scanner = Scanner::new(Direction::UpstreamToClient, false);
+            scanner.scan(b"\x01\x02hi", &LIMITS);
+            assert!(!scanner.scan(b"\x8a\x00", &LIMITS).data);
+        }
+    }
+
+    #[test]
+    fn our_own_pong_is_found_in_front_only() {
+        let payload = b"12345678";
+        let server = b"\x8a\x0812345678";
+        let client = b"\x8a\x88\x01\x01\x01\x0103254769";
+        let found = |before: &[u8], bytes: &[u8], direction| {
+            let mut scanner = Scanner::new(direction, true);
+            scanner.scan(before, &LIMITS);
+            scanner.pong_in_front(bytes, payload)
+        };
+        let (up, down) = (Direction::ClientToUpstream, Direction::UpstreamToClient);
+        assert_eq!(found(b"", client, up), Some(14));
+        assert_eq!(found(b"", &[client, &b"\x81"[..]].concat(), up), Some(14));
+        assert_eq!(found(b"", server, down), Some(10));
+        assert_eq!(found(b"\x01\x01a", server, down), Some(10), "inside a message");
+        assert_eq!(found(b"\x01\x0ba", server, down), None, "inside a frame");
+        assert_eq!(found(b"\x81", server, down), None, "behind the beginning of a header");
+        assert_eq!(found(b"", server, up), None, "without a mask");
+        assert_eq!(found(b"", client, down), None, "with a mask");
+        assert_eq!(found(b"", b"\x89\x0812345678", down), None, "a Ping");
+        assert_eq!(found(b"", b"\x8a\x0812345679", down), None, "another's");
+        assert_eq!(found(b"", b"\x8a\x09123456789", down), None, "a longer one");
+        assert_eq!(found(b"", b"\x8a\x00", down), None, "an empty one");
+        for end in 0..client.len() {
+            assert_eq!(found(b"", &client[..end], up), None, "{end} bytes of it");
+        }
     }
 
     #[test]

@@ -28,4 +28,5 @@ mod relay;
 mod rooms;
 mod socketio;
 mod stop;
+mod timeouts;
 mod websocket;

@@ -4,6 +4,7 @@
 // What it does depends on the path of the request:
 //   /refuse     answers 401 with a body and a header of its own
 //   /headers    its first message is the request's headers and URL, as JSON
+//   /pings      as an echo; prints `pinged` and `ponged behind COUNT` (of messages) for those frames
 //   otherwise   an echo; a text `close CODE REASON` asks it to close
 'use strict';
 const http = require('http');
@@ -41,7 +42,13 @@ function serve(client, request) {
     const { headers, url, rawHeaders } = request;
     client.send(JSON.stringify({ headers, url, rawHeaders }));
   }
+  let messages = 0;
+  if (request.url === '/pings') {
+    client.on('ping', () => console.log('pinged'));
+    client.on('pong', () => console.log(`ponged behind ${messages}`));
+  }
   client.on('message', (data, isBinary) => {
+    messages += 1;
     const match = !isBinary && data.length < 200 && /^close (\d+) (.*)$/.exec(data.toString());
     if (match) client.close(Number(match[1]), match[2]);
     else client.send(data, { binary: isBinary });

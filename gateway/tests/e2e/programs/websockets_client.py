@@ -4,6 +4,7 @@
     exchange URL COUNT    COUNT clients at once through the gateway, compressed where negotiated
     negotiate URL         subprotocol and compression, as the server behind has chosen
     closes URL            close codes and reasons, both ways
+    crash URL             waits until it is closed, whose code must be 1012
 """
 
 import asyncio
@@ -91,5 +92,12 @@ async def closes(url):
                 assert (closed.rcvd.code, closed.rcvd.reason) == (code, reason), closed
 
 
+async def crash(url):
+    async with connect(url) as connection:
+        await exchange_all(connection, ["hello"])
+        await connection.wait_closed()
+        assert connection.close_code == 1012, connection.close_code
+
+
 scenario, *arguments = sys.argv[1:]
-asyncio.run({f.__name__: f for f in (echo, exchange, negotiate, closes)}[scenario](*arguments))
+asyncio.run({f.__name__: f for f in (echo, exchange, negotiate, closes, crash)}[scenario](*arguments))
