@@ -147,3 +147,234 @@ fn asking_attempt(table: &mut Table, id: ConnId, number: u32) -> Option<&mut Att
     let conn = table.get_mut(id).filter(|conn| conn.phase == Phase::Open)?;
     attempt_of(&mut conn.state).filter(|attempt| attempt.session == Session::Asked(number))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::random::Random;
+    use crate::ring::sim::{Faults, Network, Peer, SimRing};
+    use crate::shard::Setup;
+    use crate::shard::mailbox::{Inbox, Mailroom, Order};
+
+    const CONFIG: &str = r#"
+[server]
+shards = 2
+[[listener]]
+address = "127.0.0.1:0"
+[[route]]
+backend = "chat"
+[backend.chat]
+kind = "websocket"
+balance = "round-robin"
+[[backend.chat.upstream]]
+url = "ws://127.0.0.1:9001"
+[[backend.chat.upstream]]
+url = "ws://127.0.0.1:9002"
+mode = "draining"
+"#;
+
+    /// One shard of two, and the other's desk, at which the test sits.
+    struct World {
+        network: Network,
+        shard: Shard<SimRing>,
+        inboxes: Arc<[Inbox]>,
+        home: Mailroom,
+    }
+
+    impl World {
+        fn new() -> World {
+            let network = Network::new(1, Faults::none());
+            let config = Config::parse("test", CONFIG).unwrap_or_else(|faults| panic!("{faults}"));
+            let inboxes: Arc<[Inbox]> = (0..2).map(|_| Inbox::default()).collect();
+            let setup = Setup {
+                index: 0,
+                config: Arc::new(config),
+                mail: Mailroom::new(0, Arc::clone(&inboxes)),
+                slots: 64,
+                random: Random::new([1, 2]),
+                unix_origin_ms: 0,
+            };
+            let mut shard = Shard::new(network.ring(64, 8, 4096, 1), setup);
+            shard.start();
+            (1..=2).for_each(|number| network.listen(upstream(number)));
+            let home = Mailroom::new(1, Arc::clone(&inboxes));
+            World { network, shard, inboxes, home }
+        }
+
+        fn run(&mut self) {
+            for _ in 0..20 {
+                self.shard.turn();
+                self.home.dispatch();
+                self.network.jump(self.network.now());
+            }
+        }
+
+        fn ask(&mut self, sid: &str) -> Peer {
+            let mut client = self.network.connect(0, 0);
+            let request = format!("GET /?EIO=4&sid={sid} HTTP/1.1\r\nHost: t\r\n\r\n");
+            assert_eq!(client.send(request.as_bytes()), request.len());
+            self.run();
+            client
+        }
+
+        /// The question that has come to the other shard.
+        #[track_caller]
+        fn question(&mut self) -> (Sid, ConnId, u32) {
+            match self.home.next_letter(&mut 0) {
+                Some(Letter::Sids(SidMail::Ask { sid, shard: 0, conn, number })) => {
+                    (sid, conn, number)
+                }
+                _ => panic!("no question"),
+            }
+        }
+
+        fn answer(&mut self, conn: ConnId, number: u32, upstream: Option<UpstreamName>) {
+            self.home.post(0, Letter::Sids(SidMail::Answer { conn, number, upstream }));
+            self.home.dispatch();
+            self.run();
+        }
+
+        /// Which upstream has been connected to since.
+        fn connected(&self) -> Option<u16> {
+            (1..=2).find(|number| self.network.accept(upstream(*number)).is_some())
+        }
+
+        fn name(&self, number: usize) -> UpstreamName {
+            self.shard.groups[0].as_ref().expect("a group").upstreams()[number - 1].name()
+        }
+    }
+
+    fn upstream(number: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 9000 + number))
+    }
+
+    /// A session whose home is the shard of this index.
+    fn at_home(shard: u16) -> String {
+        let mut names = (0..).map(|number: u32| number.to_string());
+        names.find(|sid| Sid::new(0, sid).home(2) == shard).expect("every second one")
+    }
+
+    fn text(client: &mut Peer) -> String {
+        let mut bytes = Vec::new();
+        while client.receive(&mut bytes, 1 << 16) > 0 {}
+        String::from_utf8(bytes).expect("ASCII")
+    }
+
+    #[test]
+    fn a_request_is_held_until_the_home_has_answered() {
+        let mut world = World::new();
+        let _client = world.ask(&at_home(1));
+        assert_eq!(world.connected(), None);
+        let (sid, conn, number) = world.question();
+        assert_eq!(sid, Sid::new(0, &at_home(1)));
+        // What is meant for another request, or another client, changes nothing.
+        let draining = world.name(2);
+        world.answer(conn, number.wrapping_sub(1), Some(draining));
+        let other = ConnId { generation: conn.generation + 1, ..conn };
+        world.answer(other, number, Some(draining));
+        assert_eq!(world.connected(), None);
+        // The session goes on where it is, although no new client is sent there.
+        world.answer(conn, number, Some(draining));
+        assert_eq!(world.connected(), Some(2));
+        // A second answer is to nobody.
+        world.answer(conn, number, Some(draining));
+        assert_eq!(world.connected(), None);
+        assert_eq!(world.shard.metrics.sids_unknown, 0);
+    }
+
+    #[test]
+    fn what_nobody_knows_is_placed_like_a_new_client() {
+        let mut world = World::new();
+        let gone = UpstreamName(7); // It has left the list.
+        for upstream in [None, Some(gone)] {
+            let client = world.ask(&at_home(1));
+            let (_, conn, number) = world.question();
+            world.answer(conn, number, upstream);
+            assert_eq!(world.connected(), Some(1));
+            drop(client);
+        }
+        assert_eq!(world.shard.metrics.sids_unknown, 2);
+    }
+
+    #[test]
+    fn an_answer_that_is_lost_ends_with_the_clients_patience() {
+        let mut world = World::new();
+        let mut client = world.ask(&at_home(1));
+        let (_, conn, number) = world.question();
+        let late = world.network.now() + Duration::from_secs(6);
+        while world.network.now() < late {
+            world.network.jump(late);
+            world.shard.turn();
+        }
+        let answer = text(&mut client);
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("session"), "{answer}");
+        // It comes after all, once the client has been told, and once it has gone.
+        let upstream = world.name(1);
+        world.answer(conn, number, Some(upstream));
+        drop(client);
+        world.run();
+        world.answer(conn, number, Some(upstream));
+        assert_eq!(world.connected(), None);
+        assert_eq!(world.shard.open(), 0);
+    }
+
+    #[test]
+    fn a_home_without_room_is_not_asked() {
+        let mut world = World::new();
+        let order = || {
+            let (backend, upstream, ok) = (0, UpstreamName(0), true);
+            Letter::Order(Order::Checked { backend, upstream, ok })
+        };
+        while world.inboxes[1].post(order()).is_ok() {}
+        while world.shard.mail.has_room(1) {
+            world.shard.mail.post(1, order());
+        }
+        let _client = world.ask(&at_home(1));
+        assert_eq!(world.connected(), Some(1));
+        assert_eq!(world.shard.metrics.sids_unknown, 1);
+    }
+
+    /// What is learnt here of a session that belongs here, or elsewhere; and what others ask.
+    #[test]
+    fn sessions_are_learnt_and_told() {
+        let mut world = World::new();
+        for (shard, sid) in [at_home(0), at_home(1)].into_iter().enumerate() {
+            let mut client = world.network.connect(0, 0);
+            client.send(b"GET /?EIO=4 HTTP/1.1\r\nHost: t\r\n\r\n");
+            world.run();
+            let mut server = world.network.accept(upstream(1)).expect("a request");
+            let body = format!("0{{\"sid\":\"{sid}\"}}");
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            server.send((answer + &body).as_bytes());
+            world.run();
+            assert!(text(&mut client).ends_with(&body));
+            let sid = Sid::new(0, &sid);
+            if shard == 1 {
+                match world.home.next_letter(&mut 0) {
+                    Some(Letter::Sids(SidMail::Learn { sid: learnt, upstream })) => {
+                        assert_eq!((learnt, upstream), (sid, world.name(1)));
+                    }
+                    _ => panic!("no session"),
+                }
+                continue;
+            }
+            let conn = ConnId { slot: 5, generation: 6 };
+            world.home.post(0, Letter::Sids(SidMail::Ask { sid, shard: 1, conn, number: 7 }));
+            world.home.dispatch();
+            world.run();
+            let known = world.name(1);
+            match world.home.next_letter(&mut 0) {
+                Some(Letter::Sids(SidMail::Answer { conn: to, number: 7, upstream })) => {
+                    assert_eq!((to, upstream), (conn, Some(known)));
+                }
+                _ => panic!("no answer"),
+            }
+        }
+        assert_eq!(world.shard.metrics.sids_learnt, 2);
+    }
+}
