@@ -56,6 +56,7 @@ pub enum Letter {
 }
 
 /// What shards tell each other about sessions of Engine.IO; see `upstream/sids.rs`.
+#[derive(Clone, Copy, Debug)]
 pub enum SidMail {
     /// To the home of a session: this upstream has issued it.
     Learn {

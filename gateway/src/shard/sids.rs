@@ -197,6 +197,7 @@ mode = "draining"
                 mail: Mailroom::new(0, Arc::clone(&inboxes)),
                 slots: 64,
                 random: Random::new([1, 2]),
+                counters: Arc::default(),
                 unix_origin_ms: 0,
             };
             let mut shard = Shard::new(network.ring(64, 8, 4096, 1), setup);
@@ -284,7 +285,7 @@ mode = "draining"
         // A second answer is to nobody.
         world.answer(conn, number, Some(draining));
         assert_eq!(world.connected(), None);
-        assert_eq!(world.shard.metrics.sids_unknown, 0);
+        assert_eq!(world.shard.metrics.sids_unknown.get(), 0);
     }
 
     #[test]
@@ -298,7 +299,7 @@ mode = "draining"
             assert_eq!(world.connected(), Some(1));
             drop(client);
         }
-        assert_eq!(world.shard.metrics.sids_unknown, 2);
+        assert_eq!(world.shard.metrics.sids_unknown.get(), 2);
     }
 
     #[test]
@@ -336,7 +337,7 @@ mode = "draining"
         }
         let _client = world.ask(&at_home(1));
         assert_eq!(world.connected(), Some(1));
-        assert_eq!(world.shard.metrics.sids_unknown, 1);
+        assert_eq!(world.shard.metrics.sids_unknown.get(), 1);
     }
 
     /// What is learnt here of a session that belongs here, or elsewhere; and what others ask.
@@ -375,6 +376,6 @@ mode = "draining"
                 _ => panic!("no answer"),
             }
         }
-        assert_eq!(world.shard.metrics.sids_learnt, 2);
+        assert_eq!(world.shard.metrics.sids_learnt.get(), 2);
     }
 }
