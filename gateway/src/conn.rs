@@ -15,7 +15,7 @@ use crate::http::{BodyReader, HeadScanner};
 use crate::journal::Traffic;
 use crate::metrics::Cause;
 use crate::time::Time;
-use crate::upstream::{Sticky, Tried, UpstreamId};
+use crate::upstream::{OpenScanner, Sticky, Tried, UpstreamId};
 use crate::ws::Decoder;
 use crate::ws::scan::Scanner;
 use outbox::Outbox;
@@ -221,6 +221,10 @@ pub struct Attempt {
     pub key: u64,
     /// See `key`.
     pub sticky: Sticky,
+    /// The upstream that its cookie names: it need not be told again.
+    pub cookie: Option<UpstreamId>,
+    /// What it has to do with a session of Engine.IO.
+    pub session: Session,
     /// The upstream that is tried: picked, and the group has not heard how it went.
     pub picked: Option<UpstreamId>,
     /// The connection to it, once its socket is open.
@@ -229,6 +233,18 @@ pub struct Attempt {
     pub tried: Tried,
     /// All that are left have as many connections as they may have: the client waits for one.
     pub waits: bool,
+}
+
+/// What a request has to do with a session of Engine.IO, where those stick to their upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Session {
+    /// Nothing, or nothing any more.
+    None,
+    /// It opens one: an upstream's answer will say which.
+    Opens,
+    /// It belongs to one, whose home was asked, under this number, who issued it. No upstream is
+    /// tried before the answer is here.
+    Asked(u32),
 }
 
 /// An upstream that has been asked.
@@ -290,6 +306,8 @@ pub struct Answering {
     pub interim_count: u8,
     /// Where the body ends, once the head is passed on.
     pub body: Option<BodyReader>,
+    /// Looks for the session in the body of an answer that opens one.
+    pub opening: Option<OpenScanner>,
 }
 
 /// One side of a relay: what this peer sends goes to the other.

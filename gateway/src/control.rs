@@ -365,7 +365,8 @@ fn summary(metrics: &Metrics) -> String {
     use std::fmt::Write as _;
     let mut text = format!(
         "accepted {}, upgraded {}, messages received {}, relayed {}, frames sent {}, \
-         requests forwarded {}, upstream failures {}, bytes received {}, starved of buffers {}\nclosed:",
+         requests forwarded {}, upstream failures {}, bytes received {}, starved of buffers {}, \
+         sessions learnt {}, not known {}\nclosed:",
         metrics.accepted,
         metrics.upgraded,
         metrics.messages_received,
@@ -375,6 +376,8 @@ fn summary(metrics: &Metrics) -> String {
         metrics.upstream_failures,
         metrics.received_bytes,
         metrics.starved,
+        metrics.sids_learnt,
+        metrics.sids_unknown,
     );
     for cause in Cause::ALL {
         let count = metrics.closed(cause);

@@ -92,6 +92,10 @@ pub struct Limits {
     pub retry_after_max: Duration,
     /// What a client may send before the upstream has accepted.
     pub early_bytes_max: usize,
+    /// Sessions of Engine.IO of which one shard remembers the upstream; at least 1.
+    pub sids_max: usize,
+    /// From the last request of such a session until it is forgotten.
+    pub sid_idle: Duration,
     /// Clients in the whole process. At most what the tables hold; a relayed client takes two slots.
     pub connections_max: u32,
     /// `SO_SNDBUF` of every client, inherited from the listener; zero: the kernel decides.
@@ -129,6 +133,8 @@ const DEFAULTS: Limits = Limits {
     lost_window: Duration::from_millis(2000),
     retry_after_max: Duration::from_millis(5000),
     early_bytes_max: 16_384,
+    sids_max: 262_144,
+    sid_idle: Duration::from_millis(120_000),
     // Cut to what the tables hold when the file is checked.
     connections_max: u32::MAX,
     send_buffer_bytes: 262_144,
@@ -175,6 +181,9 @@ impl Default for ItemSizes {
     }
 }
 
+/// Bytes that one session costs in [`Sids`](crate::upstream::Sids) while its map grows.
+const SID_BYTES: usize = 100;
+
 /// What the process can use at most, a line per holder.
 ///
 /// This is the sum of the bounds, as if every client were as bad as it is allowed to be at the same
@@ -200,6 +209,10 @@ pub fn memory_bound(config: &Config, sizes: &ItemSizes) -> Vec<(&'static str, u6
             history = history.saturating_add(of_rooms.min(of_shards));
         }
     }
+    let sticky = backends.iter().any(|backend| match &backend.kind {
+        BackendKind::Websocket(group) => group.options.sticky_sid && group.upstreams.len() > 1,
+        _ => false,
+    });
     vec![
         ("table", slots.saturating_mul(sizes.slot_bytes)),
         (
@@ -212,6 +225,7 @@ pub fn memory_bound(config: &Config, sizes: &ItemSizes) -> Vec<(&'static str, u6
         ("outboxes", times(slots, limits.outbox_bytes_max)),
         ("rooms", rooms),
         ("rooms history", history),
+        ("Engine.IO sessions", if sticky { times(shards, limits.sids_max * SID_BYTES) } else { 0 }),
     ]
 }
 
@@ -271,6 +285,8 @@ mod tests {
                 ("rooms", 2 * (10 + 1 + 2) * 5 + 50 * (3 + 1 + 1) * 2),
                 // Ten full rooms, one full room, and two that a shard does not let fill up.
                 ("rooms history", 2 * (10 * 1000 + 300 + 400)),
+                // No websocket backend.
+                ("Engine.IO sessions", 0),
             ]
         );
         assert_eq!(memory_bound_total(&bound), bound.iter().map(|(_, bytes)| bytes).sum::<u64>());

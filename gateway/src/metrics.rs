@@ -173,6 +173,10 @@ counters! {
     upstream_failures,
     /// Ordinary HTTP requests that upstreams have answered.
     requests_forwarded,
+    /// Sessions of Engine.IO that upstreams have opened by polling.
+    sids_learnt,
+    /// Requests of such a session whose upstream was not known (any more): placed like a new client.
+    sids_unknown,
     /// Receives that found no buffer.
     starved,
 }

@@ -5,8 +5,8 @@
 //! echo and rooms), `attempt.rs` (which upstream takes it), `relay.rs` (an upstream, and the frames between it and a client), `forward.rs`
 //! (ordinary HTTP to an upstream and back), `send.rs`
 //! (outboxes are flushed), `close.rs` (closing is a join), `drain.rs` (asking clients to leave),
-//! `timer.rs` (deadlines), `mailbox.rs`
-//! (other shards), `orders.rs` (what the control thread asks).
+//! `timer.rs` (deadlines), `mailbox.rs` (other shards), `sids.rs` (sessions that have to find their
+//! upstream again), `orders.rs` (what the control thread asks).
 //!
 //! Handlers react by queueing: into an outbox, the wheel, the mail. The kernel hears of it once a
 //! turn, when the outboxes are flushed and the next wait submits what was queued.
@@ -22,6 +22,7 @@ mod recv;
 mod relay;
 mod request;
 mod send;
+mod sids;
 mod timer;
 
 use std::collections::VecDeque;
@@ -76,10 +77,12 @@ pub struct Shard<R: Ring> {
     rooms: Vec<Option<Rooms>>,
     /// The upstreams of each `websocket` backend, by backend.
     groups: Vec<Option<Group>>,
-    /// Clients that wait until an upstream has room, by backend; each is here once.
-    waiting: Vec<VecDeque<ConnId>>,
+    /// Clients that wait until an upstream has room, by backend.
+    waiting: Vec<attempt::Waiting>,
     /// A connection to an upstream has ended since `waiting` was looked at.
     room_made: bool,
+    /// Which upstream issued which session of Engine.IO.
+    sessions: sids::Sessions,
     random: Random,
     /// The wall clock at `Time(0)`, in milliseconds since 1970.
     unix_origin_ms: u64,
@@ -138,9 +141,10 @@ impl<R: Ring> Shard<R> {
             index,
             unix_origin_ms,
             rooms,
-            waiting: groups.iter().map(|_| VecDeque::new()).collect(),
+            waiting: groups.iter().map(|_| attempt::Waiting::default()).collect(),
             groups,
             room_made: false,
+            sessions: sids::Sessions::default(),
             now,
             table: Table::new(slots),
             timers: Wheel::new(now, slots),
@@ -196,8 +200,8 @@ impl<R: Ring> Shard<R> {
         self.close_doomed();
         self.serve_waiting();
         self.rearm_starved();
+        self.mail.dispatch(); // Before the answers: what they lead to must find it (`sids.rs`).
         self.flush_outboxes(); // One send per connection that has something to say.
-        self.mail.dispatch();
         if self.mail.stop_asked() {
             self.stop_join();
         }
@@ -252,6 +256,7 @@ impl<R: Ring> Shard<R> {
                     let now = self.now;
                     self.with_rooms(backend, |rooms, post| rooms.on_mail(mail, now, post));
                 }
+                Letter::Sids(mail) => self.on_sid_mail(mail),
                 Letter::Order(order) => self.on_order(order),
             }
         }

@@ -47,7 +47,7 @@ pub use address::{UNIX_PATH_BYTES_MAX, UpstreamAddress, UpstreamName, UpstreamUr
 pub use cookie::{COOKIE_NAME_DEFAULT, CookieToken, SameSite, StickyCookie};
 pub use hash::stable_hash;
 pub use health::{Checked, Health, HealthOptions};
-pub use key::{HashKey, cookie_value, sid_of};
+pub use key::{HashKey, cookie_value, is_engine_io, sid_of};
 pub use open_packet::{OPEN_PACKET_BYTES_MAX, OpenScan, OpenScanner, SID_BYTES_MAX};
 pub use sids::{Sid, Sids};
 
@@ -102,6 +102,8 @@ pub struct GroupOptions {
     pub panic_percent: u32,
     /// The cookie that brings browsers back to their upstream. `None`: there is none.
     pub cookie: Option<StickyCookie>,
+    /// Whether sessions of Engine.IO are brought back to the upstream that issued them.
+    pub sticky_sid: bool,
 }
 
 impl Default for GroupOptions {
@@ -112,6 +114,7 @@ impl Default for GroupOptions {
             slow_start: Duration::ZERO,
             panic_percent: 25,
             cookie: None,
+            sticky_sid: true,
         }
     }
 }

@@ -18,6 +18,8 @@ mod forward;
 mod relay;
 #[path = "sim/rooms.rs"]
 mod rooms;
+#[path = "sim/sids.rs"]
+mod sids;
 #[path = "sim/stop.rs"]
 mod stop;
 #[path = "sim/timeouts.rs"]

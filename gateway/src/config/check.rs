@@ -231,6 +231,8 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
     let retry_after_max =
         section.milliseconds("retry_after_max_ms", 0..=AGE_MS_MAX, default.retry_after_max);
     let early_bytes_max = section.size("early_bytes_max", 0..=(1 << 20), default.early_bytes_max);
+    let sids_max = section.size("sids_max", 1..=(1 << 24), default.sids_max);
+    let sid_idle = section.milliseconds("sid_idle_ms", 1..=AGE_MS_MAX, default.sid_idle);
     let connections = section.integer("connections_max", 1..=u64::from(u32::MAX));
     let socket_bytes = 0..=(1_u64 << 30);
     let bytes = u64::from(default.send_buffer_bytes);
@@ -300,6 +302,8 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         lost_window,
         retry_after_max,
         early_bytes_max,
+        sids_max,
+        sid_idle,
         connections_max,
         send_buffer_bytes,
         receive_buffer_bytes,

@@ -172,6 +172,7 @@ fn read_options(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> GroupOpti
     let words = ["least-connections", "round-robin", "random-two", "hash"];
     let balance = section.word("balance", &words);
     let key = section.string("hash_key");
+    let by_sid = key.clone().filter(|key| key.value == "sid");
     let load = u64::from(LOAD_FACTOR_PERCENT_DEFAULT);
     let load = section.number("hash_load_percent", 0..=1000, load) as u32;
     if (1..100).contains(&load) {
@@ -217,8 +218,14 @@ fn read_options(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> GroupOpti
     let slow_start = section.milliseconds("slow_start_ms", 0..=AGE_MS_MAX, Duration::ZERO);
     let panic_percent = u64::from(default.panic_percent);
     let panic_percent = section.number("panic_percent", 0..=100, panic_percent) as u32;
+    let sticky_sid = section.boolean("sticky_sid", true);
+    if let Some(text) = by_sid.filter(|_| !sticky_sid) {
+        let message = "`hash_key` is \"sid\", but `sticky_sid` is off: which server issued a `sid` is \
+                       then known to nobody; leave `sticky_sid` on, or write \"client-ip\"";
+        reader.fault(&text.place, message);
+    }
     let cookie = read_cookie(reader, section);
-    GroupOptions { balance, health, slow_start, panic_percent, cookie }
+    GroupOptions { balance, health, slow_start, panic_percent, cookie, sticky_sid }
 }
 
 fn read_check(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> Option<CheckOptions> {

@@ -70,17 +70,36 @@ impl BodyReader {
 
     /// Reads on: how many bytes of the front to forward, and whether the body ends with them.
     pub fn scan(&mut self, bytes: &[u8]) -> Result<(usize, bool), HttpError> {
+        self.scan_payload(bytes, |_| {})
+    }
+
+    /// The same, for those who want to see what of the bytes is payload: `payload` gets it in
+    /// order and in pieces, without the framing of chunks.
+    pub fn scan_payload(
+        &mut self,
+        bytes: &[u8],
+        mut payload: impl FnMut(&[u8]),
+    ) -> Result<(usize, bool), HttpError> {
         match self {
-            BodyReader::UntilEnd => Ok((bytes.len(), false)),
+            BodyReader::UntilEnd => {
+                payload(bytes);
+                Ok((bytes.len(), false))
+            }
             BodyReader::Length(left) => {
                 let here = (*left).min(bytes.len() as u64);
                 *left -= here;
+                payload(&bytes[..here as usize]);
                 Ok((here as usize, *left == 0))
             }
             BodyReader::Chunked(chunk) => {
                 let mut at = 0;
                 while at < bytes.len() && !matches!(chunk, Chunk::Done) {
-                    at += chunk.advance(&bytes[at..])?;
+                    let is_data = matches!(chunk, Chunk::Data(_));
+                    let here = chunk.advance(&bytes[at..])?;
+                    if is_data {
+                        payload(&bytes[at..at + here]);
+                    }
+                    at += here;
                 }
                 Ok((at, matches!(chunk, Chunk::Done)))
             }
@@ -239,6 +258,30 @@ mod tests {
         }
         // Many short trailers are as long as one.
         assert!(fails(&format!("0\r\n{}", "A: b\r\n".repeat(700))));
+    }
+
+    /// Payload is what is left when the framing is taken off, wherever the wire is cut.
+    #[test]
+    fn payload_without_its_framing() {
+        let chunked = BodyReader::Chunked(Chunk::START);
+        for (reader, wire, want) in [
+            (BodyReader::Length(5), &b"hellonext"[..], &b"hello"[..]),
+            (BodyReader::Length(0), b"next", b""),
+            (BodyReader::UntilEnd, b"hello", b"hello"),
+            (chunked, b"2;x=y\r\nhe\r\n3\r\nllo\r\n0\r\nA: b\r\n\r\nnext", b"hello"),
+            (chunked, b"7\r\n\r\n0\r\n\r\n\r\n0\r\n\r\nx", b"\r\n0\r\n\r\n"),
+        ] {
+            for cut in 0..=wire.len() {
+                let (mut reader, mut got) = (reader, Vec::<u8>::new());
+                for part in [&wire[..cut], &wire[cut..]] {
+                    let scanned = reader.scan_payload(part, |bytes| got.extend(bytes));
+                    if scanned.expect("it is in order").1 {
+                        break;
+                    }
+                }
+                assert_eq!(got, want, "{:?} cut at {cut}", String::from_utf8_lossy(wire));
+            }
+        }
     }
 
     #[test]

@@ -12,12 +12,13 @@
 //! only while nothing of it has been sent. What the group is told, and when, is the contract of
 //! `upstream.rs`: every pick has exactly one outcome.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use super::Shard;
 use crate::config::{BackendKind, Websocket};
 use crate::conn::table::Table;
-use crate::conn::{Answering, Attempt, ConnId, Counted, Handshaking, Phase, Side, State};
+use crate::conn::{Answering, Attempt, ConnId, Counted, Handshaking, Phase, Session, Side, State};
 use crate::handshake::{self, Forwarded, Offer};
 use crate::http::{self, HeadScanner, Request};
 use crate::metrics::Cause;
@@ -31,8 +32,47 @@ use crate::upstream::{
 /// Clients that wait for room at an upstream and are tried again in one turn.
 const WAITING_PER_TURN: usize = 16;
 
+/// Clients of one backend that wait until an upstream has room; each is here once.
+#[derive(Default)]
+pub(super) struct Waiting {
+    /// One for each choice that some of them have: as many as upstreams, and two, at most.
+    queues: Vec<Queue>,
+}
+
+struct Queue {
+    choice: Choice,
+    clients: VecDeque<ConnId>,
+    /// How many of those are still to be looked at since there was last room.
+    left: usize,
+}
+
+/// Where clients may go. What the first of one queue is not given, the others are not either, but
+/// for those who have tried: each of them has been elsewhere.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    Any,
+    NotTried,
+    Session(UpstreamId),
+}
+
+impl Waiting {
+    fn queue_of(&mut self, attempt: &Attempt) -> &mut VecDeque<ConnId> {
+        let choice = match attempt.sticky {
+            _ if attempt.tried.count() > 0 => Choice::NotTried,
+            Sticky::Session(upstream) => Choice::Session(upstream),
+            Sticky::Nowhere | Sticky::Cookie(_) => Choice::Any,
+        };
+        let at = self.queues.iter().position(|queue| queue.choice == choice);
+        let at = at.unwrap_or_else(|| {
+            self.queues.push(Queue { choice, clients: VecDeque::new(), left: 0 });
+            self.queues.len() - 1
+        });
+        &mut self.queues[at].clients
+    }
+}
+
 impl<R: Ring> Shard<R> {
-    /// The search for an upstream for a request whose head this is. `try_upstream` begins it.
+    /// The search for an upstream for a request whose head this is. `begin_attempt` begins it.
     pub(super) fn start_attempt(
         &mut self,
         id: ConnId,
@@ -46,7 +86,10 @@ impl<R: Ring> Shard<R> {
             Balance::Hash { key, .. } => key.of(request, client),
             _ => 0,
         };
-        let sticky = group.find_cookie(&request.headers).map_or(Sticky::Nowhere, Sticky::Cookie);
+        let cookie = group.find_cookie(&request.headers);
+        let (session, issuer) = self.session_of(id, backend, request);
+        let elsewhere = cookie.map_or(Sticky::Nowhere, Sticky::Cookie);
+        let sticky = issuer.map_or(elsewhere, Sticky::Session);
         let mut copy = self.stores.spares.take(head.len());
         copy.extend_from_slice(head);
         Attempt {
@@ -54,10 +97,20 @@ impl<R: Ring> Shard<R> {
             head: copy,
             key,
             sticky,
+            cookie,
+            session,
             picked: None,
             upstream: None,
             tried: Tried::default(),
             waits: false,
+        }
+    }
+
+    /// Tries the first upstream, once it is known where the client belongs.
+    pub(super) fn begin_attempt(&mut self, id: ConnId) {
+        let attempt = attempt_of(&mut self.table[id].state);
+        if attempt.is_some_and(|attempt| !matches!(attempt.session, Session::Asked(_))) {
+            self.try_upstream(id, None);
         }
     }
 
@@ -80,12 +133,13 @@ impl<R: Ring> Shard<R> {
             }
             Pick::Wait => {
                 attempt.waits = true;
-                waiting[backend].push_back(id);
+                let clients = waiting[backend].queue_of(attempt);
+                clients.push_back(id);
                 // Those that gave up stand in front. Without room nobody would ever remove them.
-                while let Some(front) = waiting[backend].front()
+                while let Some(front) = clients.front()
                     && waiting_attempt(table, *front).is_none()
                 {
-                    waiting[backend].pop_front();
+                    clients.pop_front();
                 }
             }
             Pick::None => {
@@ -96,39 +150,47 @@ impl<R: Ring> Shard<R> {
         }
     }
 
-    /// Connections to upstreams have ended: clients that waited for that are tried again, in the
-    /// order in which they came, until one of them finds that there is still no room.
+    /// Connections to upstreams have ended: clients that waited for that are tried again, those of
+    /// one choice in the order in which they came, until one finds that there is still no room.
     pub(super) fn serve_waiting(&mut self) {
-        if !std::mem::take(&mut self.room_made) {
-            return;
+        if std::mem::take(&mut self.room_made) {
+            for queue in self.waiting.iter_mut().flat_map(|waiting| &mut waiting.queues) {
+                queue.left = queue.clients.len();
+            }
         }
         for backend in 0..self.waiting.len() {
-            let mut served = false;
-            let mut left = self.waiting[backend].len();
-            for _ in 0..left.min(WAITING_PER_TURN) {
-                let Some(id) = self.waiting[backend].pop_front() else { break };
-                left -= 1;
-                let Some(attempt) = waiting_attempt(&mut self.table, id) else { continue };
-                attempt.waits = false;
-                let has_choice = attempt.tried.count() == 0;
-                self.try_upstream(id, None);
-                if waiting_attempt(&mut self.table, id).is_none() {
-                    served = true;
-                } else if has_choice {
-                    // Whatever has room, those behind it would not be given either.
-                    self.waiting[backend].rotate_right(1);
-                    left = 0;
-                    break;
-                }
+            // None comes or goes meanwhile: who still waits has the choice that it had.
+            for at in 0..self.waiting[backend].queues.len() {
+                self.serve_queue(backend, at);
             }
-            // The rest is for the next turn, while there is room for some.
-            self.room_made |= served && left > 0;
+            self.waiting[backend].queues.retain(|queue| !queue.clients.is_empty());
+        }
+    }
+
+    fn serve_queue(&mut self, backend: usize, at: usize) {
+        // The rest is for the next turn.
+        for _ in 0..self.waiting[backend].queues[at].left.min(WAITING_PER_TURN) {
+            let queue = &mut self.waiting[backend].queues[at];
+            queue.left -= 1;
+            let Some(id) = queue.clients.pop_front() else { continue };
+            let Some(attempt) = waiting_attempt(&mut self.table, id) else { continue };
+            attempt.waits = false;
+            self.try_upstream(id, None);
+            let still_waits = waiting_attempt(&mut self.table, id).is_some();
+            let queue = &mut self.waiting[backend].queues[at];
+            if still_waits && queue.choice != Choice::NotTried {
+                // Whatever has room, those behind it would not be given either.
+                queue.clients.rotate_right(1);
+                queue.left = 0;
+                return;
+            }
         }
     }
 
     /// Whether the next turn has something to do in `serve_waiting`.
     pub(super) fn may_serve_waiting(&self) -> bool {
-        self.room_made && self.waiting.iter().any(|waiting| !waiting.is_empty())
+        let mut queues = self.waiting.iter().flat_map(|waiting| &waiting.queues);
+        queues.any(|queue| queue.left > 0 || (self.room_made && !queue.clients.is_empty()))
     }
 
     pub(super) fn on_socket_opened(&mut self, client: ConnId, result: Result<u32, Failure>) {
@@ -189,6 +251,7 @@ impl<R: Ring> Shard<R> {
                 bytes: Vec::new(),
                 interim_count: 0,
                 body: None,
+                opening: None,
             }))
         } else {
             State::Handshaking(Box::new(Handshaking {
@@ -321,6 +384,8 @@ impl<R: Ring> Shard<R> {
         let Some(attempt) = attempt_of(&mut table[client].state) else { return };
         let (status, why) = if attempt.waits {
             (503, "every upstream has as many connections as it may have")
+        } else if matches!(attempt.session, Session::Asked(_)) {
+            (503, "where this session belongs was not found out within connect_timeout_ms")
         } else {
             (504, "no upstream answered within connect_timeout_ms")
         };
@@ -340,12 +405,12 @@ impl<R: Ring> Shard<R> {
         let Shard { table, groups, now, .. } = self;
         let attempt = attempt_of(&mut table[client].state)?;
         let upstream = attempt.picked.take()?;
-        let (backend, sticky) = (attempt.backend, attempt.sticky);
+        let (backend, named) = (attempt.backend, attempt.cookie);
         let group = groups[usize::from(backend)].as_mut().expect("a websocket backend");
         group.on_opened(upstream, *now);
         table[id].counted = Some(Counted { backend, upstream });
         table[client].counted = table[id].counted;
-        cookie(group, upstream, sticky)
+        cookie(group, upstream, named)
     }
 
     /// The upstream has answered a handshake with something else than a WebSocket. A gateway's
@@ -411,10 +476,10 @@ fn waiting_attempt(table: &mut Table, id: ConnId) -> Option<&mut Attempt> {
     attempt_of(&mut conn.state).filter(|attempt| attempt.waits)
 }
 
-/// What `Set-Cookie` has to say to a client that is at `upstream` now.
-fn cookie(group: &Group, upstream: UpstreamId, sticky: Sticky) -> Option<String> {
+/// What `Set-Cookie` has to say to a client that is at `upstream` now and whose cookie named `named`.
+fn cookie(group: &Group, upstream: UpstreamId, named: Option<UpstreamId>) -> Option<String> {
     let options = group.options().cookie.as_ref()?;
-    if sticky == Sticky::Cookie(upstream) {
+    if named == Some(upstream) {
         return None;
     }
     let token = group.get(upstream)?.token()?;

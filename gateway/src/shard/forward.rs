@@ -19,12 +19,13 @@
 
 use super::Shard;
 use super::send::PAUSE_AT_BYTES;
-use crate::conn::{ConnId, Forwarding, Head, Phase, State};
+use crate::conn::{ConnId, Forwarding, Head, Phase, Session, State};
 use crate::handshake;
 use crate::http::{self, BodyReader, HeadScanner, HttpError, Request};
 use crate::metrics::Cause;
 use crate::ring::Ring;
 use crate::time::Time;
+use crate::upstream::OpenScanner;
 
 /// Interim responses (1xx) that an upstream may send before its answer.
 const INTERIM_MAX: u8 = 16;
@@ -68,7 +69,7 @@ impl<R: Ring> Shard<R> {
         self.forward_body(id, rest);
         // Unless its body was refused already.
         if self.table[id].phase == Phase::Open {
-            self.try_upstream(id, None);
+            self.begin_attempt(id);
         }
     }
 
@@ -141,7 +142,14 @@ impl<R: Ring> Shard<R> {
                 }
                 continue;
             };
-            let scanned = body.scan(bytes);
+            let scanned = match &mut answering.opening {
+                None => body.scan(bytes),
+                Some(opening) => {
+                    let scanned = body.scan_payload(bytes, |payload| _ = opening.scan(payload));
+                    self.watch_opening(id);
+                    scanned
+                }
+            };
             let Shard { table, stores, now, dirty, .. } = self;
             let Some(conn) = table.get_mut(client).filter(|conn| conn.phase == Phase::Open) else {
                 return self.start_close(id, Cause::ClientGone);
@@ -211,8 +219,12 @@ impl<R: Ring> Shard<R> {
                 && forwarding.request_done
                 && stop_deadline.is_none();
             forwarding.answered = true;
+            let opens = forwarding.attempt.session == Session::Opens
+                && response.status == 200
+                && response.headers.get("content-encoding").is_none();
             if let State::Answering(answering) = &mut table[id].state {
                 answering.body = Some(body);
+                answering.opening = opens.then(OpenScanner::default);
             }
             if (502..=504).contains(&response.status) {
                 self.attempt_answered(client, response.status);

@@ -17,9 +17,10 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 use crossbeam_queue::ArrayQueue;
 
 use crate::config::Config;
+use crate::conn::ConnId;
 use crate::ring::Waker;
 use crate::rooms;
-use crate::upstream::UpstreamName;
+use crate::upstream::{Sid, UpstreamName};
 
 /// Letters in an inbox.
 const INBOX_MAX: usize = 4096;
@@ -48,8 +49,42 @@ pub enum Letter {
         /// What it says.
         mail: rooms::Mail,
     },
+    /// Which upstream issued which session of Engine.IO.
+    Sids(SidMail),
     /// From the control thread.
     Order(Order),
+}
+
+/// What shards tell each other about sessions of Engine.IO; see `upstream/sids.rs`.
+#[derive(Clone, Copy, Debug)]
+pub enum SidMail {
+    /// To the home of a session: this upstream has issued it.
+    Learn {
+        /// The session.
+        sid: Sid,
+        /// Who knows it.
+        upstream: UpstreamName,
+    },
+    /// To the home of a session: who issued it?
+    Ask {
+        /// The session.
+        sid: Sid,
+        /// Who asks.
+        shard: u16,
+        /// For which client of that shard.
+        conn: ConnId,
+        /// Comes back with the answer: the client may be at another request by then.
+        number: u32,
+    },
+    /// To the shard that asked.
+    Answer {
+        /// For which client.
+        conn: ConnId,
+        /// Of the question.
+        number: u32,
+        /// `None`: nobody knows.
+        upstream: Option<UpstreamName>,
+    },
 }
 
 /// What the control thread asks of a shard.
@@ -131,6 +166,11 @@ impl Mailroom {
     pub fn new(index: u16, inboxes: Arc<[Inbox]>) -> Mailroom {
         let outgoing = inboxes.iter().map(|_| VecDeque::new()).collect();
         Mailroom { index, inboxes, outgoing, waiting: 0 }
+    }
+
+    /// How many shards there are.
+    pub fn shards(&self) -> u16 {
+        self.outgoing.len() as u16
     }
 
     /// Writes to a shard; to this one too.

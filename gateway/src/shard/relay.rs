@@ -52,7 +52,7 @@ impl<R: Ring> Shard<R> {
         if !early.is_empty() {
             self.hold_early(id, early);
         }
-        self.try_upstream(id, None);
+        self.begin_attempt(id);
     }
 
     /// Bytes behind the request. They wait until the upstream has accepted, up to a small bound at

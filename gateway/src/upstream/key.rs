@@ -22,9 +22,10 @@ pub enum HashKey {
     /// The segment of the path at this index: 0 is `chat` in `/chat/42`. Not decoded, as routes do
     /// not decode either.
     PathSegment(u16),
-    /// The Engine.IO session. The upstream that issued it is known to [`Sids`](super::Sids) alone;
-    /// a request without one, or with one that is not known there, is placed by the client's
-    /// address, as the request was that opened it.
+    /// The Engine.IO session. The upstream that issued it is known to [`Sids`](super::Sids) alone:
+    /// no hash of a `sid` leads there, as it was issued after its client had been placed. So a
+    /// request without one, or with one that is not known there, is placed by the client's address,
+    /// as the request was that opened it.
     SocketIoSid,
 }
 
@@ -53,6 +54,12 @@ impl HashKey {
         };
         hash.unwrap_or_else(|| address_hash(client))
     }
+}
+
+/// Whether a request is one of Engine.IO, of whatever version: its query names that.
+pub fn is_engine_io(request: &Request<'_>) -> bool {
+    let query = request.query.unwrap_or_default();
+    query.split('&').any(|pair| pair.starts_with("EIO="))
 }
 
 /// The `sid` of a request of an Engine.IO session; `None` when it opens one, or is none.
@@ -185,6 +192,21 @@ mod tests {
         // For ever: gateways of different releases stand side by side.
         assert_eq!(hash("192.0.2.1"), stable_hash(&[192, 0, 2, 1]));
         assert_eq!(hash("2001:db8::1"), stable_hash(&[0x20, 1, 0x0D, 0xB8, 0, 0, 0, 0]));
+    }
+
+    #[test]
+    fn requests_of_engine_io() {
+        for (target, want) in [
+            ("/socket.io/?EIO=4&transport=polling&t=x", true),
+            ("/socket.io/?transport=polling&EIO=3", true),
+            ("/x?EIO=", true),
+            ("/socket.io/?transport=polling&sid=EIO=4", false),
+            ("/socket.io/?eio=4", false),
+            ("/socket.io/?xEIO=4", false),
+            ("/EIO=4", false),
+        ] {
+            assert_eq!(with_request(target, "", is_engine_io), want, "{target}");
+        }
     }
 
     #[test]

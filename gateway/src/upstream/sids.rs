@@ -13,8 +13,9 @@
 //!     |                                  | find -- answer (upstream) ------> | Sticky::Session
 //! ```
 //!
-//! The mail of the first shard is posted before the answer is queued for the client, and a mailbox
-//! keeps its order; so a client that has read its `sid` cannot ask before the home has learnt it.
+//! The mail of the first shard is in the home's inbox before the answer is on its way to the client
+//! (`shard/sids.rs` says how); so a client that has read its `sid` cannot ask before the home has
+//! learnt it, unless the inbox was full.
 //!
 //! A `sid` that is not known (forgotten, learnt by another gateway, mail refused by a full mailbox)
 //! places its client like a new one. With `Hash(HashKey::ClientIp)` or `SocketIoSid` that is where

@@ -26,6 +26,7 @@ mod page;
 mod programs;
 mod relay;
 mod rooms;
+mod sids;
 mod socketio;
 mod stop;
 mod timeouts;

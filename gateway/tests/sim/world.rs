@@ -92,6 +92,18 @@ kind = "local"
 [backend.upstream]
 kind = "websocket"
 url = "ws://127.0.0.1:9000"
+[[route]]
+path = "/sids/*"
+backend = "sids"
+[backend.sids]
+kind = "websocket"
+balance = "round-robin"
+[[backend.sids.upstream]]
+url = "ws://127.0.0.1:9001"
+[[backend.sids.upstream]]
+url = "ws://127.0.0.1:9002"
+[[backend.sids.upstream]]
+url = "ws://127.0.0.1:9003"
 "#;
 
 /// Rounds in which some ring has something to do, one after the other, at which it counts as
