@@ -233,6 +233,8 @@ fn read_check(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> Option<Chec
     let path = section.string("check_path");
     let host = section.string("check_host");
     let status = section.string("check_status");
+    let text = status.as_ref().map_or("200-399", |status| status.value.as_str());
+    section.settle("check_status", format_args!("\"{text}\""));
     let interval = Duration::from_secs(5);
     let interval = section.milliseconds("check_interval_ms", 10..=AGE_MS_MAX, interval);
     let timeout = Duration::from_secs(2).min(interval);
