@@ -96,12 +96,12 @@ pub struct Headers<'a> {
 
 impl<'a> Headers<'a> {
     /// Every line.
-    pub fn iter(&self) -> impl Iterator<Item = &Header<'a>> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Header<'a>> {
         self.slots[..self.count].iter()
     }
 
     /// The values of all lines of this name.
-    pub fn all(&self, name: &str) -> impl Iterator<Item = &'a str> {
+    pub fn all(&self, name: &str) -> impl DoubleEndedIterator<Item = &'a str> {
         self.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|header| {
             // What is not UTF-8 is present, and equals nothing that anybody compares it with.
             std::str::from_utf8(header.value).unwrap_or("\u{FFFD}")

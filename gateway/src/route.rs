@@ -16,6 +16,7 @@ use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
 
+use crate::origin::Origins;
 use crate::policy::Policy;
 
 /// All routes, best first.
@@ -41,6 +42,8 @@ pub struct Route {
     pub subprotocol: Option<String>,
     /// Index into `Config::backends`.
     pub backend: u16,
+    /// The pages that may open a WebSocket on it.
+    pub origins: Origins,
     /// What holds for its connections.
     pub policy: Policy,
 }
@@ -313,6 +316,7 @@ mod tests {
             },
             subprotocol: (!subprotocol.is_empty()).then(|| subprotocol.to_owned()),
             backend,
+            origins: Origins::default(),
             policy: Policy::of(&crate::limits::Limits::default()),
         }
     }

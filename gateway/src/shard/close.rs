@@ -207,7 +207,8 @@ impl<R: Ring> Shard<R> {
             }
             State::Connecting(_) | State::Forwarding(_) => self.abandon_attempt(id),
             State::Handshaking(_) | State::Refusing(_) | State::Answering(_) => {}
-            State::Head(_) | State::Echo(_) | State::Relay(_) | State::None => {}
+            State::ProxyHeader(_) | State::Head(_) => {}
+            State::Echo(_) | State::Relay(_) | State::None => {}
         }
     }
 
