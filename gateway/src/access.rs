@@ -52,13 +52,15 @@ impl AccessLog {
             return;
         }
         self.left -= 1;
-        let Closed { peer, state, route, upstream, cause, opened_at, closed_at, traffic } = closed;
+        let Closed { peer, client, state, route, upstream, cause, opened_at, closed_at, traffic } =
+            closed;
         let duration_ms = closed_at.since(*opened_at).as_millis() as u64;
         let route = config.routes.get(crate::route::RouteIndex(*route));
         let upstream = upstream.and_then(|(backend, name)| url_of(config, backend, name));
         info!(
             target: "access",
-            client = %peer,
+            %client,
+            %peer,
             cause = cause.name(),
             state,
             route = %format_args!("{}{}", route.host, route.path),

@@ -13,6 +13,7 @@
 //!
 //! `docs/penstock.toml` explains every key; a test holds it to what the reader asks for.
 
+mod access;
 mod check;
 mod keys;
 mod machine;
@@ -31,6 +32,7 @@ use std::time::Duration;
 pub use machine::{Machine, raise_descriptor_limit};
 
 use crate::checks::CheckOptions;
+use crate::client_address::Access;
 use crate::limits::Limits;
 use crate::rooms::RoomLimits;
 use crate::route::{Route, Routes};
@@ -127,6 +129,8 @@ pub struct Listener {
     pub name: String,
     /// The address to bind. Port 0 lets the kernel choose.
     pub address: SocketAddr,
+    /// Who may come in, and how we are told who that is.
+    pub access: Access,
 }
 
 /// Who answers a client.

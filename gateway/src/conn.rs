@@ -4,11 +4,10 @@
 //! conversation it is in, [`Phase`] how far it is on its way out. All of it is data: nothing hides
 //! in a closure or a future, so that a connection can be written down as a [`record::Record`].
 
+pub mod addresses;
 pub mod outbox;
 pub mod record;
 pub mod table;
-
-use std::net::SocketAddr;
 
 use crate::handshake::Offer;
 use crate::http::{BodyReader, HeadScanner};
@@ -18,6 +17,7 @@ use crate::time::Time;
 use crate::upstream::{OpenScanner, Sticky, Tried, UpstreamId};
 use crate::ws::Decoder;
 use crate::ws::scan::Scanner;
+use addresses::Addresses;
 use outbox::Outbox;
 
 /// A connection of one shard: a place in its table, and whose turn it is in that place.
@@ -53,8 +53,8 @@ pub struct Conn {
     pub state: State,
     /// What waits to be sent.
     pub outbox: Outbox,
-    /// The other end's address.
-    pub peer: SocketAddr,
+    /// Its other end, and the client that one speaks for.
+    pub addresses: Addresses,
     /// What went through it.
     pub traffic: Traffic,
     /// When the last byte came.
@@ -154,6 +154,8 @@ pub enum State {
     /// None, or none any more.
     #[default]
     None,
+    /// A client whose PROXY header is arriving, which is all that it may begin with; what has come.
+    ProxyHeader(Vec<u8>),
     /// A client whose request head is arriving.
     Head(Head),
     /// A client whose messages come back to it.
@@ -179,6 +181,7 @@ impl State {
     pub fn name(&self) -> &'static str {
         match self {
             State::None => "none",
+            State::ProxyHeader(_) => "proxy_header",
             State::Head(_) => "head",
             State::Echo(_) => "echo",
             State::Rooms(_) => "rooms",
@@ -324,9 +327,9 @@ pub struct Relay {
 }
 
 impl Conn {
-    /// Whose connection it is: where it came from.
+    /// Whose connection it is: where it came from, or whom a trusted proxy names.
     pub fn client_ip(&self) -> std::net::IpAddr {
-        self.peer.ip()
+        self.addresses.client()
     }
 
     /// Whether its WebSocket is open, and neither side has begun to end it.

@@ -188,6 +188,9 @@ pub struct Forwarded<'a> {
     pub client: IpAddr,
     /// The scheme it came by: `http` or `https`.
     pub proto: &'a str,
+    /// The other end of the connection, if it is a trusted proxy that speaks for the client: then
+    /// the addresses in its X-Forwarded-For go on with its own behind them.
+    pub proxy: Option<IpAddr>,
 }
 
 /// A Sec-WebSocket-Key (§4.1) of 16 bytes that were drawn for it alone.
@@ -255,7 +258,23 @@ pub fn encode_forwarded_request(
 /// Appends who the client is. Its own claims about that are dropped elsewhere.
 fn encode_forwarded(out: &mut Vec<u8>, request: &Request<'_>, forwarded: &Forwarded<'_>) {
     let client = forwarded.client.to_canonical().to_string();
-    encode_header(out, "X-Forwarded-For", client.as_bytes());
+    let mut chain = Vec::new();
+    if let Some(proxy) = forwarded.proxy {
+        let lines = request.headers.iter();
+        for line in lines.filter(|line| line.name.eq_ignore_ascii_case("x-forwarded-for")) {
+            chain.extend_from_slice(line.value);
+            chain.extend_from_slice(b", ");
+        }
+        // It has named the client another way (RFC 7239), or is the client.
+        if chain.is_empty() && proxy.to_canonical() != forwarded.client.to_canonical() {
+            chain.extend_from_slice(client.as_bytes());
+            chain.extend_from_slice(b", ");
+        }
+        chain.extend_from_slice(proxy.to_canonical().to_string().as_bytes());
+    } else {
+        chain.extend_from_slice(client.as_bytes());
+    }
+    encode_header(out, "X-Forwarded-For", &chain);
     encode_header(out, "X-Real-IP", client.as_bytes());
     encode_header(out, "X-Forwarded-Proto", forwarded.proto.as_bytes());
     encode_header(out, "X-Forwarded-Host", request.host.as_bytes());
@@ -500,6 +519,11 @@ mod tests {
         HeadLimits { head_bytes_max: 4096, headers_max: 64, target_bytes_max: 1024 };
     const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
+    /// A client that nobody speaks for.
+    fn ours(client: &str) -> Forwarded<'static> {
+        Forwarded { client: client.parse().unwrap(), proto: "http", proxy: None }
+    }
+
     fn client(more: &str) -> String {
         format!(
             "GET /chat?a=b HTTP/1.1\r\nHost: x\r\nUpgrade: WebSocket\r\nSec-WebSocket-Key: {KEY}\r\n\
@@ -516,7 +540,7 @@ mod tests {
         let request = parse_request(head.as_bytes(), &LIMITS).unwrap();
         assert_eq!(upgrade_of(&request).unwrap().unwrap().key, KEY);
         let mut out = Vec::new();
-        let forwarded = Forwarded { client: "10.0.0.1".parse().unwrap(), proto: "http" };
+        let forwarded = ours("10.0.0.1");
         encode_upstream_request(&mut out, &request, KEY, None, None, &forwarded);
         let sent = parse_request(&out, &LIMITS).unwrap();
         let names: Vec<&str> = sent.headers.iter().map(|header| header.name).collect();
@@ -525,6 +549,34 @@ mod tests {
         assert_eq!(names.join(" "), want);
         assert_eq!(sent.headers.get("x-forwarded-for"), Some("10.0.0.1"));
         assert_eq!((sent.path, sent.query), ("/chat", Some("a=b")));
+    }
+
+    #[test]
+    fn a_trusted_proxy_joins_the_chain() {
+        let sent = |lines: &str, forwarded: &Forwarded<'_>| {
+            let head = client(&format!("Connection: Upgrade\r\n{lines}"));
+            let request = parse_request(head.as_bytes(), &LIMITS).unwrap();
+            let mut out = Vec::new();
+            encode_upstream_request(&mut out, &request, KEY, None, None, forwarded);
+            let sent = parse_request(&out, &LIMITS).unwrap();
+            let all = |name| sent.headers.all(name).collect::<Vec<_>>().join("|");
+            let claims = ["x-forwarded-for", "x-real-ip", "x-forwarded-proto", "forwarded"];
+            claims.map(all).join("; ")
+        };
+        let behind = |client: &str| Forwarded {
+            client: client.parse().unwrap(),
+            proto: "https",
+            proxy: Some("::ffff:10.0.0.1".parse().unwrap()),
+        };
+        let lines = "X-Forwarded-For: 6.6.6.6, 203.0.113.9\r\nX-Forwarded-Proto: wss\r\n\
+                     x-forwarded-for: 10.0.0.7\r\nX_Forwarded_For: 7.7.7.7\r\nForwarded: for=8.8.8.8\r\n";
+        let want = "6.6.6.6, 203.0.113.9, 10.0.0.7, 10.0.0.1; 203.0.113.9; https; ";
+        assert_eq!(sent(lines, &behind("203.0.113.9")), want);
+        assert_eq!(sent(lines, &ours("192.0.2.1")), "192.0.2.1; 192.0.2.1; http; ");
+        // Without that header: the client that was named another way, or the proxy itself.
+        let want = "203.0.113.9, 10.0.0.1; 203.0.113.9; https; ";
+        assert_eq!(sent("Forwarded: for=203.0.113.9\r\n", &behind("203.0.113.9")), want);
+        assert_eq!(sent("", &behind("::ffff:10.0.0.1")), "10.0.0.1; 10.0.0.1; https; ");
     }
 
     #[test]
@@ -739,7 +791,7 @@ mod tests {
                 all.clone().map(|name| format!("{name}: 6.6.6.6\r\n")).collect::<String>()
             );
             let request = parse_request(head.as_bytes(), &LIMITS).unwrap();
-            let forwarded = Forwarded { client: "::ffff:10.0.0.1".parse().unwrap(), proto: "http" };
+            let forwarded = ours("::ffff:10.0.0.1");
             let mut out = Vec::new();
             encode_upstream_request(&mut out, &request, KEY, None, None, &forwarded);
             let sent = parse_request(&out, &LIMITS).unwrap();

@@ -49,6 +49,10 @@ impl HeadScanner {
         if matches!(head.first(), Some(0x15 | 0x16)) {
             return Err(HttpError::TlsOnPlainPort);
         }
+        // A balancer that says whom it speaks for. Version 2 fails by its first line end.
+        if head.starts_with(b"PROXY ") {
+            return Err(HttpError::ProxyHeaderOnPlainPort);
+        }
         while let Some(&byte) = head.get(self.scanned) {
             if self.scanned >= limits.head_bytes_max {
                 return Err(HttpError::HeadTooLarge);
@@ -96,12 +100,12 @@ pub struct Headers<'a> {
 
 impl<'a> Headers<'a> {
     /// Every line.
-    pub fn iter(&self) -> impl Iterator<Item = &Header<'a>> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Header<'a>> {
         self.slots[..self.count].iter()
     }
 
     /// The values of all lines of this name.
-    pub fn all(&self, name: &str) -> impl Iterator<Item = &'a str> {
+    pub fn all(&self, name: &str) -> impl DoubleEndedIterator<Item = &'a str> {
         self.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|header| {
             // What is not UTF-8 is present, and equals nothing that anybody compares it with.
             std::str::from_utf8(header.value).unwrap_or("\u{FFFD}")
@@ -335,6 +339,8 @@ pub(crate) fn content_length(value: &str) -> Option<u64> {
 pub enum HttpError {
     /// The first byte of a TLS handshake.
     TlsOnPlainPort,
+    /// A PROXY header, where none is expected.
+    ProxyHeaderOnPlainPort,
     /// The preface of HTTP/2 (RFC 9113 §3.4).
     Http2OnPlainPort,
     /// A line that does not end with CRLF (RFC 9112 §2.2).
@@ -404,6 +410,7 @@ impl HttpError {
     pub fn explanation(self) -> &'static str {
         match self {
             HttpError::TlsOnPlainPort => "This port does not speak TLS: use http:// or ws://.",
+            HttpError::ProxyHeaderOnPlainPort => "This port expects no PROXY header.",
             HttpError::Http2OnPlainPort => "This port does not speak HTTP/2: use HTTP/1.1.",
             HttpError::BadLineEnd => "A line does not end with CRLF.",
             HttpError::ControlByte => "The head holds a control character.",
@@ -448,6 +455,9 @@ impl fmt::Display for HttpError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             HttpError::TlsOnPlainPort => "it is TLS, where plain HTTP is expected",
+            HttpError::ProxyHeaderOnPlainPort => {
+                "it is a PROXY header, which proxy_protocol is for"
+            }
             HttpError::Http2OnPlainPort => "it is HTTP/2, where HTTP/1.1 is expected",
             HttpError::BadLineEnd => "a line does not end with CRLF",
             HttpError::ControlByte => "the head holds a control character",
@@ -536,6 +546,7 @@ mod tests {
         want("GET / HTTP/1.1\r\nHost: x\r\n y\r\n\r\n", Err(HttpError::BadHead));
         want("GET / HTTP/1.1\r\nHost : x\r\n\r\n", Err(HttpError::BadHead));
         want("\u{16}\u{3}\u{1}", Err(HttpError::TlsOnPlainPort));
+        want("PROXY UNKNOWN\r\n", Err(HttpError::ProxyHeaderOnPlainPort));
         want("GET / HTTP/2.0\r\nHost: x\r\n\r\n", Err(HttpError::BadVersion));
         want("PRI * HTTP/2.0\r\n\r\n", Err(HttpError::Http2OnPlainPort));
         let te =

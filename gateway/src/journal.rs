@@ -4,7 +4,7 @@
 //! shard is bounded: what finds it full is counted and not written (the counters of close causes miss
 //! nothing).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_queue::ArrayQueue;
@@ -21,6 +21,8 @@ const ENTRIES_MAX: usize = 1024;
 pub struct Closed {
     /// Where the connection came from.
     pub peer: SocketAddr,
+    /// On whose behalf: its address, or what a trusted proxy said last.
+    pub client: IpAddr,
     /// What it was: see [`Record::state`](crate::conn::record::Record::state).
     pub state: &'static str,
     /// The number of its route; of the first one where no request came.

@@ -6,9 +6,12 @@ pub mod conn;
 pub mod ring;
 pub mod timers;
 
+pub mod client_address;
 pub mod handshake;
 pub mod http;
+pub mod origin;
 pub mod policy;
+pub mod proxy_protocol;
 pub mod rooms;
 pub mod route;
 pub mod upstream;

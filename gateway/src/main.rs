@@ -221,6 +221,9 @@ fn summary(config: &Config) -> String {
             "{}",
             if named { format!(" ({})", listener.name) } else { String::new() }
         );
+        if listener.access.proxy_protocol {
+            let _ = writeln!(text, "           every connection begins with a PROXY header");
+        }
     }
     for (index, route) in config.routes.iter().enumerate() {
         let _ = write!(text, "route {:<4} {} {}", index + 1, route.host, route.path);

@@ -18,6 +18,7 @@ use std::net::Ipv6Addr;
 use std::str::FromStr;
 
 use crate::limits::ROUTE_NUMBERS_MAX;
+use crate::origin::Origins;
 use crate::policy::Policy;
 
 /// All routes: each under a number of its own, and the order of matching beside.
@@ -52,6 +53,8 @@ pub struct Route {
     pub subprotocol: Option<String>,
     /// Index into `Config::backends`.
     pub backend: u16,
+    /// The pages that may open a WebSocket on it.
+    pub origins: Origins,
     /// What holds for its connections.
     pub policy: Policy,
 }
@@ -421,6 +424,7 @@ mod tests {
             },
             subprotocol: (!subprotocol.is_empty()).then(|| subprotocol.to_owned()),
             backend,
+            origins: Origins::default(),
             policy: Policy::of(&crate::limits::Limits::default()),
         }
     }

@@ -1,7 +1,7 @@
 //! The loop: one thread, one ring, one table of connections, and everything that happens to them.
 //!
 //! This file is the table of contents. A frame's life is a step a file: `accept.rs` (a client
-//! appears), `request.rs` (its request head, the upgrade), `recv.rs` (bytes arrive; messages of
+//! appears), `identity.rs` (who it is), `request.rs` (its request head, the upgrade), `recv.rs` (bytes arrive; messages of
 //! echo and rooms), `attempt.rs` (which upstream takes it), `relay.rs` (an upstream, and the frames between it and a client), `forward.rs`
 //! (ordinary HTTP to an upstream and back), `send.rs`
 //! (outboxes are flushed), `close.rs` (closing is a join), `drain.rs` (asking clients to leave),
@@ -16,6 +16,7 @@ mod attempt;
 mod close;
 pub mod drain;
 mod forward;
+mod identity;
 pub mod mailbox;
 mod orders;
 mod recv;
@@ -212,7 +213,7 @@ impl<R: Ring> Shard<R> {
 
     fn dispatch(&mut self, completion: Completion) {
         match completion {
-            Completion::Accepted { slot, peer, .. } => self.on_accepted(slot, peer),
+            Completion::Accepted { listener, slot, peer } => self.on_accepted(listener, slot, peer),
             Completion::AcceptRefused { .. } => self.on_accept_refused(),
             Completion::AcceptEnded { listener, failure } => {
                 self.on_accept_ended(listener, failure);

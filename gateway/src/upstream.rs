@@ -35,6 +35,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use crate::http::Headers;
@@ -156,9 +157,9 @@ pub fn connections_share(total: u32, shard: u16, shards: u16) -> u32 {
 }
 
 /// An upstream in the calls of one group. It is the same for as long as the upstream is in the
-/// list or has connections, and never another's.
+/// list or has connections, and never another's. Never zero, so that `None` takes no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct UpstreamId(u32);
+pub struct UpstreamId(NonZeroU32);
 
 /// An upstream of a group.
 #[derive(Clone, Debug)]
@@ -427,7 +428,8 @@ impl Group {
             Some(Leaving { id, connections, .. }) => (id, connections),
             None => {
                 self.next_id += 1;
-                (UpstreamId(self.next_id), 0)
+                let id = NonZeroU32::new(self.next_id).expect("it has just been raised");
+                (UpstreamId(id), 0)
             }
         };
         // Anywhere in its first turn of the round. A `random` of 0 is the beginning.

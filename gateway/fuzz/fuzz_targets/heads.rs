@@ -41,7 +41,7 @@ fn pass_on(request: &Request<'_>) {
         return;
     }
     let mut out = Vec::new();
-    let forwarded = Forwarded { client: [10, 0, 0, 1].into(), proto: "http" };
+    let forwarded = Forwarded { client: [10, 0, 0, 1].into(), proto: "http", proxy: None };
     encode_upstream_request(&mut out, request, "AAAAAAAAAAAAAAAAAAAAAA==", None, None, &forwarded);
     let sent = parse_request(&out, &OURS).expect("a request of ours is well-formed");
     assert_eq!((sent.path, sent.query, sent.host), (request.path, request.query, request.host));
@@ -52,7 +52,7 @@ fn pass_on(request: &Request<'_>) {
 fn pass_back(response: &Response<'_>) {
     let mut out = Vec::new();
     if response.status == 101 {
-        encode_switching_from_upstream(&mut out, response, &[b'a'; 28]);
+        encode_switching_from_upstream(&mut out, response, &[b'a'; 28], None);
     } else {
         encode_refusal(&mut out, response);
     }

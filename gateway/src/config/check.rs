@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::access::{read_access, read_origins};
 use super::keys::written;
 use super::operator::{read_admin, read_log};
 use super::policy::{read_frame_bytes_max, read_policy};
@@ -13,10 +14,12 @@ use super::{
     AdminOptions, Backend, BackendKind, Config, Faults, Listener, Local, LogOptions, Machine,
     Overrides, Server,
 };
+use crate::client_address::Access;
 use crate::limits::{
     BACKENDS_MAX, LISTENERS_MAX, Limits, MESSAGE_BYTES_MAX, OUTBOX_SPARE_BYTES, ROUTES_MAX,
     SHARDS_MAX, SLOTS_DEFAULT_TOTAL, SLOTS_PER_SHARD_MAX, outbox_bytes_default,
 };
+use crate::origin::Origins;
 use crate::policy::Policy;
 use crate::rooms::RoomLimits;
 use crate::route::{HostPattern, PathPattern, Route, RouteIndex, Routes};
@@ -50,6 +53,7 @@ struct RouteEntry {
     path: Option<PathPattern>,
     subprotocol: Option<String>,
     backend: Option<Placed<String>>,
+    origins: Origins,
     policy: Policy,
 }
 
@@ -320,11 +324,12 @@ fn read_listener(reader: &Reader<'_>, mut section: Section<'_, '_>) -> Option<Pl
     if let Some(parsed) = parsed {
         section.settle("address", format_args!("\"{parsed}\""));
     }
+    let access = read_access(reader, &mut section);
     section.finish();
     let address = address?;
     match address.value.parse::<SocketAddr>() {
         Ok(parsed) => {
-            let mut listener = listener_at(parsed);
+            let mut listener = Listener { access, ..listener_at(parsed) };
             if let Some(name) = name {
                 listener.name = name.value;
             }
@@ -343,7 +348,7 @@ fn read_listener(reader: &Reader<'_>, mut section: Section<'_, '_>) -> Option<Pl
 }
 
 fn listener_at(address: SocketAddr) -> Listener {
-    Listener { name: address.to_string(), address }
+    Listener { name: address.to_string(), address, access: Access::default() }
 }
 
 fn check_name(reader: &Reader<'_>, key: &str, name: &Placed<String>) {
@@ -363,6 +368,7 @@ fn read_route(reader: &Reader<'_>, mut section: Section<'_, '_>, limits: &Limits
     let path = section.string("path");
     let subprotocol = section.string("subprotocol");
     let backend = section.required("backend", "NAME");
+    let origins = read_origins(reader, &mut section);
     let policy = read_policy(reader, &mut section, limits);
     let place = section.place().clone();
     section.finish();
@@ -388,7 +394,7 @@ fn read_route(reader: &Reader<'_>, mut section: Section<'_, '_>, limits: &Limits
         }
     }
     let subprotocol = subprotocol.map(|subprotocol| subprotocol.value);
-    RouteEntry { place, host, path, subprotocol, backend, policy }
+    RouteEntry { place, host, path, subprotocol, backend, origins, policy }
 }
 
 /// The pattern in `text`; `None` has been reported.
@@ -579,10 +585,11 @@ fn agree(reader: &Reader<'_>, root: &Section<'_, '_>, file: &mut File) -> Vec<Ro
     for entry in routes.drain(..) {
         let index = entry.backend.and_then(|wanted| find_backend(reader, &names, &wanted));
         let (Some(host), Some(path)) = (entry.host, entry.path) else { continue };
-        let RouteEntry { subprotocol, policy, .. } = entry;
+        let RouteEntry { subprotocol, origins, policy, .. } = entry;
         // 0 stands for a backend that was reported; such a route is never used.
         let backend = index.unwrap_or(0);
-        let route = Route { index: RouteIndex(0), host, path, subprotocol, backend, policy };
+        let index = RouteIndex(0);
+        let route = Route { index, host, path, subprotocol, backend, origins, policy };
         if checked.iter().any(|earlier| earlier.same_requests(&route)) {
             let message = format!(
                 "a second route for {}{}{}: it could never be chosen; remove one of the two",

@@ -315,6 +315,25 @@ impl<'r, 't> Section<'r, 't> {
         }
     }
 
+    /// A list of strings; `None` where it is not written, or is no list.
+    pub(super) fn strings(&mut self, key: &'static str) -> Option<Vec<Placed<String>>> {
+        let value = self.value(key)?;
+        let DeValue::Array(array) = value.get_ref() else {
+            self.wrong_type(key, value, "a list of strings; write [\"...\", \"...\"]");
+            return None;
+        };
+        let mut strings = Vec::new();
+        for item in array.iter() {
+            match item.get_ref() {
+                DeValue::String(text) => {
+                    strings.push(Placed { value: text.to_string(), place: item.span() });
+                }
+                _ => self.wrong_type(key, item, "a list of strings; put each in double quotes"),
+            }
+        }
+        Some(strings)
+    }
+
     /// A string that has to be there.
     pub(super) fn required(&mut self, key: &'static str, example: &str) -> Option<Placed<String>> {
         if !self.has(key) {

@@ -171,6 +171,59 @@ fn listeners() {
 }
 
 #[test]
+fn who_may_come_in() {
+    let config = good(
+        "[[listener]]\naddress = \"[::]:1\"\nproxy_protocol = \"required\"\n\
+         trusted_proxies = [\"10.0.0.0/8\", \"::1\"]\nallow = [\"0.0.0.0/0\"]\n\
+         deny = [\"192.0.2.0/24\"]\n[[listener]]\naddress = \"[::]:2\"\n\
+         [[route]]\nbackend = \"e\"\norigins = [\"https://*.a.example\", \"null\"]\n\
+         origin_required = true\n[backend.e]\nkind = \"echo\"\n",
+    );
+    let access = &config.listeners[0].access;
+    let ip = |text: &str| text.parse::<std::net::IpAddr>().expect("an address");
+    assert!(access.proxy_protocol && access.trusted_proxies.contains(ip("::1")));
+    assert!(access.admits(ip("1.2.3.4")) && !access.admits(ip("192.0.2.1")));
+    assert!(!access.admits(ip("2001:db8::1")));
+    assert_eq!(config.listeners[1].access, crate::client_address::Access::default());
+    let origins = &config.routes.iter().next().expect("a route").origins;
+    assert!(origins.required);
+    let shown = origins.allowed.iter().flatten().map(|it| it.to_string()).collect::<Vec<_>>();
+    assert_eq!(shown, ["https://*.a.example", "null"]);
+}
+
+#[test]
+fn who_may_come_in_and_cannot_be_read() {
+    faulty_below(
+        "[[listener]]\naddress = \"[::]:1\"\nproxy_protocol = \"optional\"\n\
+         trusted_proxies = \"10.0.0.0/8\"\nallow = []\ndeny = [\"10.0.0.1/8\", \"a\", 1]\n\
+         [[listener]]\naddress = \"[::]:2\"\nallow = [\"10.0.0.0/33\"]\n\
+         [[route]]\npath = \"/a\"\nbackend = \"echo\"\norigins = []\norigin_required = 1\n\
+         [[route]]\npath = \"/b\"\nbackend = \"echo\"\norigins = [\"*\", \"a.example\"]\n",
+        &[
+            "3:18: `proxy_protocol` is \"optional\": not known; choose one of `off`, `required`",
+            "4:19: `trusted_proxies` is a string: it must be a list of strings; write [",
+            "5:9: `allow` is empty: nobody could connect",
+            "6:9: `deny` has \"10.0.0.1/8\": the address has bits set behind the prefix",
+            "6:23: `deny` has \"a\": not an address or a range; write it like",
+            "6:28: `deny` is an integer: it must be a list of strings; put each in double quotes",
+            "9:10: `allow` has \"10.0.0.0/33\": the number behind `/` says how many",
+            "13:11: `origins` is empty: no page could connect",
+            "14:19: `origin_required` is an integer: it must be true or false",
+            "18:12: `origins` has \"*\": any origin is what leaving `origins` out means",
+            "18:17: `origins` has \"a.example\": not an origin",
+        ],
+    );
+    let many: Vec<String> = (0..=65_536)
+        .map(|n: u32| format!("\"10.{}.{}.{}\"", n >> 16, n >> 8 & 255, n & 255))
+        .collect();
+    let list = |count: usize| {
+        format!("[[listener]]\naddress = \"[::]:1\"\ndeny = [{}]\n", many[..count].join(","))
+    };
+    good(&format!("{GOOD}{}", list(65_536)));
+    faulty_below(&list(65_537), &["3:8: `deny` has 65537 entries: at most 65536 are supported"]);
+}
+
+#[test]
 fn routes() {
     faulty_below(
         "[[route]]\nbackend = \"ehco\"\nhost = \"a.example:80\"\n\

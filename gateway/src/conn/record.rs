@@ -29,6 +29,8 @@ pub struct Record {
     pub route: u16,
     /// The other end's address.
     pub peer: String,
+    /// Of a client: whom the other end speaks for.
+    pub client: Option<String>,
     /// Milliseconds since the last byte came.
     pub idle_ms: u64,
     /// Bytes of a head, or of a message, that is not complete.
@@ -48,6 +50,7 @@ impl Record {
     pub fn of(id: ConnId, conn: &Conn, now: Time) -> Record {
         let (partial_bytes, other) = match &conn.state {
             State::None => (0, None),
+            State::ProxyHeader(bytes) => (bytes.len(), None),
             State::Head(head) => (head.bytes.len(), None),
             State::Echo(decoder) => (decoder.assembly_bytes(), None),
             State::Rooms(decoder) => (decoder.assembly_bytes(), None),
@@ -78,7 +81,8 @@ impl Record {
             },
             state: conn.state.name(),
             route: conn.route,
-            peer: conn.peer.to_string(),
+            peer: conn.addresses.peer().to_string(),
+            client: (conn.side == Side::Client).then(|| conn.client_ip().to_string()),
             idle_ms: now.since(conn.received_at).as_millis() as u64,
             partial_bytes,
             outbox_bytes: conn.outbox.bytes(),

@@ -1,8 +1,9 @@
 //! The connections of one shard, by the slot of their direct descriptor.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::{Index, IndexMut};
 
+use super::addresses::Addresses;
 use super::outbox::Outbox;
 use super::{Conn, ConnId, Flags, Phase, Side, State};
 use crate::journal::Traffic;
@@ -56,7 +57,7 @@ impl Table {
         *conn = Conn::free(generation);
         conn.phase = Phase::Open;
         conn.side = side;
-        conn.peer = peer;
+        conn.addresses = Addresses::of(peer);
         conn.opened_at = now;
         conn.received_at = now;
         conn.data_at = now;
@@ -129,7 +130,7 @@ impl Conn {
             counted: None,
             state: State::None,
             outbox: Outbox::default(),
-            peer: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+            addresses: Addresses::NOWHERE,
             opened_at: Time(0),
             traffic: Traffic::default(),
             received_at: Time(0),

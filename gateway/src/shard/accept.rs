@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use super::Shard;
 use crate::config::Config;
+use crate::conn::Side;
 use crate::conn::table::Table;
-use crate::conn::{Head, Side, State};
 use crate::metrics::Cause;
 use crate::ring::{Failure, Ring};
 
@@ -54,17 +54,18 @@ impl<R: Ring> Shard<R> {
     }
 
     /// A client's socket is in the table. Its request head is due by the handshake deadline.
-    pub(super) fn on_accepted(&mut self, slot: u32, peer: SocketAddr) {
+    pub(super) fn on_accepted(&mut self, listener: usize, slot: u32, peer: SocketAddr) {
         let id = self.table.occupy(slot, Side::Client, peer, self.now);
         self.metrics.accepted.add(1);
         let conn = &mut self.table[id];
-        conn.state = State::Head(Head::default());
         conn.deadline = self.now + self.config.limits.handshake_timeout;
         self.timers.set(slot, conn.deadline);
         if self.stop_deadline.is_some() {
             return self.start_close(id, Cause::Drain);
         }
-        self.arm_recv(id);
+        if self.start_client(id, listener) {
+            self.arm_recv(id);
+        }
         self.stop_accepting_when_full();
     }
 

@@ -19,7 +19,7 @@ use super::Shard;
 use crate::config::{BackendKind, Websocket};
 use crate::conn::table::Table;
 use crate::conn::{Answering, Attempt, ConnId, Counted, Handshaking, Phase, Session, Side, State};
-use crate::handshake::{self, Forwarded, Offer};
+use crate::handshake::{self, Offer};
 use crate::http::{self, HeadScanner, Request};
 use crate::metrics::Cause;
 use crate::ring::{Failure, Ring};
@@ -80,7 +80,7 @@ impl<R: Ring> Shard<R> {
         request: &Request<'_>,
         head: &[u8],
     ) -> Attempt {
-        let client = self.table[id].peer.ip();
+        let client = self.table[id].client_ip();
         let group = self.groups[usize::from(backend)].as_ref().expect("a websocket backend");
         let key = match &group.options().balance {
             Balance::Hash { key, .. } => key.of(request, client),
@@ -310,7 +310,7 @@ impl<R: Ring> Shard<R> {
         let url = &group.get(attempt.picked?)?.spec().url;
         let host = (!websocket.preserve_host).then(|| url.host_header());
         let path = url.path().or(websocket.path.as_deref());
-        let forwarded = Forwarded { client: self.table[client].peer.ip(), proto: "http" };
+        let forwarded = self.forwarded_of(client, &request);
         let Shard { table, stores, now, random, .. } = self;
         let is_request = matches!(table[client].state, State::Forwarding(_));
         if is_request {

@@ -188,7 +188,8 @@ impl<R: Ring> Shard<R> {
             let cause = conn.cause.unwrap_or(Cause::InternalError);
             metrics.count_close(cause);
             journal.push(Closed {
-                peer: conn.peer,
+                peer: conn.addresses.peer(),
+                client: conn.client_ip(),
                 state: name,
                 route: conn.route,
                 upstream: conn.counted.and_then(|counted| {
@@ -224,7 +225,8 @@ impl<R: Ring> Shard<R> {
             }
             State::Connecting(_) | State::Forwarding(_) => self.abandon_attempt(id),
             State::Handshaking(_) | State::Refusing(_) | State::Answering(_) => {}
-            State::Head(_) | State::Echo(_) | State::Relay(_) | State::None => {}
+            State::ProxyHeader(_) | State::Head(_) => {}
+            State::Echo(_) | State::Relay(_) | State::None => {}
         }
     }
 

@@ -140,7 +140,7 @@ impl<R: Ring> Shard<R> {
                 // It is being answered already; nothing else may stand in that answer.
             }
             State::Connecting(_) => self.refuse(id, 503, cause, "the gateway is stopping"),
-            State::Head(_) | State::None => self.start_close(id, cause),
+            State::ProxyHeader(_) | State::Head(_) | State::None => self.start_close(id, cause),
             State::Forwarding(_) => self.stop_forwarding(id),
             // Upstreams that have not accepted go with their clients.
             State::Handshaking(_) | State::Refusing(_) | State::Answering(_) => {}

@@ -156,6 +156,7 @@ impl<R: Ring> Shard<R> {
             State::Echo(_) | State::Rooms(_) => self.read_messages(id, &mut buffer),
             State::Relay(_) => self.relay_buffer(id, buffer),
             State::Head(_) => self.read_head(id, &mut buffer),
+            State::ProxyHeader(_) => self.read_proxy_header(id, &mut buffer),
             State::Connecting(_) => self.hold_early(id, &buffer),
             State::Handshaking(_) => self.read_answer(id, buffer),
             State::Refusing(_) => self.pass_body(id, &buffer),

@@ -67,6 +67,9 @@ impl<R: Ring> Shard<R> {
             Ok(request) => request,
             Err(error) => return self.refuse_head(id, error),
         };
+        if !self.admit(id, &request) {
+            return;
+        }
         let upgrade = match handshake::upgrade_of(&request) {
             Ok(Some(upgrade)) => upgrade,
             Ok(None) => return self.on_plain_request(id, &request, head, rest),
@@ -78,6 +81,9 @@ impl<R: Ring> Shard<R> {
             return self.refuse_unrouted(id);
         };
         self.table[id].route = route.index.0;
+        if !self.admit_origin(id, route, &request) {
+            return;
+        }
         match &config.backend(route).kind {
             BackendKind::Echo => {
                 // It understands whatever the client does.

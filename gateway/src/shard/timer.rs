@@ -90,6 +90,7 @@ impl<R: Ring> Shard<R> {
                 self.start_close(id, Cause::InternalError);
             }
             (Phase::Closing | Phase::Free, _) => {}
+            (Phase::Open, State::ProxyHeader(_)) => self.start_close(id, Cause::IpDenied),
             (Phase::Open, State::Head(head)) => {
                 // Who has said nothing gets no answer to it.
                 if head.bytes.is_empty() && conn.flags.served {

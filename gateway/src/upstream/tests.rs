@@ -576,7 +576,7 @@ fn health_says_when_it_changes() {
     assert_eq!(group.on_check_result(id, true, until), None);
     assert_eq!(group.on_check_result(id, true, until), Some(Health::Up));
     // Nobody knows it.
-    let nobody = UpstreamId(99);
+    let nobody = UpstreamId(99.try_into().expect("a number"));
     assert_eq!(group.on_check_result(nobody, false, until), None);
     assert_eq!(group.on_connect_failed(nobody, until, 0), None);
 }

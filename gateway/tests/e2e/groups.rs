@@ -11,14 +11,14 @@ use rustix::process::Signal;
 use crate::support::{Gateway, HEAD, Peer, Upstream, header, switching, upgrade};
 
 /// An upstream that accepts everybody and says its name, in a frame or as a body.
-struct Named {
-    address: SocketAddr,
+pub(crate) struct Named {
+    pub(crate) address: SocketAddr,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Named {
-    fn start(name: &'static str) -> Named {
+    pub(crate) fn start(name: &'static str) -> Named {
         let upstream = Upstream::listen();
         let address = upstream.address();
         let stop = Arc::new(AtomicBool::new(false));

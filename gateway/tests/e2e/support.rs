@@ -256,6 +256,13 @@ impl Gateway {
         self.address
     }
 
+    /// The address of its next listener, in the order of the file.
+    #[track_caller]
+    pub fn next_address(&mut self) -> SocketAddr {
+        let line = self.program.line_with("listening on ");
+        line.split(' ').nth(2).expect("an address").parse().expect("an address")
+    }
+
     pub fn url(&self, path: &str) -> String {
         format!("ws://{}{path}", self.address)
     }
