@@ -6,6 +6,7 @@
 
 pub mod outbox;
 pub mod record;
+mod slow;
 pub mod table;
 
 use std::net::SocketAddr;

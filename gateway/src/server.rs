@@ -280,7 +280,8 @@ fn summary(metrics: &Metrics) -> String {
     use std::fmt::Write as _;
     let mut text = format!(
         "accepted {}, upgraded {}, messages received {}, relayed {}, frames sent {}, \
-         requests forwarded {}, upstream failures {}, bytes received {}, starved of buffers {}\nclosed:",
+         requests forwarded {}, upstream failures {}, bytes received {}, starved of buffers {}\n\
+         slow members: dropped {}, conflated {}, gap markers {}, closed {}\nclosed:",
         metrics.accepted,
         metrics.upgraded,
         metrics.messages_received,
@@ -290,6 +291,10 @@ fn summary(metrics: &Metrics) -> String {
         metrics.upstream_failures,
         metrics.received_bytes,
         metrics.starved,
+        metrics.messages_dropped,
+        metrics.messages_conflated,
+        metrics.gap_markers_sent,
+        metrics.closed(Cause::SlowConsumer),
     );
     for cause in Cause::ALL {
         let count = metrics.closed(cause);
