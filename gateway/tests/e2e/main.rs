@@ -26,6 +26,7 @@ mod page;
 mod programs;
 mod relay;
 mod rooms;
+mod slow;
 mod socketio;
 mod stop;
 mod websocket;
