@@ -329,7 +329,7 @@ fn a_client_can_tell_everything_that_it_misses() {
 fn play(seed: u64) {
     let mut random = Random::new(seed);
     let mut next = |below: u64| random.below(below);
-    let policy = if seed % 2 == 0 { SlowPolicy::DropOldest } else { SlowPolicy::Conflate };
+    let policy = if seed.is_multiple_of(2) { SlowPolicy::DropOldest } else { SlowPolicy::Conflate };
     let outbox_bytes = 1024 + next(20_000) as usize;
     let age = Duration::from_millis([0, 0, 50, 400][next(4) as usize]);
     let slow = SlowLimits { policy, outbox_bytes, age };
@@ -380,7 +380,7 @@ fn play(seed: u64) {
                 }
             }
             5 if member.outbox.bytes() + 2 <= bytes_max => {
-                member.outbox.write(&mut member.stores, now, |out| out.extend([0x89, 0]))
+                member.outbox.write(&mut member.stores, now, |out| out.extend([0x89, 0]));
             }
             6 if next(10) == 0 => {
                 // It has left and comes again, and the room may have begun anew.
