@@ -7,6 +7,7 @@
 pub mod addresses;
 pub mod outbox;
 pub mod record;
+mod slow;
 pub mod table;
 
 use crate::handshake::Offer;

@@ -366,7 +366,8 @@ fn summary(metrics: &Metrics) -> String {
     let mut text = format!(
         "accepted {}, upgraded {}, messages received {}, relayed {}, frames sent {}, \
          requests forwarded {}, upstream failures {}, bytes received {}, starved of buffers {}, \
-         sessions learnt {}, not known {}\nclosed:",
+         sessions learnt {}, not known {}\n\
+         slow members: dropped {}, conflated {}, gap markers {}, closed {}\nclosed:",
         metrics.accepted,
         metrics.upgraded,
         metrics.messages_received,
@@ -378,6 +379,10 @@ fn summary(metrics: &Metrics) -> String {
         metrics.starved,
         metrics.sids_learnt,
         metrics.sids_unknown,
+        metrics.messages_dropped,
+        metrics.messages_conflated,
+        metrics.gap_markers_sent,
+        metrics.closed(Cause::SlowConsumer),
     );
     for cause in Cause::ALL {
         let count = metrics.closed(cause);

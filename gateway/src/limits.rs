@@ -19,6 +19,9 @@ pub const CONTROL_FRAME_BYTES_MAX: usize = FRAME_HEADER_BYTES_MAX + 125;
 /// a Ping, a Pong and a Close that must not wait for it.
 pub const OUTBOX_SPARE_BYTES: usize = 1024;
 
+/// The largest `outbox_bytes_max` that can be configured.
+pub const OUTBOX_BYTES_MAX: usize = 1 << 30;
+
 /// Slots of one shard's table: the kernel takes no larger table of direct descriptors.
 pub const SLOTS_PER_SHARD_MAX: u32 = 1 << 20;
 
@@ -152,6 +155,9 @@ const _: () = assert!(MESSAGE_BYTES_MAX < u32::MAX as usize);
 // A silent client is found out before a balancer in between forgets it after a minute.
 const _: () =
     assert!(DEFAULTS.ping_interval.as_millis() + DEFAULTS.ping_timeout.as_millis() < 60_000);
+// An outbox counts in 32 bits. Beyond its bound it holds a message that was assembled and what
+// was received until reading stopped, which is far less than the bound once more.
+const _: () = assert!(2 * OUTBOX_BYTES_MAX + MESSAGE_BYTES_MAX < u32::MAX as usize);
 // Route and backend numbers are kept in 16 bits per connection.
 const _: () = assert!(ROUTES_MAX <= u16::MAX as usize);
 const _: () = assert!(BACKEND_NUMBERS_MAX <= u16::MAX as usize);

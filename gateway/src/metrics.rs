@@ -179,6 +179,12 @@ counters! {
     sids_unknown,
     /// Receives that found no buffer.
     starved,
+    /// Messages of rooms that slow members did not get, conflated ones not included.
+    messages_dropped,
+    /// Messages of rooms whose place was taken by newer ones with the same key, per slow member.
+    messages_conflated,
+    /// Gap events queued to be sent to slow members.
+    gap_markers_sent,
 }
 
 /// A number that one thread counts and any thread may read.

@@ -35,9 +35,11 @@ use mail::{Ask, Direct, Join, Joined, Leave, Letter, Publish, Question, Requeste
 use members::{Ended, Members, mix};
 use protocol::{Object, Operation, error_frame};
 
-pub use limits::RoomLimits;
+pub use limits::{RoomLimits, SlowLimits, SlowPolicy};
 pub use mail::Mail;
-pub use protocol::{ErrorCode, SUBPROTOCOL, ping_frame};
+pub use protocol::{
+    ErrorCode, Heading, SUBPROTOCOL, gap_frame, gap_frame_bytes, heading, ping_frame,
+};
 
 /// The page that the gateway serves to browsers which come without an upgrade: a chat.
 pub const DEMO_PAGE: &str = include_str!("rooms/demo.html");
@@ -262,6 +264,11 @@ impl Rooms {
         Some(ClientRecord { user: self.members.client(client).user.to_string(), rooms })
     }
 
+    /// What becomes of members that do not keep up.
+    pub fn slow_limits(&self) -> SlowLimits {
+        self.limits.slow
+    }
+
     /// What was counted since the start.
     pub fn counters(&self) -> &Counters {
         &self.counters
@@ -317,12 +324,13 @@ impl Rooms {
                 self.tell_home(ended, &user, out);
                 out.deliver(conn, &Object::ack(id, "leave").text("room", &room).into_frame());
             }
-            Operation::Publish { room, data } => {
+            Operation::Publish { room, key, data } => {
                 let room = self.joined_room(client, &room)?;
                 let home = self.home_with_room(&room, out)?;
                 let from = self.requester(client, id);
                 // The one copy that the data needs to outlive the receive buffer.
-                let publish = Publish { from, room, data: data.into() };
+                let key = key.as_deref().map(Into::into);
+                let publish = Publish { from, room, key, data: data.into() };
                 out.post(home, Mail(Letter::Publish(Box::new(publish))));
             }
             Operation::Presence { room } => {

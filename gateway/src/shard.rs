@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{BackendKind, Config, Local};
-use crate::conn::outbox::Stores;
+use crate::conn::outbox::{Full, Stores};
 use crate::conn::record::Record;
 use crate::conn::table::Table;
 use crate::conn::{Conn, ConnId};
@@ -39,7 +39,7 @@ use crate::journal::Journal;
 use crate::metrics::{Cause, Counters, Metrics};
 use crate::random::Random;
 use crate::ring::{Completion, Ring, Wait};
-use crate::rooms::{self, RoomLimits, Rooms};
+use crate::rooms::{self, RoomLimits, Rooms, SlowLimits, SlowPolicy};
 use crate::time::Time;
 use crate::timers::Wheel;
 use crate::upstream::Group;
@@ -265,13 +265,18 @@ impl<R: Ring> Shard<R> {
 
     /// Lends the rooms of one backend together with what they reach of the shard.
     fn with_rooms(&mut self, backend: u16, act: impl FnOnce(&mut Rooms, &mut Post<'_>)) {
-        let Shard { rooms, table, stores, dirty, doomed, mail, now, config, .. } = self;
+        let Shard { rooms, table, stores, dirty, doomed, mail, now, config, metrics, .. } = self;
         let Some(rooms) = &mut rooms[usize::from(backend)] else {
             unreachable!("backend {backend} has no rooms");
         };
-        let outbox_bytes_max = config.limits.outbox_bytes_max;
-        let mut post =
-            Post { table, stores, dirty, doomed, mail, now: *now, outbox_bytes_max, backend };
+        let (now, outbox_bytes_max) = (*now, config.limits.outbox_bytes_max);
+        let slow = rooms.slow_limits();
+        let fast_bytes_max = match slow.policy {
+            SlowPolicy::Disconnect => outbox_bytes_max,
+            SlowPolicy::DropOldest | SlowPolicy::Conflate => slow.outbox_bytes,
+        };
+        let bounds = Bounds { fast_bytes_max, outbox_bytes_max, slow };
+        let mut post = Post { table, stores, dirty, doomed, mail, metrics, now, bounds, backend };
         act(rooms, &mut post);
     }
 
@@ -340,10 +345,22 @@ struct Post<'a> {
     dirty: &'a mut VecDeque<u32>,
     doomed: &'a mut Vec<(ConnId, Cause, u16, &'static str)>,
     mail: &'a mut Mailroom,
+    metrics: &'a Counters,
     now: Time,
-    outbox_bytes_max: usize,
+    bounds: Bounds,
     backend: u16,
 }
+
+/// What an outbox may hold of what rooms put into it.
+struct Bounds {
+    /// Up to here a frame is queued without another look.
+    fast_bytes_max: usize,
+    outbox_bytes_max: usize,
+    slow: SlowLimits,
+}
+
+/// To a member that is closed because it does not read.
+const SLOW_CONSUMER: &str = "slow consumer: connect again and resume from your last offset";
 
 impl rooms::Outlet for Post<'_> {
     fn deliver(&mut self, to: ConnId, frame: &bytes::Bytes) {
@@ -352,15 +369,31 @@ impl rooms::Outlet for Post<'_> {
         if conn.phase != crate::conn::Phase::Open || conn.cause.is_some() {
             return;
         }
-        if conn.outbox.bytes() + frame.len() > self.outbox_bytes_max {
-            // A member cannot be waited for: the room goes on without it, and it may come back
-            // and resume from the offset that it has seen.
-            conn.cause = Some(Cause::SlowConsumer);
-            self.doomed.push((to, Cause::SlowConsumer, 1008, "slow consumer"));
-            return;
+        let bytes = conn.outbox.bytes() + frame.len();
+        if bytes > self.bounds.fast_bytes_max || conn.outbox.is_backlogged() {
+            let Bounds { outbox_bytes_max, slow, .. } = &self.bounds;
+            let pushed = match slow.policy {
+                SlowPolicy::Disconnect => Err(Full),
+                SlowPolicy::DropOldest | SlowPolicy::Conflate => conn.outbox.push_backlogged(
+                    frame,
+                    *outbox_bytes_max,
+                    slow,
+                    self.stores,
+                    self.metrics,
+                    self.now,
+                ),
+            };
+            if pushed == Err(Full) {
+                // A member cannot be waited for: the room goes on without it, and it may come back
+                // and resume from the offset that it has seen.
+                conn.cause = Some(Cause::SlowConsumer);
+                self.doomed.push((to, Cause::SlowConsumer, 1008, SLOW_CONSUMER));
+                return;
+            }
+        } else {
+            conn.outbox.push_shared(frame, self.stores, self.now);
         }
         conn.data_at = self.now;
-        conn.outbox.push_shared(frame, self.stores, self.now);
         conn.traffic.sent(1);
         mark_dirty(conn, to.slot, self.dirty);
     }

@@ -16,12 +16,12 @@ use super::{
 };
 use crate::client_address::Access;
 use crate::limits::{
-    BACKENDS_MAX, LISTENERS_MAX, Limits, MESSAGE_BYTES_MAX, OUTBOX_SPARE_BYTES, ROUTES_MAX,
-    SHARDS_MAX, SLOTS_DEFAULT_TOTAL, SLOTS_PER_SHARD_MAX, outbox_bytes_default,
+    BACKENDS_MAX, LISTENERS_MAX, Limits, MESSAGE_BYTES_MAX, OUTBOX_BYTES_MAX, OUTBOX_SPARE_BYTES,
+    ROUTES_MAX, SHARDS_MAX, SLOTS_DEFAULT_TOTAL, SLOTS_PER_SHARD_MAX, outbox_bytes_default,
 };
 use crate::origin::Origins;
 use crate::policy::Policy;
-use crate::rooms::RoomLimits;
+use crate::rooms::{RoomLimits, SlowLimits, SlowPolicy};
 use crate::route::{HostPattern, PathPattern, Route, RouteIndex, Routes};
 use crate::upstream::UpstreamAddress;
 
@@ -118,7 +118,7 @@ fn read_file(
     let backends = root.named("backend");
     let backends = backends
         .into_iter()
-        .map(|(name, section)| read_backend(reader, name, section, machine, server.shards))
+        .map(|(name, section)| read_backend(reader, name, section, machine, &server, &limits))
         .collect();
     File { server, admin, log, limits, listeners, routes, backends }
 }
@@ -213,8 +213,11 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         default.message_bytes_max,
     );
     let frame_bytes_max = read_frame_bytes_max(reader, &mut section, default.frame_bytes_max);
-    let outbox_bytes_max =
-        section.size("outbox_bytes_max", 1..=(1 << 30), outbox_bytes_default(message_bytes_max));
+    let outbox_bytes_max = section.size(
+        "outbox_bytes_max",
+        1..=OUTBOX_BYTES_MAX as u64,
+        outbox_bytes_default(message_bytes_max),
+    );
     let outbox_age_max =
         section.milliseconds("outbox_age_max_ms", timeout.clone(), default.outbox_age_max);
     let ping_interval =
@@ -419,7 +422,8 @@ fn read_backend(
     name: Placed<String>,
     mut section: Section<'_, '_>,
     machine: &Machine,
-    shards: u16,
+    server: &Server,
+    limits: &Limits,
 ) -> Placed<Backend> {
     const KINDS: [&str; 3] = ["echo", "local", "websocket"];
     check_name(reader, "backend", &name);
@@ -429,8 +433,8 @@ fn read_backend(
             section.finish();
             BackendKind::Echo
         }
-        Some(("local", _)) => BackendKind::Local(read_local(reader, section)),
-        Some(("websocket", _)) => read_websocket(reader, section, machine, shards)
+        Some(("local", _)) => BackendKind::Local(read_local(reader, section, limits)),
+        Some(("websocket", _)) => read_websocket(reader, section, machine, server.shards)
             .map_or(BackendKind::Echo, BackendKind::Websocket),
         Some((other, kind)) => {
             reader.fault(&kind.place, not_one_of("kind", other, &KINDS));
@@ -441,7 +445,7 @@ fn read_backend(
     Placed { value: Backend { name: name.value, kind, retired: false }, place: name.place }
 }
 
-fn read_local(reader: &Reader<'_>, mut section: Section<'_, '_>) -> Local {
+fn read_local(reader: &Reader<'_>, mut section: Section<'_, '_>, limits: &Limits) -> Local {
     section.set_scope("backend.local");
     let default = RoomLimits::default();
     let demo_page = section.boolean("demo_page", false);
@@ -496,6 +500,7 @@ fn read_local(reader: &Reader<'_>, mut section: Section<'_, '_>) -> Local {
             0..=TIMEOUT_MS_MAX,
             default.leave_grace,
         ),
+        slow: read_slow(reader, &mut section, limits),
         // The shard fills in what `[limits]` says.
         ..default
     };
@@ -511,6 +516,40 @@ fn read_local(reader: &Reader<'_>, mut section: Section<'_, '_>) -> Local {
     }
     section.finish();
     Local { demo_page, rooms }
+}
+
+/// What becomes of members that do not keep up.
+fn read_slow(reader: &Reader<'_>, section: &mut Section<'_, '_>, limits: &Limits) -> SlowLimits {
+    let default = SlowLimits::default();
+    let policy = match section.word("slow_policy", &["disconnect", "drop-oldest", "conflate"]) {
+        "drop-oldest" => SlowPolicy::DropOldest,
+        "conflate" => SlowPolicy::Conflate,
+        _ => SlowPolicy::Disconnect,
+    };
+    // A lower bound on outboxes alone lowers this one with it.
+    let bytes_default = default.outbox_bytes.min(limits.outbox_bytes_max);
+    let outbox_bytes =
+        section.size("slow_outbox_bytes", 1024..=OUTBOX_BYTES_MAX as u64, bytes_default);
+    if outbox_bytes > limits.outbox_bytes_max {
+        let message = format!(
+            "`slow_outbox_bytes` is {outbox_bytes}: an outbox never holds more than \
+             `limits.outbox_bytes_max` ({}), so `slow_policy` would never act; lower the one or \
+             raise the other",
+            limits.outbox_bytes_max
+        );
+        reader.fault(&section.place_of("slow_outbox_bytes"), message);
+    }
+    let age = section.milliseconds("slow_age_ms", 0..=AGE_MS_MAX, default.age);
+    if policy == SlowPolicy::Disconnect && !age.is_zero() {
+        let message = format!(
+            "`slow_age_ms` is {}: under `slow_policy` \"disconnect\" no message is dropped; choose \
+             \"drop-oldest\" or \"conflate\", or leave it out (`limits.outbox_age_max_ms` bounds \
+             how long a client may take)",
+            age.as_millis()
+        );
+        reader.fault(&section.place_of("slow_age_ms"), message);
+    }
+    SlowLimits { policy, outbox_bytes, age }
 }
 
 /// What no single table can tell: names that are used twice or not defined, and what is missing

@@ -7,6 +7,7 @@ use std::io;
 use super::check::check;
 use super::*;
 use crate::checks::{CheckKind, CheckOptions, StatusSet};
+use crate::rooms::{SlowLimits, SlowPolicy};
 use crate::upstream::{Balance, GroupOptions, HashKey, Mode, UpstreamAddress, UpstreamSpec};
 
 /// The annotated file, which is also the reference of all keys.
@@ -266,6 +267,20 @@ fn backends() {
             "15:21: `history_bytes_max` is 300000000: one room would be allowed more than all",
         ],
     );
+    faulty_below(
+        "[backend.a]\nkind = \"local\"\nslow_policy = \"drop-newest\"\nslow_outbox_bytes = 1023\n\
+         slow_age_ms = 86_400_001\n\
+         [backend.b]\nkind = \"local\"\nslow_age_ms = 1000\nslow_outbox_bytes = 2_000_001\n\
+         [limits]\noutbox_bytes_max = 2_000_000\n",
+        &[
+            "3:15: `slow_policy` is \"drop-newest\": not known; did you mean \"drop-oldest\"?",
+            "4:21: `slow_outbox_bytes` is 1023: out of range; choose a number from 1024 to",
+            "5:15: `slow_age_ms` is 86400001: out of range; choose a number from 0 to 86400000",
+            "8:15: `slow_age_ms` is 1000: under `slow_policy` \"disconnect\" no message is dropped",
+            "9:21: `slow_outbox_bytes` is 2000001: an outbox never holds more than \
+             `limits.outbox_bytes_max` (2000000)",
+        ],
+    );
     for (url, why) in [
         ("127.0.0.1:3000", "not a URL"),
         ("wss://a:1", "TLS to an upstream is not supported"),
@@ -285,6 +300,32 @@ fn backends() {
             &[&format!("3:7: `url` is \"{url}\": {why}")],
         );
     }
+}
+
+#[test]
+fn slow_members() {
+    let slow = |text: &str| {
+        let text = format!("{GOOD}[backend.rooms]\nkind = \"local\"\n{text}");
+        match &good(&text).backends[1].kind {
+            BackendKind::Local(local) => local.rooms.slow,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(slow(""), SlowLimits::default());
+    assert_eq!(slow("slow_policy = \"disconnect\"\nslow_age_ms = 0\n"), SlowLimits::default());
+    assert_eq!(
+        slow("slow_policy = \"drop-oldest\"\nslow_outbox_bytes = 1024\nslow_age_ms = 20\n"),
+        SlowLimits {
+            policy: SlowPolicy::DropOldest,
+            outbox_bytes: 1024,
+            age: Duration::from_millis(20),
+        }
+    );
+    // Where outboxes are smaller than the default, it follows them.
+    let small =
+        "slow_policy = \"conflate\"\n[limits]\noutbox_bytes_max = 3024\nmessage_bytes_max = 2000\n";
+    let want = SlowLimits { policy: SlowPolicy::Conflate, outbox_bytes: 3024, age: Duration::ZERO };
+    assert_eq!(slow(small), want);
 }
 
 #[test]

@@ -8,13 +8,20 @@
 //! An empty outbox owns no memory. What is in flight neither moves nor changes until the send has
 //! completed: only whole segments behind it are touched, and the bytes of a segment live on the
 //! heap or in a receive buffer, so that moving the segment itself moves none of them.
+//!
+//! A member of rooms that does not keep up has a backlog (`slow.rs`) behind these segments, out of
+//! which messages are dropped under its room's policy. Control frames go ahead of it.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 
+use super::slow::Backlog;
+use crate::metrics::Counters;
 use crate::ring::Buffer;
+use crate::rooms::{Heading, SlowLimits, SlowPolicy, gap_frame_bytes, heading};
 use crate::spares::Spares;
 use crate::time::Time;
 
@@ -35,30 +42,48 @@ const QUEUES_KEPT: usize = 1024;
 /// back there.
 const SEGMENT_BYTES: usize = 16 * 1024;
 
+/// Bytes that a congested member is given at once: what is given to a send cannot be dropped any
+/// more, and each send that is taken counts as progress.
+const REFILL_BYTES: usize = 32 * 1024;
+
+/// Segments of one refill: as many as a send takes.
+const REFILL_SEGMENTS: usize = crate::ring::linux::SEND_PARTS_MAX;
+
 /// Bytes owed to one peer.
 #[derive(Default)]
 pub struct Outbox {
     first: Segment,
     #[allow(clippy::box_collection)]
     rest: Option<Box<VecDeque<Segment>>>,
-    bytes: usize,
+    /// In 32 bits: [`OUTBOX_BYTES_MAX`](crate::limits::OUTBOX_BYTES_MAX) is a quarter of what they
+    /// count.
+    bytes: u32,
     /// Segments at the front that the ring is sending.
     in_flight: u8,
     /// Whether part of a receive buffer may be among the segments.
     lent: bool,
     /// When the peer last took something, or when the first byte was queued.
     progress: Time,
+    /// Of a member that does not keep up: what waits behind the segments. Its bytes are counted in
+    /// `bytes`. With a backlog there is at least one segment.
+    backlog: Option<Box<Backlog>>,
+}
+
+/// A frame has no room in the outbox, and nothing can be dropped for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+#[derive(Default)]
+pub(super) struct Segment {
+    pub(super) data: Data,
+    /// How much of the data has been sent. `Data::Owned` still holds it, the others were cut.
+    pub(super) start: u32,
+    /// When it was queued, in milliseconds that wrap; known of `Data::Shared` alone.
+    pub(super) queued_ms: u32,
 }
 
 #[derive(Default)]
-struct Segment {
-    data: Data,
-    /// Where the unsent part of `Data::Owned` begins; 0 for the others, which can be cut.
-    start: u32,
-}
-
-#[derive(Default)]
-enum Data {
+pub(super) enum Data {
     #[default]
     Empty,
     Owned(Vec<u8>),
@@ -69,7 +94,7 @@ enum Data {
 impl Outbox {
     /// Bytes that have not been taken by the socket.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes as usize
     }
 
     /// Whether nothing is queued.
@@ -90,13 +115,13 @@ impl Outbox {
         }
         if !self.tail_is_open() {
             let vector = stores.spares.take(512);
-            self.push(Segment { data: Data::Owned(vector), start: 0 }, stores);
+            self.push(Segment { data: Data::Owned(vector), start: 0, queued_ms: 0 }, stores);
         }
         let Data::Owned(vector) = &mut self.tail().data else { unreachable!("opened above") };
         let before = vector.len();
         write(vector);
         let added = vector.len() - before;
-        self.bytes += added;
+        self.bytes += added as u32;
         if added == 0 {
             self.drop_empty_tail(stores);
         }
@@ -110,8 +135,153 @@ impl Outbox {
         if self.bytes == 0 {
             self.progress = now;
         }
-        self.bytes += bytes.len();
-        self.push(Segment { data: Data::Shared(bytes.clone()), start: 0 }, stores);
+        self.bytes += bytes.len() as u32;
+        let segment = Segment::shared(bytes, now);
+        match &mut self.backlog {
+            None => self.push(segment, stores),
+            Some(backlog) => backlog.push(segment),
+        }
+    }
+
+    /// Whether there is a backlog: the peer is a member of rooms that does not keep up.
+    pub fn is_backlogged(&self) -> bool {
+        self.backlog.is_some()
+    }
+
+    /// Bytes that have not been taken and that nobody may drop.
+    pub fn owed_bytes(&self) -> usize {
+        self.bytes() - self.backlog.as_ref().map_or(0, |backlog| backlog.message_bytes())
+    }
+
+    /// Appends a room's frame for a member that has a backlog, or would pass its soft bound with
+    /// it: makes room by dropping messages, as its policy has it.
+    ///
+    /// Until then the outbox may grow to `bytes_max` while no send waits: what is queued is the
+    /// burst of one turn, and says nothing about the peer.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`]: `bytes_max` would be passed all the same, and nothing was queued.
+    pub fn push_backlogged(
+        &mut self,
+        frame: &Bytes,
+        bytes_max: usize,
+        slow: &SlowLimits,
+        stores: &mut Stores,
+        metrics: &Counters,
+        now: Time,
+    ) -> Result<(), Full> {
+        if self.backlog.is_none() {
+            let waits = self.in_flight > 0;
+            let bytes = self.bytes() + frame.len();
+            if bytes <= slow.outbox_bytes || (!waits && bytes <= bytes_max) {
+                self.push_shared(frame, stores, now);
+                return Ok(());
+            }
+            self.make_backlog(slow, stores, metrics);
+        }
+        if self.bytes == 0 {
+            self.progress = now;
+        }
+        let bytes = self.bytes();
+        let backlog = self.backlog.as_mut().expect("made above");
+        let ahead_bytes = bytes - backlog.bytes();
+        drop_stale(backlog, slow, now, metrics);
+        backlog.conflate(frame, metrics);
+        let soft = slow.outbox_bytes.min(bytes_max);
+        while ahead_bytes + backlog.bytes() + frame.len() > soft && backlog.drop_oldest(metrics) {}
+        let bytes = ahead_bytes + backlog.bytes();
+        self.bytes = bytes as u32;
+        // The newest message is the one that everybody wants: it stays while the hard bound allows.
+        if bytes + frame.len() <= bytes_max {
+            backlog.push(Segment::shared(frame, now));
+        } else {
+            let Heading::Message { room, offset, .. } = heading(frame) else { return Err(Full) };
+            if bytes + gap_frame_bytes(room.len(), offset, offset) > bytes_max {
+                return Err(Full);
+            }
+            backlog.push(Segment::shared(frame, now));
+            backlog.drop_oldest(metrics);
+        }
+        self.bytes = (ahead_bytes + backlog.bytes()) as u32;
+        if matches!(self.first.data, Data::Empty) {
+            self.refill(slow, stores, metrics, now);
+        }
+        Ok(())
+    }
+
+    /// Takes from the backlog what is sent next, after dropping what has become too old. To be
+    /// called when a send is over and something is left. Returns whether all that was ahead of the
+    /// backlog has been sent, control frames too.
+    pub fn refill(
+        &mut self,
+        slow: &SlowLimits,
+        stores: &mut Stores,
+        metrics: &Counters,
+        now: Time,
+    ) -> bool {
+        assert!(self.in_flight == 0, "a send is over");
+        if self.backlog.is_none() && self.is_stale(slow, now) {
+            self.make_backlog(slow, stores, metrics);
+        }
+        let Some(mut backlog) = self.backlog.take() else { return false };
+        let ahead_bytes = self.bytes() - backlog.bytes();
+        drop_stale(&mut backlog, slow, now, metrics);
+        self.bytes = (ahead_bytes + backlog.bytes()) as u32;
+        let mut segments = self.segments().count();
+        let mut bytes = ahead_bytes;
+        while segments < REFILL_SEGMENTS && bytes < REFILL_BYTES {
+            let Some(segment) = backlog.pop(metrics) else { break };
+            bytes += segment.bytes().len();
+            segments += 1;
+            self.push(segment, stores);
+        }
+        if !backlog.is_empty() {
+            self.backlog = Some(backlog);
+        }
+        ahead_bytes == 0
+    }
+
+    /// Gives up dropping: all of the backlog is to be sent, before whatever comes now.
+    pub fn settle(&mut self, stores: &mut Stores, metrics: &Counters) {
+        let Some(mut backlog) = self.backlog.take() else { return };
+        while let Some(segment) = backlog.pop(metrics) {
+            self.push(segment, stores);
+        }
+    }
+
+    /// Makes a backlog of everything that is neither in flight nor sent in part.
+    #[cold]
+    fn make_backlog(&mut self, slow: &SlowLimits, stores: &mut Stores, metrics: &Counters) {
+        let mut backlog = Box::new(Backlog::new(slow.policy == SlowPolicy::Conflate));
+        let mut ahead_bytes = self.bytes();
+        let mut hold_back = |segment: Segment| {
+            ahead_bytes -= segment.bytes().len();
+            if let Data::Shared(frame) = &segment.data {
+                backlog.conflate(frame, metrics);
+            }
+            backlog.push(segment);
+        };
+        let partial = usize::from(self.first.start > 0 || matches!(self.first.data, Data::Empty));
+        let kept = usize::from(self.in_flight).max(partial);
+        if kept == 0 {
+            hold_back(std::mem::take(&mut self.first));
+        }
+        if let Some(queue) = &mut self.rest {
+            queue.drain(kept.saturating_sub(1).min(queue.len())..).for_each(hold_back);
+        }
+        self.keep_no_empty_queue(stores);
+        self.bytes = (ahead_bytes + backlog.bytes()) as u32;
+        self.backlog = Some(backlog);
+    }
+
+    /// Whether what goes next has waited longer than the policy lets a message wait.
+    fn is_stale(&self, slow: &SlowLimits, now: Time) -> bool {
+        let drops = slow.policy != SlowPolicy::Disconnect && !slow.age.is_zero();
+        let is_frame =
+            |segment: &&Segment| segment.start == 0 && matches!(segment.data, Data::Shared(_));
+        let next = self.segments().find(is_frame);
+        drops && next.is_some_and(|segment| segment.waited(now) >= slow.age)
     }
 
     /// Appends part of a receive buffer. Only for a peer that keeps up: see [`Outbox::unlend`].
@@ -122,9 +292,10 @@ impl Outbox {
         if self.bytes == 0 {
             self.progress = now;
         }
-        self.bytes += buffer.len();
+        self.bytes += buffer.len() as u32;
         self.lent = true;
-        self.push(Segment { data: Data::Lent(buffer), start: 0 }, stores);
+        assert!(self.backlog.is_none(), "members of rooms are not lent buffers");
+        self.push(Segment { data: Data::Lent(buffer), start: 0, queued_ms: 0 }, stores);
     }
 
     /// Whether part of a receive buffer may be queued: it was, since the outbox was last empty.
@@ -132,7 +303,7 @@ impl Outbox {
         self.lent
     }
 
-    /// All that is queued, when it is in one piece, as it nearly always is.
+    /// All that is to be sent next, when it is in one piece, as it nearly always is.
     pub fn only_part(&self) -> Option<IoSlice<'_>> {
         self.rest.is_none().then(|| IoSlice::new(self.first.bytes()))
     }
@@ -148,7 +319,7 @@ impl Outbox {
             if let Data::Lent(buffer) = &segment.data {
                 let mut vector = spares.take(buffer.len());
                 vector.extend_from_slice(buffer);
-                segment.data = Data::Owned(vector);
+                *segment = Segment { data: Data::Owned(vector), start: 0, queued_ms: 0 };
             }
         }
     }
@@ -185,8 +356,8 @@ impl Outbox {
             return whole;
         }
         self.progress = now;
-        assert!(count <= self.bytes, "the socket took more than was queued");
-        self.bytes -= count;
+        assert!(count <= self.bytes(), "the socket took more than was queued");
+        self.bytes -= count as u32;
         self.lent &= self.bytes > 0;
         while count > 0 {
             let len = self.first.bytes().len();
@@ -210,6 +381,7 @@ impl Outbox {
         while !matches!(self.first.data, Data::Empty) {
             self.pop(stores);
         }
+        self.backlog = None;
         self.lent = false;
         self.bytes = 0;
     }
@@ -273,8 +445,27 @@ impl Outbox {
     }
 }
 
+fn drop_stale(backlog: &mut Backlog, slow: &SlowLimits, now: Time, metrics: &Counters) {
+    if !slow.age.is_zero() {
+        backlog.drop_stale(milliseconds(now), slow.age.as_millis() as u32, metrics);
+    }
+}
+
+/// Wraps after 49 days, longer than anything waits in an outbox.
+fn milliseconds(now: Time) -> u32 {
+    (now.0 / 1_000_000) as u32
+}
+
 impl Segment {
-    fn bytes(&self) -> &[u8] {
+    fn shared(bytes: &Bytes, now: Time) -> Segment {
+        Segment { data: Data::Shared(bytes.clone()), start: 0, queued_ms: milliseconds(now) }
+    }
+
+    fn waited(&self, now: Time) -> Duration {
+        Duration::from_millis(milliseconds(now).wrapping_sub(self.queued_ms).into())
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
         match &self.data {
             Data::Empty => &[],
             Data::Owned(vector) => &vector[self.start as usize..],
@@ -284,9 +475,9 @@ impl Segment {
     }
 
     fn advance(&mut self, count: usize) {
+        self.start += count as u32;
         match &mut self.data {
-            Data::Empty => {}
-            Data::Owned(_) => self.start += count as u32,
+            Data::Empty | Data::Owned(_) => {}
             Data::Shared(bytes) => bytes.advance(count),
             Data::Lent(buffer) => drop(buffer.split_to(count)),
         }

@@ -160,7 +160,7 @@ impl Homes {
         counters: &mut Counters,
         out: &mut impl Outlet,
     ) {
-        let Publish { from, room, data } = publish;
+        let Publish { from, room, key, data } = publish;
         // The publisher is a member, or is about to hear that its join was refused.
         let Some(home) = self.rooms.get_mut(&**room).filter(|home| !home.reach.is_empty()) else {
             answer_error(from, ErrorCode::NotMember, out);
@@ -172,9 +172,12 @@ impl Homes {
             return;
         }
         home.offset += 1;
-        let frame = Object::event("message")
-            .text("room", room)
-            .number("offset", home.offset)
+        let object = Object::event("message").text("room", room).number("offset", home.offset);
+        let object = match key {
+            Some(key) => object.text("key", key),
+            None => object,
+        };
+        let frame = object
             .text("user", &from.user)
             .number("time", time_unix_ms)
             .raw("data", data.as_bytes())

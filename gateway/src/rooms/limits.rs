@@ -2,6 +2,38 @@
 
 use std::time::Duration;
 
+/// What becomes of a member that does not keep up with its rooms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlowPolicy {
+    /// It is closed (1008) at `outbox_bytes_max`; it may connect again and resume from its offset.
+    Disconnect,
+    /// Messages that wait for it are dropped, the oldest first; a gap event stands in their place.
+    DropOldest,
+    /// A newer message with the same key takes the place of a waiting one of the same room. What
+    /// that does not save is dropped as under `DropOldest`.
+    Conflate,
+}
+
+/// When a slow member's policy acts. What is never dropped (answers, other events) still meets
+/// `outbox_bytes_max`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlowLimits {
+    /// What is done.
+    pub policy: SlowPolicy,
+    /// Bytes in an outbox at which messages begin to be dropped, while the socket takes none. At
+    /// most `outbox_bytes_max`. Means nothing under `Disconnect`.
+    pub outbox_bytes: usize,
+    /// How long a message may wait before it is dropped instead of sent; zero: as long as it
+    /// takes. Means nothing under `Disconnect`.
+    pub age: Duration,
+}
+
+impl Default for SlowLimits {
+    fn default() -> SlowLimits {
+        SlowLimits { policy: SlowPolicy::Disconnect, outbox_bytes: 256 * 1024, age: Duration::ZERO }
+    }
+}
+
 /// What one shard's part of the room engine may hold, and what its clients may ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoomLimits {
@@ -41,6 +73,8 @@ pub struct RoomLimits {
     pub ping_interval: Duration,
     /// The largest message a client may send. Only told to clients; the shard enforces it.
     pub message_bytes_max: usize,
+    /// What becomes of members that do not keep up. The shard sees to it, in their outboxes.
+    pub slow: SlowLimits,
 }
 
 impl Default for RoomLimits {
@@ -60,6 +94,7 @@ impl Default for RoomLimits {
             leave_grace: Duration::from_secs(5),
             ping_interval: Duration::from_secs(25),
             message_bytes_max: 1 << 20,
+            slow: SlowLimits::default(),
         }
     }
 }

@@ -98,6 +98,8 @@ pub(super) struct Leave {
 pub(super) struct Publish {
     pub(super) from: Requester,
     pub(super) room: Arc<str>,
+    /// What a newer message has to share with this one to take its place; see docs/ROOMS.md.
+    pub(super) key: Option<Box<str>>,
     /// Any JSON value, as it came.
     pub(super) data: Box<str>,
 }

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::io::Write as _;
+use std::ops::Range;
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -23,6 +24,9 @@ const ID_BYTES_MAX: usize = 64;
 
 /// How deep arrays and objects may nest in `data`. Many receivers parse recursively.
 const DATA_DEPTH_MAX: usize = 128;
+
+/// The longest `key` of a publish.
+const KEY_BYTES_MAX: usize = 128;
 
 /// How much is sent of what the JSON parser says about a bad request.
 const ERROR_TEXT_CHARS_MAX: usize = 240;
@@ -136,7 +140,7 @@ pub(super) struct Request<'a> {
 pub(super) enum Operation<'a> {
     Join { room: Cow<'a, str>, presence: bool, resume: Option<Position> },
     Leave { room: Cow<'a, str> },
-    Publish { room: Cow<'a, str>, data: &'a str },
+    Publish { room: Cow<'a, str>, key: Option<Cow<'a, str>>, data: &'a str },
     Presence { room: Cow<'a, str> },
     History { room: Cow<'a, str>, after: Option<u64>, limit: usize },
     Direct { to: Cow<'a, str>, data: &'a str },
@@ -163,6 +167,8 @@ struct Fields<'a> {
     room: Option<Text<'a>>,
     #[serde(borrow, default)]
     to: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    key: Option<Text<'a>>,
     #[serde(borrow, default, deserialize_with = "even_null")]
     data: Option<&'a RawValue>,
     #[serde(default)]
@@ -265,7 +271,7 @@ fn decode_fields<'a>(fields: Fields<'a>, limits: &RoomLimits) -> Result<Operatio
     let allowed: &[&str] = match &*op {
         "join" => &["room", "presence", "resume"],
         "leave" | "presence" => &["room"],
-        "publish" => &["room", "data"],
+        "publish" => &["room", "key", "data"],
         "history" => &["room", "after", "limit"],
         "direct" => &["to", "data"],
         "ping" => &[],
@@ -274,6 +280,7 @@ fn decode_fields<'a>(fields: Fields<'a>, limits: &RoomLimits) -> Result<Operatio
     let given = [
         ("room", fields.room.is_some()),
         ("to", fields.to.is_some()),
+        ("key", fields.key.is_some()),
         ("data", fields.data.is_some()),
         ("presence", fields.presence.is_some()),
         ("resume", fields.resume.is_some()),
@@ -312,7 +319,11 @@ fn decode_fields<'a>(fields: Fields<'a>, limits: &RoomLimits) -> Result<Operatio
         },
         "leave" => Operation::Leave { room: room(fields.room)? },
         "presence" => Operation::Presence { room: room(fields.room)? },
-        "publish" => Operation::Publish { room: room(fields.room)?, data: data(fields.data)? },
+        "publish" => Operation::Publish {
+            room: room(fields.room)?,
+            key: fields.key.map(decode_key).transpose()?,
+            data: data(fields.data)?,
+        },
         "history" => Operation::History {
             room: room(fields.room)?,
             after: fields.after,
@@ -331,6 +342,13 @@ fn decode_fields<'a>(fields: Fields<'a>, limits: &RoomLimits) -> Result<Operatio
 
 fn bad(sentence: String) -> FieldError {
     (ErrorCode::BadRequest, sentence.into())
+}
+
+fn decode_key(key: Text<'_>) -> Result<Cow<'_, str>, FieldError> {
+    match key.0.len() {
+        1..=KEY_BYTES_MAX => Ok(key.0),
+        _ => Err(bad("The `key` must be 1 to 128 bytes; choose another, or omit it.".into())),
+    }
 }
 
 /// An epoch is opaque to clients: any text is a legal one, and text that we never issued is an
@@ -367,6 +385,87 @@ fn depth(json: &[u8]) -> usize {
         }
     }
     deepest
+}
+
+/// What a frame is to a member that does not keep up.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Heading<'a> {
+    /// A message of a room: it may be dropped, if a gap event tells.
+    Message {
+        /// The room's name as JSON text.
+        room: &'a [u8],
+        /// Its number in the room.
+        offset: u64,
+        /// Where in the frame its key stands, as JSON text.
+        key: Option<Range<usize>>,
+    },
+    /// The answer to a join: from here on offsets may begin anew.
+    Join {
+        /// The room's name as JSON text.
+        room: &'a [u8],
+    },
+    /// Anything else that a client is sent.
+    Other,
+}
+
+/// Tells what a frame is that [`Object`] made. Frames carry it in the order in which they are
+/// written here (`home.rs`), so nothing needs to be kept beside them for members that keep up.
+pub fn heading(frame: &[u8]) -> Heading<'_> {
+    // The longest header, so that `payload` finds its way.
+    if frame.len() < 10 {
+        return Heading::Other;
+    }
+    message_heading(frame).or_else(|| join_heading(frame)).unwrap_or(Heading::Other)
+}
+
+fn message_heading(frame: &[u8]) -> Option<Heading<'_>> {
+    let rest = payload(frame).strip_prefix(br#"{"event":"message","room":"#)?;
+    let (room, rest) = rest.split_at(string_bytes(rest)?);
+    let rest = rest.strip_prefix(br#","offset":"#)?;
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (offset, rest) = rest.split_at(digits);
+    let offset = std::str::from_utf8(offset).ok()?.parse().ok()?;
+    let key = rest.strip_prefix(br#","key":"#).and_then(|rest| {
+        let start = frame.len() - rest.len();
+        Some(start..start + string_bytes(rest)?)
+    });
+    Some(Heading::Message { room, offset, key })
+}
+
+fn join_heading(frame: &[u8]) -> Option<Heading<'_>> {
+    let rest = payload(frame).strip_prefix(br#"{"ack":"#)?;
+    // The id is a string, a number or null.
+    let id_bytes = string_bytes(rest).or_else(|| rest.iter().position(|byte| *byte == b','))?;
+    let rest = rest[id_bytes..].strip_prefix(br#","op":"join","room":"#)?;
+    Some(Heading::Join { room: &rest[..string_bytes(rest)?] })
+}
+
+/// The length of the JSON string at the front of `json`, quotes included.
+fn string_bytes(json: &[u8]) -> Option<usize> {
+    let mut bytes = json.iter().enumerate();
+    bytes.next().filter(|(_, byte)| **byte == b'"')?;
+    while let Some((index, byte)) = bytes.next() {
+        match byte {
+            b'\\' => drop(bytes.next()),
+            b'"' => return Some(index + 1),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// The event that stands for the messages `from` to `to` of a room, both included, which its member
+/// does not get. `room` is the name as JSON text.
+pub fn gap_frame(room: &[u8], from: u64, to: u64) -> Bytes {
+    Object::event("gap").raw("room", room).number("from", from).number("to", to).into_frame()
+}
+
+/// The length of that frame, for a name of `room_bytes` as JSON text.
+pub fn gap_frame_bytes(room_bytes: usize, from: u64, to: u64) -> usize {
+    let digits = |number: u64| number.checked_ilog10().unwrap_or(0) as usize + 1;
+    let fixed = br#"{"event":"gap","room":,"from":,"to":}"#.len();
+    let payload_bytes = fixed + room_bytes + digits(from) + digits(to);
+    header_bytes(payload_bytes) + payload_bytes
 }
 
 /// The text frame `{"event":"ping"}`: sent with the protocol's own ping, which a page in a
@@ -492,7 +591,7 @@ pub(super) fn error_frame(code: ErrorCode, sentence: &str, id: Option<&str>) -> 
 }
 
 /// The JSON inside a frame that `into_frame` made.
-pub(super) fn payload(frame: &Bytes) -> &[u8] {
+pub(super) fn payload(frame: &[u8]) -> &[u8] {
     // The 7-bit length tells how the length is encoded, and so where the payload begins (§5.2).
     match frame[1] {
         126 => &frame[4..],

@@ -198,6 +198,17 @@ fn requests_that_are_refused() {
         (r#"{"op":"leave","room":"a"}"#, "not_member"),
         (r#"{"op":"publish","room":"a"}"#, "bad_request"),
         (r#"{"op":"publish","room":"a","data":1}"#, "not_member"),
+        (r#"{"op":"publish","room":"a","key":1,"data":1}"#, "bad_request"),
+        (r#"{"op":"publish","room":"a","key":"","data":1}"#, "bad_request"),
+        (
+            &format!(r#"{{"op":"publish","room":"a","key":"{}","data":1}}"#, &long[..129]),
+            "bad_request",
+        ),
+        (
+            &format!(r#"{{"op":"publish","room":"a","key":"{}","data":1}}"#, &long[..128]),
+            "not_member",
+        ),
+        (r#"{"op":"join","room":"a","key":"k"}"#, "bad_request"),
         (&format!(r#"{{"op":"publish","room":"a","data":{deep}}}"#), "too_deep"),
         (r#"{"op":"history","room":"a"}"#, "not_member"),
         (r#"{"op":"presence","room":"a"}"#, "not_member"),
@@ -466,6 +477,71 @@ fn an_impossible_user_name_closes() {
     }
     let client = world.open(0, 7, 0, Some("guest-1"));
     assert_eq!(world.take(client)[0]["user"], "guest-7", "nobody takes a guest's name");
+}
+
+/// What a backlog reads off a frame is what the engine wrote there.
+#[test]
+fn frames_tell_what_they_are() {
+    let mut world = World::new(1, &RoomLimits::default());
+    let a = world.open(0, 0, 0, Some("ann"));
+    let room = "l\"\\,é";
+    let as_json = json!(room).to_string();
+    let mut check = |text: String, want: &[Heading<'_>]| {
+        world.say(a, &text);
+        let mut frames: Vec<Bytes> = Vec::new();
+        while let Some(mail) = world.mail.get_mut(&(0, 0)).and_then(VecDeque::pop_front) {
+            let mut said = Said::default();
+            world.shards[0].on_mail(mail, Time(0), &mut said);
+            frames.extend(said.frames.into_iter().map(|(_, frame)| frame));
+            world.mail.get_mut(&(0, 0)).unwrap().extend(said.mail.into_iter().map(|(_, it)| it));
+        }
+        let got: Vec<Heading<'_>> = frames.iter().map(|frame| heading(frame)).collect();
+        assert_eq!(got, want, "{text}");
+        frames
+    };
+    let join = Heading::Join { room: as_json.as_bytes() };
+    for id in [json!(null), json!(-12.5), json!("a\"b\\,")] {
+        let mut request = json!({"op": "join", "room": room, "presence": true});
+        if !id.is_null() {
+            request["id"] = id;
+        }
+        check(request.to_string(), std::slice::from_ref(&join));
+        let leave = json!({"op": "leave", "room": room});
+        check(leave.to_string(), &[]);
+    }
+    check(json!({"op": "join", "room": room}).to_string(), &[join]);
+    for (offset, key) in [(1, None), (2, Some("k\"\\é")), (3, Some("\u{1}"))] {
+        let mut request = json!({"op": "publish", "room": room, "data": {"key": 1}, "id": 1});
+        let mut range = None;
+        if let Some(key) = key {
+            request["key"] = json!(key);
+            // Behind a header of two bytes, the room and the offset.
+            let start = 2 + r#"{"event":"message","room":,"offset":2,"key":"#.len() + as_json.len();
+            range = Some(start..start + json!(key).to_string().len());
+        }
+        let message = Heading::Message { room: as_json.as_bytes(), offset, key: range };
+        let frames = check(request.to_string(), &[message, Heading::Other]);
+        assert_eq!(decode_frame(&frames[0])["key"], json!(key));
+    }
+    for bytes in [
+        &b""[..],
+        b"\x81",
+        b"\x81\x10{\"event\":\"message\",\"room\":\"",
+        b"\x81\x7E\0\x80{\"ack\":1",
+    ] {
+        assert_eq!(heading(bytes), Heading::Other);
+    }
+    for (from, to) in [(1, 1), (9, 10), (99, 100), (1, u64::MAX)] {
+        for room in
+            [r#""a""#, &format!("\"{}\"", "r".repeat(90)), &format!("\"{}\"", "r".repeat(65_536))]
+        {
+            let frame = gap_frame(room.as_bytes(), from, to);
+            assert_eq!(frame.len(), gap_frame_bytes(room.len(), from, to));
+            let name: String = serde_json::from_str(room).unwrap();
+            let want = json!({"event": "gap", "room": name, "from": from, "to": to});
+            assert_eq!(decode_frame(&frame), want);
+        }
+    }
 }
 
 #[test]

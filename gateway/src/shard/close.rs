@@ -232,9 +232,10 @@ impl<R: Ring> Shard<R> {
 
     /// Queues a Close frame to a client.
     pub(super) fn queue_close(&mut self, id: ConnId, code: Option<u16>, reason: &str) {
-        let Shard { table, stores, now, .. } = self;
+        let Shard { table, stores, now, metrics, .. } = self;
         let conn = &mut table[id];
         conn.flags.close_sent = true;
+        conn.outbox.settle(stores, metrics);
         conn.outbox.write(stores, *now, |out| {
             // A Close frame without a code is answered by one without (§7.1.5).
             crate::ws::frame::encode_close(

@@ -201,7 +201,7 @@ impl<R: Ring> Shard<R> {
             State::Echo(place) | State::Rooms(place) => *place = decoder,
             _ => decoder.release(&mut self.stores.spares),
         }
-        if conn.outbox.bytes() > PAUSE_AT_BYTES {
+        if conn.outbox.owed_bytes() > PAUSE_AT_BYTES {
             self.pause(id);
         }
     }

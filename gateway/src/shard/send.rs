@@ -3,7 +3,7 @@
 use std::io::IoSlice;
 
 use super::Shard;
-use crate::conn::{ConnId, Phase};
+use crate::conn::{ConnId, Phase, State};
 use crate::ring::linux::SEND_PARTS_MAX;
 use crate::ring::{Failure, Ring, SendMode};
 
@@ -95,13 +95,28 @@ impl<R: Ring> Shard<R> {
                 conn.flags.congested = true;
                 conn.outbox.unlend(stores);
             }
+            self.refill_backlogged(id);
             self.mark_dirty(id);
         }
-        if self.table[id].outbox.bytes() <= RESUME_AT_BYTES {
+        if self.table[id].outbox.owed_bytes() <= RESUME_AT_BYTES {
             self.resume_feeder(id);
         }
         if self.table[id].outbox.is_empty() {
             self.flushed(id);
+        }
+    }
+
+    /// What a member that does not keep up is sent next, and what it does not get any more.
+    fn refill_backlogged(&mut self, id: ConnId) {
+        if matches!(self.table[id].state, State::Rooms(_)) {
+            let backend = self.backend_of(id);
+            let Shard { table, stores, rooms, metrics, now, .. } = self;
+            let Some(rooms) = &rooms[usize::from(backend)] else { return };
+            let conn = &mut table[id];
+            if conn.outbox.refill(&rooms.slow_limits(), stores, metrics, *now) {
+                // The outbox may never be empty again, and every Ping deserves its Pong.
+                conn.flags.pong_waits = false;
+            }
         }
     }
 }

@@ -28,6 +28,7 @@ mod programs;
 mod relay;
 mod rooms;
 mod sids;
+mod slow;
 mod socketio;
 mod stop;
 mod timeouts;

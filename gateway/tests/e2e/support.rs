@@ -218,6 +218,8 @@ pub struct Stopped {
     pub status: ExitStatus,
     /// Clients closed, by cause.
     pub closed: BTreeMap<String, u64>,
+    /// What it printed at the end.
+    pub lines: Vec<String>,
 }
 
 impl Gateway {
@@ -305,7 +307,8 @@ impl Gateway {
             let count = pair[1].trim_end_matches(',').parse().expect("a count");
             (pair[0].to_owned(), count)
         });
-        Stopped { status, closed: closed.collect() }
+        let closed = closed.collect();
+        Stopped { status, closed, lines }
     }
 }
 

@@ -1,10 +1,14 @@
 //! Rooms over several shards: each message reaches each member once and in order, from the offset
-//! of its join on, or its connection ends.
+//! of its join on, or its connection ends. Under the policies that drop messages, it is told of each
+//! that it does not get.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::Duration;
 
+use gateway::metrics::{Cause, Metrics};
 use gateway::ring::sim::{Fault, Random};
+use gateway::rooms::{SlowLimits, SlowPolicy};
 use gateway::time::Time;
 use serde_json::Value;
 
@@ -15,7 +19,31 @@ use crate::world::{Plan, World, for_seeds};
 
 #[test]
 fn rooms() {
-    for_seeds("rooms", play);
+    for_seeds("rooms", |seed| play(seed, None).0);
+}
+
+#[test]
+fn slow_members() {
+    let policies = [SlowPolicy::Disconnect, SlowPolicy::DropOldest, SlowPolicy::Conflate];
+    let sums = RefCell::new([const { Vec::<Metrics>::new() }; 3]);
+    for_seeds("slow_members", |seed| {
+        let policy = (seed % 3) as usize;
+        let (digest, metrics) = play(seed, Some(policies[policy]));
+        sums.borrow_mut()[policy].push(metrics);
+        digest
+    });
+    if std::env::var_os("PENSTOCK_SIM_SEED").is_some() {
+        // In a single one there may be nobody who is slow.
+        return;
+    }
+    let sum = |policy: usize, count: fn(&Metrics) -> u64| {
+        sums.borrow()[policy].iter().map(count).sum::<u64>()
+    };
+    let any = |count: fn(&Metrics) -> u64| [0, 1, 2].map(|policy| sum(policy, count) > 0);
+    assert_eq!(any(|metrics| metrics.messages_dropped), [false, true, true]);
+    assert_eq!(any(|metrics| metrics.messages_conflated), [false, false, true]);
+    assert_eq!(any(|metrics| metrics.gap_markers_sent), [false, true, true]);
+    assert!(any(|metrics| metrics.closed(Cause::SlowConsumer))[0]);
 }
 
 /// A client that joins, publishes and leaves.
@@ -30,13 +58,19 @@ struct Member {
     pending: HashMap<u64, (&'static str, String, String)>,
     /// By room: the last offset that it was given.
     joined: HashMap<String, u64>,
+    /// The epoch of each room that it was in last.
+    epochs: HashMap<String, String>,
     /// Rooms that it has asked to join and not asked to leave.
     wanted: Vec<String>,
     refusals: u64,
+    /// Messages that it was told it does not get, and how often it was told.
+    missed: u64,
+    gaps: u64,
 }
 
-/// What was published, by room and offset: all members have to agree on it.
-type Log = HashMap<(String, u64), String>;
+/// What was published, by room, epoch and offset: all members have to agree on it.
+/// A room that was forgotten begins anew under another epoch.
+type Log = HashMap<(String, String, u64), String>;
 
 impl Member {
     fn play(&mut self, now: Time, dice: &mut Random, log: &mut Log) -> Time {
@@ -104,6 +138,9 @@ impl Member {
         let mut request = serde_json::json!({"op": op, "id": id, "room": room});
         if op == "publish" {
             request["data"] = Value::String(data.clone());
+            if dice.below(3) > 0 {
+                request["key"] = Value::String(format!("key \"{}", dice.below(3)));
+            }
         }
         let request = request.to_string();
         self.client.line.queue.push_back(masked(dice, true, TEXT, request.as_bytes()));
@@ -114,6 +151,18 @@ impl Member {
         let who = self.number;
         let room = value["room"].as_str().unwrap_or_default().to_owned();
         if let Some(event) = value["event"].as_str() {
+            if event == "gap" {
+                let (from, to) = (value["from"].as_u64(), value["to"].as_u64());
+                let (from, to) = (from.expect("an offset"), to.expect("an offset"));
+                let last = self.joined.get_mut(&room);
+                let last = last.unwrap_or_else(|| panic!("client {who} is not in it: {value}"));
+                assert_eq!(from, *last + 1, "client {who}: {value}");
+                assert!(to >= from, "client {who}: {value}");
+                *last = to;
+                self.missed += to + 1 - from;
+                self.gaps += 1;
+                return;
+            }
             if event != "message" {
                 assert!(matches!(event, "welcome" | "ping"), "{value}");
                 return;
@@ -124,7 +173,8 @@ impl Member {
             assert_eq!(offset, *last + 1, "client {who}, {room}");
             *last = offset;
             let data = value["data"].as_str().expect("text").to_owned();
-            let known = log.entry((room.clone(), offset)).or_insert_with(|| data.clone());
+            let at = (room.clone(), self.epochs[&room].clone(), offset);
+            let known = log.entry(at).or_insert_with(|| data.clone());
             assert_eq!(*known, data, "client {who}, {room} {offset}");
             return;
         }
@@ -138,6 +188,8 @@ impl Member {
         match op {
             "join" => {
                 let offset = value["offset"].as_u64().expect("an offset");
+                let epoch = value["epoch"].as_str().expect("an epoch").to_owned();
+                self.epochs.insert(room.clone(), epoch);
                 assert!(self.joined.insert(room, offset).is_none());
             }
             "leave" => {
@@ -148,7 +200,12 @@ impl Member {
             }
             _ => {
                 let offset = value["offset"].as_u64().expect("an offset");
-                let known = log.entry((room.clone(), offset)).or_insert_with(|| data.clone());
+                // Who has left meanwhile need not know which life of the room it was.
+                let Some(last) = self.joined.get(&room) else { return };
+                // Its own copy, or the gap event that stands for it, came before.
+                assert!(*last >= offset, "client {who}: {value}");
+                let at = (room.clone(), self.epochs[&room].clone(), offset);
+                let known = log.entry(at).or_insert_with(|| data.clone());
                 assert_eq!(*known, data, "client {who}, {room} {offset}");
             }
         }
@@ -163,7 +220,8 @@ impl Member {
     }
 }
 
-fn play(seed: u64) -> u64 {
+/// `policy`: under which many are slow, and outboxes are small.
+fn play(seed: u64, policy: Option<SlowPolicy>) -> (u64, Metrics) {
     let mut dice = Random::new(seed ^ 0x2003);
     let count = 2 + dice.below(12) as usize;
     let mut plan = Plan::pick(seed, &mut dice, count as u64, 1);
@@ -176,12 +234,27 @@ fn play(seed: u64) -> u64 {
         plan.limits.message_bytes_max = 30_000;
         plan.limits.outbox_bytes_max = 31_024 + dice.below(100_000) as usize;
     }
+    if let Some(policy) = policy {
+        plan.limits.message_bytes_max = 30_000;
+        plan.limits.outbox_bytes_max = 31_024 + dice.below(60_000) as usize;
+        plan.limits.ping_interval = Duration::ZERO;
+        let age = [0, 0, 20, 2000][dice.below(4) as usize];
+        plan.slow = SlowLimits {
+            policy,
+            outbox_bytes: 1024 + dice.below(20_000) as usize,
+            age: Duration::from_millis(if policy == SlowPolicy::Disconnect { 0 } else { age }),
+        };
+    }
     let tight = plan.limits.outbox_bytes_max < 1_000_000;
     let mut world = World::new(seed, plan, dice);
     let mut members: Vec<Member> = Vec::new();
     for number in 0..count {
         let dice = &mut *world.dice.borrow_mut();
-        let manners = Manners::pick(dice);
+        let mut manners = Manners::pick(dice);
+        if policy.is_some() && number > 0 && dice.below(2) == 0 {
+            manners.read_max = 200 + dice.below(2000) as usize;
+            manners.read_pause = Duration::from_micros(1 + dice.below(20_000));
+        }
         let farewell = match dice.below(8) {
             0 => Farewell::HalfClose,
             1 => Farewell::Reset,
@@ -199,11 +272,14 @@ fn play(seed: u64) -> u64 {
             number,
             looked: 0,
             asked: 0,
-            requests_left: dice.below(40),
+            requests_left: dice.below(if policy.is_some() { 60 } else { 40 }),
             pending: HashMap::new(),
             joined: HashMap::new(),
+            epochs: HashMap::new(),
             wanted: Vec::new(),
             refusals: 0,
+            missed: 0,
+            gaps: 0,
         });
     }
     let mut log = Log::new();
@@ -217,8 +293,9 @@ fn play(seed: u64) -> u64 {
         let settled = members.iter().all(Member::is_settled);
         let up_to_date = |member: &Member| {
             let last = |room: &str| {
-                let offsets = log.keys().filter(|(other, _)| other == room);
-                offsets.map(|(_, offset)| *offset).max().unwrap_or(0)
+                let epoch = &member.epochs[room];
+                let offsets = log.keys().filter(|(other, at, _)| other == room && at == epoch);
+                offsets.map(|(_, _, offset)| *offset).max().unwrap_or(0)
             };
             !member.client.line.is_open()
                 || member.joined.iter().all(|(room, at)| *at >= last(room))
@@ -259,14 +336,28 @@ fn play(seed: u64) -> u64 {
             || (resets && line.end == End::Reset)
             || (tight && member.client.close_code() == Some(1008))
             || line.slow;
+        if member.client.close_code() == Some(1008) {
+            let reason = &member.client.close().expect("it has come").payload[2..];
+            assert!(reason.ends_with(b"resume from your last offset"), "{}", state(member));
+        }
         if line.farewell == Farewell::Stay && !excused && member.client.close_code() != Some(1000) {
             assert_eq!(line.end, End::Open, "{}", state(member));
         }
     }
     // No message twice: offsets are unique in the log, and so is what was said.
-    let mut said: Vec<_> = log.iter().map(|((room, _), data)| (room, data)).collect();
+    let mut said: Vec<_> = log.iter().map(|((room, _, _), data)| (room, data)).collect();
     said.sort_unstable();
     assert!(said.windows(2).all(|pair| pair[0] != pair[1]), "a message has two offsets");
+    let metrics = world.metrics();
+    let sum = |count: fn(&Member) -> u64| members.iter().map(count).sum::<u64>();
+    // Who has gone does not hear of what it misses.
+    assert!(sum(|member| member.gaps) <= metrics.gap_markers_sent);
+    let lost = metrics.messages_dropped + metrics.messages_conflated;
+    assert!(sum(|member| member.missed) <= lost);
+    if members.iter().all(|member| member.client.line.is_open()) {
+        assert_eq!(sum(|member| member.gaps), metrics.gap_markers_sent);
+        assert_eq!(sum(|member| member.missed), lost);
+    }
     drop(members);
-    world.finish()
+    (world.finish(), metrics)
 }

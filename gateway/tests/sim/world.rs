@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gateway::config::Config;
+use gateway::config::{BackendKind, Config};
 use gateway::metrics::{Cause, Metrics};
 use gateway::policy::Policy;
 use gateway::random::Random as Keys;
 use gateway::ring::sim::{Faults, Leftovers, Network, Peer, Random, SimRing};
+use gateway::rooms::SlowLimits;
 use gateway::route::{Route, Routes};
 use gateway::shard::mailbox::{Inbox, Mailroom};
 use gateway::shard::{Setup, Shard};
@@ -29,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) buffer_bytes: u32,
     pub(crate) stop_timeout: Duration,
     pub(crate) limits: gateway::limits::Limits,
+    /// Of the rooms.
+    pub(crate) slow: SlowLimits,
 }
 
 impl Plan {
@@ -58,6 +61,7 @@ impl Plan {
             buffer_bytes: buffer_bytes as u32,
             stop_timeout: Duration::from_secs(10),
             limits,
+            slow: SlowLimits::default(),
         }
     }
 }
@@ -126,6 +130,11 @@ impl World {
         config.server.receive_buffer_bytes = plan.buffer_bytes;
         config.server.stop_timeout = plan.stop_timeout;
         config.limits = plan.limits.clone();
+        for backend in &mut config.backends {
+            if let BackendKind::Local(local) = &mut backend.kind {
+                local.rooms.slow = plan.slow;
+            }
+        }
         let policy = Policy::of(&config.limits);
         let routes = config.routes.iter().cloned();
         let routes = routes.map(|route| Route { policy: policy.clone(), ..route });
