@@ -10,6 +10,7 @@
 //! | --- | --- |
 //! | `PENSTOCK_BINARY` | the gateway to test, instead of the one built with the tests |
 //! | `PENSTOCK_E2E_CLIENTS` | how many clients exchange messages at once, default 200 |
+//! | `PENSTOCK_SKIP_DOTNET` | 1: knowingly without ASP.NET Core, and so without the test of SignalR |
 //! | `PENSTOCK_AUTOBAHN` | `quick`, `sample` or `full`: the cases of the Autobahn tests, which run when asked for |
 
 #![allow(unreachable_pub)]
@@ -25,6 +26,7 @@ mod http;
 mod identity;
 mod page;
 mod programs;
+mod protocols;
 mod relay;
 mod rooms;
 mod sids;

@@ -98,6 +98,21 @@ impl Program {
         Program::start(file, Command::new(python).arg("-B").arg(program).args(arguments))
     }
 
+    /// A server that writes what happens to it to its standard error.
+    pub fn daemon(
+        program: impl AsRef<Path>,
+        arguments: impl FnOnce(&mut Command) -> &mut Command,
+    ) -> Program {
+        let program = program.as_ref();
+        // Servers are often installed where only root looks.
+        let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/usr/local/sbin";
+        // The shell becomes the program: it is the program that is killed.
+        let mut command = Command::new("sh");
+        command.args(["-c", "exec \"$0\" \"$@\" 2>&1"]).arg(program).env("PATH", path);
+        arguments(&mut command);
+        Program::start(&program.display().to_string(), &mut command)
+    }
+
     /// The next line of its output.
     #[track_caller]
     pub fn line(&mut self) -> String {
@@ -118,6 +133,22 @@ impl Program {
             let line = self.line();
             if line.starts_with(start) {
                 return line;
+            }
+        }
+    }
+
+    /// The first line to come with this in it.
+    #[track_caller]
+    pub fn line_containing(&mut self, words: &str) -> String {
+        let mut seen = Vec::new();
+        loop {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok(line) if line.contains(words) => return line,
+                Ok(line) => seen.push(line),
+                Err(error) => {
+                    self.kill();
+                    panic!("no {words:?} from {}: {error}, but\n{}", self.name, seen.join("\n"));
+                }
             }
         }
     }
@@ -199,6 +230,48 @@ pub fn installed(name: &str) -> PathBuf {
     let path = home.join(name);
     assert!(path.exists(), "{} is not there; run scripts/test-tools", path.display());
     path
+}
+
+/// A loopback address that no connection comes from by itself.
+pub const QUIET: [u8; 4] = [127, 77, 0, 1];
+
+/// An address that nobody listens at, for a server that has to be told one. On `QUIET` no connection
+/// takes the port until the server has it.
+pub fn free_address(ip: [u8; 4]) -> SocketAddr {
+    let listener = TcpListener::bind(SocketAddr::from((ip, 0))).expect("loopback");
+    listener.local_addr().expect("it is bound")
+}
+
+/// A directory that is removed when it is dropped.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    pub fn new(name: &str) -> Scratch {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("e2e-{}-{name}-{number}", std::process::id());
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::create_dir(&path).expect("a scratch directory");
+        Scratch(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Writes a file, in directories of its own if the name says so; returns where it is.
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let file = self.0.join(name);
+        std::fs::create_dir_all(file.parent().expect("a directory")).expect("a directory");
+        std::fs::write(&file, text).expect("a scratch file");
+        file
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// `PENSTOCK_E2E_CLIENTS`.

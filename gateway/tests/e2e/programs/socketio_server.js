@@ -1,10 +1,11 @@
 // A chat on Socket.IO, as it might stand behind the gateway: acknowledgements, rooms, binary, a
-// namespace. It prints `listening PORT`, and when it is told to end what it has served.
+// namespace: node socketio_server.js NAME [REDIS]. With the URL of a Redis it is one of several that
+// share their rooms. It prints `listening PORT`, and when it is told to end what it has served.
 'use strict';
 const http = require('http');
 const { Server } = require('socket.io');
 
-const name = process.argv[2];
+const [name, redis] = process.argv.slice(2);
 const server = http.createServer();
 const io = new Server(server, { cors: { origin: 'http://page.test', credentials: true } });
 let connections = 0;
@@ -23,12 +24,24 @@ function serve(socket) {
     socket.join(room);
     acknowledge();
   });
+  socket.on('unknown', (acknowledge) => acknowledge(unknown));
+  socket.on('crash', () => process.kill(process.pid, 'SIGKILL'));
   socket.on('say', (room, text) => socket.nsp.to(room).emit('said', text));
 }
 io.on('connection', serve);
 io.of('/admin').on('connection', serve);
 
-server.listen(0, '127.0.0.1', () => console.log(`listening ${server.address().port}`));
+async function share() {
+  const { createAdapter } = require('@socket.io/redis-adapter');
+  const { createClient } = require('redis');
+  const [publisher, subscriber] = [createClient({ url: redis }), createClient({ url: redis })];
+  await Promise.all([publisher.connect(), subscriber.connect()]);
+  io.adapter(createAdapter(publisher, subscriber));
+}
+
+(redis ? share() : Promise.resolve()).then(() => {
+  server.listen(0, '127.0.0.1', () => console.log(`listening ${server.address().port}`));
+});
 process.on('SIGTERM', () => {
   console.log(`served ${connections} unknown ${unknown}`);
   process.exit();
