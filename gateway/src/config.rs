@@ -13,6 +13,7 @@
 mod check;
 mod machine;
 mod policy;
+mod rates;
 mod reader;
 mod upstreams;
 

@@ -9,10 +9,13 @@ pub mod record;
 pub mod table;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
+use crate::addresses::Address;
 use crate::handshake::Offer;
 use crate::http::{BodyReader, HeadScanner};
 use crate::metrics::Cause;
+use crate::rate::Bucket;
 use crate::time::Time;
 use crate::upstream::{Sticky, Tried, UpstreamId};
 use crate::ws::Decoder;
@@ -50,6 +53,8 @@ pub struct Conn {
     pub counted: Option<Counted>,
     /// Which conversation it is in.
     pub state: State,
+    /// Of a client: what it has done against its limits; `None` when that is nothing.
+    pub meter: Option<Box<Meter>>,
     /// What waits to be sent.
     pub outbox: Outbox,
     /// The other end's address.
@@ -58,6 +63,37 @@ pub struct Conn {
     pub received_at: Time,
     /// When it has to have moved on; what that means depends on the state.
     pub deadline: Time,
+}
+
+/// What a client has done against its limits, and where it counts. The limits themselves are those
+/// that its route has at the moment.
+#[derive(Debug)]
+pub struct Meter {
+    /// Its messages.
+    pub messages: Bucket,
+    /// Its bytes.
+    pub bytes: Bucket,
+    /// Its control frames.
+    pub control_frames: Bucket,
+    /// It sent more than its rates allow, and is not read before this; else never.
+    pub read_at: Time,
+    /// It counts with this address.
+    pub address: Option<Arc<Address>>,
+    /// It counts with this route.
+    pub route: Option<u16>,
+}
+
+impl Default for Meter {
+    fn default() -> Meter {
+        Meter {
+            messages: Bucket::default(),
+            bytes: Bucket::default(),
+            control_frames: Bucket::default(),
+            read_at: Time::NEVER,
+            address: None,
+            route: None,
+        }
+    }
 }
 
 /// Where a connection to an upstream counts.
@@ -174,6 +210,8 @@ pub struct Head {
     pub scanner: HeadScanner,
     /// What has arrived; empty while the head may still be read in place.
     pub bytes: Vec<u8>,
+    /// The client came above `connections_max`: unless somebody has left, it is told so.
+    pub surplus: bool,
 }
 
 /// A client that waits for its upstream.
@@ -279,6 +317,16 @@ impl Conn {
     /// Whose connection it is: where it came from.
     pub fn client_ip(&self) -> std::net::IpAddr {
         self.peer.ip()
+    }
+
+    /// Whether it is not read because it sent more than its rates allow.
+    pub fn is_throttled(&self) -> bool {
+        self.read_at() != Time::NEVER
+    }
+
+    /// When it is read again, if that is why it is not.
+    pub fn read_at(&self) -> Time {
+        self.meter.as_ref().map_or(Time::NEVER, |meter| meter.read_at)
     }
 
     /// Whether a send is in flight that waits for the peer as long as it takes.

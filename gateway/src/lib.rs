@@ -6,9 +6,11 @@ pub mod conn;
 pub mod ring;
 pub mod timers;
 
+pub mod addresses;
 pub mod handshake;
 pub mod http;
 pub mod policy;
+pub mod rate;
 pub mod rooms;
 pub mod route;
 pub mod upstream;
@@ -19,5 +21,6 @@ pub mod limits;
 pub mod metrics;
 pub mod random;
 pub mod server;
+pub mod shared;
 pub mod spares;
 pub mod time;

@@ -44,7 +44,7 @@ pub enum Cause {
     Drain,
     /// The operator closed it.
     AdminClose,
-    /// A bound of the shard was met (the table of connections).
+    /// A bound of the process, the shard or the route was met: `connections_max`, the table.
     MemoryPressure,
     /// The socket failed in a way that has no other name here.
     InternalError,
@@ -168,6 +168,8 @@ counters! {
     upstream_failures,
     /// Ordinary HTTP requests that upstreams have answered.
     requests_forwarded,
+    /// Times that a client was read no further because it had sent more than its rates allow.
+    throttled,
     /// Receives that found no buffer.
     starved,
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::limits::Limits;
+use crate::rate::Rates;
 
 /// The policy of one route.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +14,10 @@ pub struct Policy {
     pub ping_interval: Duration,
     /// From a Ping to the end of patience.
     pub ping_timeout: Duration,
+    /// How much its clients may do.
+    pub rates: Rates,
+    /// Its clients in the whole process; zero: no limit but that of the process.
+    pub connections_max: u32,
 }
 
 impl Policy {
@@ -22,6 +27,8 @@ impl Policy {
             message_bytes_max: limits.message_bytes_max,
             ping_interval: limits.ping_interval,
             ping_timeout: limits.ping_timeout,
+            rates: limits.rates,
+            connections_max: 0,
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::ring::Ring;
 use crate::ring::linux::{LinuxRing, Options, listen, monotonic_now};
 use crate::shard::mailbox::{Inbox, Mailroom};
 use crate::shard::{Setup, Shard};
+use crate::shared::Shared;
 
 /// Runs the gateway until it has been asked to stop and has done so.
 pub fn run(config: Config) -> ExitCode {
@@ -60,6 +61,7 @@ impl Gateway {
         let shards = config.server.shards;
         let (listeners, addresses) = open_listeners(&config)?;
         let inboxes: Arc<[Inbox]> = (0..shards).map(|_| Inbox::default()).collect();
+        let shared: Arc<Shared> = Arc::default();
         let counters: Vec<Arc<Counters>> = (0..shards).map(|_| Arc::default()).collect();
         let (ready, answers) = mpsc::channel();
         let mut threads = Vec::new();
@@ -67,6 +69,7 @@ impl Gateway {
             let plan = Plan {
                 index,
                 config: Arc::clone(&config),
+                shared: Arc::clone(&shared),
                 inboxes: Arc::clone(&inboxes),
                 counters: Arc::clone(&counters[usize::from(index)]),
                 listeners,
@@ -165,6 +168,7 @@ impl Gateway {
 struct Plan {
     index: u16,
     config: Arc<Config>,
+    shared: Arc<Shared>,
     inboxes: Arc<[Inbox]>,
     counters: Arc<Counters>,
     listeners: Vec<TcpListener>,
@@ -173,7 +177,7 @@ struct Plan {
 
 impl Plan {
     fn run(self) {
-        let Plan { index, config, inboxes, counters, listeners, ready } = self;
+        let Plan { index, config, shared, inboxes, counters, listeners, ready } = self;
         if config.server.pin {
             pin(index);
         }
@@ -200,6 +204,7 @@ impl Plan {
         let setup = Setup {
             index,
             config,
+            shared,
             mail: Mailroom::new(index, inboxes),
             slots,
             random,

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::policy::read_policy;
+use super::rates::read_rates;
 use super::reader::{Place, Placed, Reader, Section, closest, not_one_of};
 use super::upstreams::read_websocket;
 use super::{Backend, BackendKind, Config, Faults, Listener, Local, Machine, Overrides, Server};
@@ -210,6 +211,7 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
     let receive_buffer_bytes = section
         .integer("receive_buffer_bytes", socket_bytes)
         .map_or(default.receive_buffer_bytes, |bytes| bytes as u32);
+    let rates = read_rates(reader, &mut section, &default.rates, message_bytes_max);
 
     if target_bytes_max >= head_bytes_max {
         let message = format!(
@@ -270,6 +272,7 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         connections_max: connections.map_or(slots, |connections| connections as u32),
         send_buffer_bytes,
         receive_buffer_bytes,
+        rates,
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a `[[route]]` says of its own instead of `[limits]`.
 
 use super::check::{AGE_MS_MAX, TIMEOUT_MS_MAX};
+use super::rates::read_rates;
 use super::reader::{Reader, Section};
 use crate::limits::Limits;
 use crate::policy::Policy;
@@ -34,5 +35,9 @@ pub(super) fn read_policy(
             1..=TIMEOUT_MS_MAX,
             common.ping_timeout,
         ),
+        rates: read_rates(reader, section, &common.rates, message_bytes_max),
+        connections_max: section
+            .integer("connections_max", 0..=u64::from(u32::MAX))
+            .map_or(common.connections_max, |count| count as u32),
     }
 }

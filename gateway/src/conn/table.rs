@@ -125,6 +125,7 @@ impl Conn {
             route: 0,
             counted: None,
             state: State::None,
+            meter: None,
             outbox: Outbox::default(),
             peer: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
             received_at: Time(0),

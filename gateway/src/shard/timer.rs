@@ -22,6 +22,7 @@ impl<R: Ring> Shard<R> {
                     let mut deadline = conn.deadline;
                     if conn.phase == Phase::Open {
                         deadline = deadline.min(outbox_deadline(conn, &self.config.limits));
+                        deadline = deadline.min(conn.read_at());
                     }
                     self.timers.set(slot, deadline);
                 }
@@ -42,6 +43,7 @@ impl<R: Ring> Shard<R> {
 
     /// The wheel gave this connection: looks at what it is really waiting for.
     fn on_deadline(&mut self, id: ConnId) {
+        self.meter_due(id);
         let limits = &self.config.limits;
         let conn = &mut self.table[id];
         if outbox_deadline(conn, limits) <= self.now && conn.phase == Phase::Open {
@@ -109,6 +111,11 @@ impl<R: Ring> Shard<R> {
         let policy = self.config.routes.policy(self.table[id].route);
         let conn = &mut self.table[id];
         if policy.ping_interval.is_zero() {
+            return;
+        }
+        if conn.is_throttled() {
+            // Its answer would not be read.
+            conn.deadline = self.now + policy.ping_interval;
             return;
         }
         if conn.flags.ping_pending {

@@ -28,6 +28,8 @@ pub struct Scanned {
     pub forward: usize,
     /// Data messages whose last byte is among those forwarded.
     pub messages: u32,
+    /// Pings and Pongs whose header is among them.
+    pub control_frames: u32,
     /// A whole Close frame is among those forwarded, with this code. Nothing follows it.
     pub close: Option<Option<u16>>,
     /// The rule that the next frame breaks. Nothing of it, or after it, is forwarded.
@@ -81,6 +83,7 @@ impl Scanner {
             carried: Carried::default(),
             forward: 0,
             messages: 0,
+            control_frames: 0,
             close: None,
             error: None,
         };
@@ -104,6 +107,8 @@ impl Scanner {
                         }
                         Ok(Some(header)) => match self.start_frame(&header, limits) {
                             Ok(step) => {
+                                let counts = matches!(header.opcode, Opcode::Ping | Opcode::Pong);
+                                scanned.control_frames += u32::from(counts);
                                 // Only a header at the very front was begun in an earlier buffer.
                                 if held > 0 {
                                     scanned.carried = before;
@@ -297,6 +302,18 @@ mod tests {
         check(b"\x41\x01a\x80\x01b\x81\x00", 8, "2 messages, close None, error None");
         check(b"\x41\x01a\xc0\x01b", 3, "0 messages, close None, error Some(ReservedBits)");
         check(b"\xc9\x00", 0, "0 messages, close None, error Some(ReservedBits)");
+    }
+
+    #[test]
+    fn control_frames_are_counted() {
+        let wire = b"\x89\x01a\x01\x01b\x8a\x00\x80\x01c\x82\x00\x89\x00\x88\x00";
+        for cut in 0..=wire.len() {
+            let mut scanner = Scanner::new(Direction::UpstreamToClient, false);
+            let parts = [&wire[..cut], &wire[cut..]].map(|part| scanner.scan(part, &LIMITS));
+            let control: u32 = parts.iter().map(|scanned| scanned.control_frames).sum();
+            let messages: u32 = parts.iter().map(|scanned| scanned.messages).sum();
+            assert_eq!((control, messages), (3, 2), "cut at {cut}");
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod check;
 mod forward;
 mod groups;
 mod http;
+mod limits;
 mod page;
 mod programs;
 mod relay;
