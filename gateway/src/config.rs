@@ -19,6 +19,7 @@ mod keys;
 mod machine;
 mod operator;
 mod policy;
+mod rates;
 mod reader;
 pub mod succession;
 mod upstreams;

@@ -10,10 +10,14 @@ pub mod record;
 mod slow;
 pub mod table;
 
+use std::sync::Arc;
+
+use crate::addresses::Address;
 use crate::handshake::Offer;
 use crate::http::{BodyReader, HeadScanner};
 use crate::journal::Traffic;
 use crate::metrics::Cause;
+use crate::rate::Bucket;
 use crate::time::Time;
 use crate::upstream::{OpenScanner, Sticky, Tried, UpstreamId};
 use crate::ws::Decoder;
@@ -52,6 +56,8 @@ pub struct Conn {
     pub counted: Option<Counted>,
     /// Which conversation it is in.
     pub state: State,
+    /// Of a client: what it has done against its limits; `None` when that is nothing.
+    pub meter: Option<Box<Meter>>,
     /// What waits to be sent.
     pub outbox: Outbox,
     /// Its other end, and the client that one speaks for.
@@ -66,6 +72,37 @@ pub struct Conn {
     pub data_at: Time,
     /// When it has to have moved on; what that means depends on the state.
     pub deadline: Time,
+}
+
+/// What a client has done against its limits, and where it counts. The limits themselves are those
+/// that its route has at the moment.
+#[derive(Debug)]
+pub struct Meter {
+    /// Its messages.
+    pub messages: Bucket,
+    /// Its bytes.
+    pub bytes: Bucket,
+    /// Its control frames.
+    pub control_frames: Bucket,
+    /// It sent more than its rates allow, and is not read before this; else never.
+    pub read_at: Time,
+    /// It counts with this address.
+    pub address: Option<Arc<Address>>,
+    /// It counts with this route.
+    pub route: Option<u16>,
+}
+
+impl Default for Meter {
+    fn default() -> Meter {
+        Meter {
+            messages: Bucket::default(),
+            bytes: Bucket::default(),
+            control_frames: Bucket::default(),
+            read_at: Time::NEVER,
+            address: None,
+            route: None,
+        }
+    }
 }
 
 /// Where a connection to an upstream counts.
@@ -145,6 +182,8 @@ pub struct Flags {
     pub evicted: bool,
     /// The upstream of this client has died; it is told at its deadline.
     pub orphan: bool,
+    /// A client above `connections_max`, which is here to be told so.
+    pub surplus: bool,
     /// Its receive ended because no buffer was free; it is on the shard's list of the starved.
     pub starved: bool,
 }
@@ -339,6 +378,16 @@ impl Conn {
         let ends = close_sent || close_received || read_done || shut_wanted;
         let is_websocket = matches!(self.state, State::Echo(_) | State::Rooms(_) | State::Relay(_));
         self.phase == Phase::Open && is_websocket && self.cause.is_none() && !ends
+    }
+
+    /// Whether it is not read because it sent more than its rates allow.
+    pub fn is_throttled(&self) -> bool {
+        self.read_at() != Time::NEVER
+    }
+
+    /// When it is read again, if that is why it is not.
+    pub fn read_at(&self) -> Time {
+        self.meter.as_ref().map_or(Time::NEVER, |meter| meter.read_at)
     }
 
     /// Whether a send is in flight that waits for the peer as long as it takes.

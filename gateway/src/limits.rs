@@ -5,7 +5,10 @@
 
 use std::time::Duration;
 
+use crate::addresses::ADDRESS_BYTES;
 use crate::config::{BackendKind, Config, Local};
+use crate::conn::Meter;
+use crate::rate::{Action, Flow, Rate, Rates};
 use crate::ws::frame::FRAME_HEADER_BYTES_MAX;
 
 /// The largest message that can be configured at all. A message is assembled in one piece, so this
@@ -105,6 +108,8 @@ pub struct Limits {
     pub send_buffer_bytes: u32,
     /// `SO_RCVBUF` of every client, inherited from the listener; zero: the kernel decides.
     pub receive_buffer_bytes: u32,
+    /// How much a client may do.
+    pub rates: Rates,
 }
 
 impl Default for Limits {
@@ -142,6 +147,19 @@ const DEFAULTS: Limits = Limits {
     connections_max: u32::MAX,
     send_buffer_bytes: 262_144,
     receive_buffer_bytes: 0,
+    rates: Rates {
+        connection: Flow {
+            messages: Rate::NONE,
+            bytes: Rate::NONE,
+            // Ten times what a client needs that measures its latency. A stall of a minute or two
+            // lets what was sent once a second arrive at once.
+            control_frames: Rate::new(100, 200),
+        },
+        address: Flow { messages: Rate::NONE, bytes: Rate::NONE, control_frames: Rate::NONE },
+        address_handshakes: Rate::NONE,
+        address_connections_max: 0,
+        action: Action::Close,
+    },
 };
 
 // A client that keeps up can always be sent one more message of the largest size.
@@ -163,6 +181,14 @@ const _: () = assert!(ROUTES_MAX <= u16::MAX as usize);
 const _: () = assert!(BACKEND_NUMBERS_MAX <= u16::MAX as usize);
 // All tables together can be counted in 32 bits.
 const _: () = assert!((SHARDS_MAX as u64) * (SLOTS_PER_SHARD_MAX as u64) <= u32::MAX as u64);
+
+/// Addresses that may be remembered beyond those that have a connection: they left and owe.
+const ADDRESSES_SPARE: usize = 4096;
+
+/// Addresses of clients that are known at once, where any limit is per address.
+pub fn addresses_max(limits: &Limits) -> usize {
+    limits.connections_max as usize + ADDRESSES_SPARE
+}
 
 /// `outbox_bytes_max` when the file does not say: it follows `message_bytes_max`.
 pub const fn outbox_bytes_default(message_bytes_max: usize) -> usize {
@@ -219,6 +245,9 @@ pub fn memory_bound(config: &Config, sizes: &ItemSizes) -> Vec<(&'static str, u6
         BackendKind::Websocket(group) => group.options.sticky_sid && group.upstreams.len() > 1,
         _ => false,
     });
+    let by_address = config.routes.iter().any(|route| route.policy.rates.limit_addresses());
+    let addresses = if by_address { clients.saturating_add(ADDRESSES_SPARE as u64) } else { 0 };
+    let addresses = times(addresses, ADDRESS_BYTES);
     vec![
         ("table", slots.saturating_mul(sizes.slot_bytes)),
         (
@@ -229,6 +258,7 @@ pub fn memory_bound(config: &Config, sizes: &ItemSizes) -> Vec<(&'static str, u6
         ("early bytes", times(clients, limits.early_bytes_max)),
         ("assembly", times(clients, limits.message_bytes_max)),
         ("outboxes", times(slots, limits.outbox_bytes_max)),
+        ("rates", times(clients, size_of::<Meter>()).saturating_add(addresses)),
         ("rooms", rooms),
         ("rooms history", history),
         ("Engine.IO sessions", if sticky { times(shards, limits.sids_max * SID_BYTES) } else { 0 }),
@@ -288,6 +318,7 @@ mod tests {
                 ("early bytes", 50 * 8),
                 ("assembly", 50 * 2000),
                 ("outboxes", 200 * 4000),
+                ("rates", 50 * size_of::<Meter>() as u64),
                 ("rooms", 2 * (10 + 1 + 2) * 5 + 50 * (3 + 1 + 1) * 2),
                 // Ten full rooms, one full room, and two that a shard does not let fill up.
                 ("rooms history", 2 * (10 * 1000 + 300 + 400)),

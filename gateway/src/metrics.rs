@@ -47,7 +47,7 @@ pub enum Cause {
     Drain,
     /// The operator closed it.
     AdminClose,
-    /// A bound of the shard was met (the table of connections).
+    /// A bound of the process, the shard or the route was met: `connections_max`, the table.
     MemoryPressure,
     /// The socket failed in a way that has no other name here.
     InternalError,
@@ -177,6 +177,8 @@ counters! {
     sids_learnt,
     /// Requests of such a session whose upstream was not known (any more): placed like a new client.
     sids_unknown,
+    /// Times that a client was read no further because it had sent more than its rates allow.
+    throttled,
     /// Receives that found no buffer.
     starved,
     /// Messages of rooms that slow members did not get, conflated ones not included.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::conn::Side;
 use crate::limits::Limits;
+use crate::rate::Rates;
 use crate::ws;
 
 /// The policy of one route.
@@ -23,6 +24,10 @@ pub struct Policy {
     pub idle_timeout: Duration,
     /// From the upgrade to the end, of which up to a tenth is taken off; zero: never.
     pub duration_max: Duration,
+    /// How much its clients may do.
+    pub rates: Rates,
+    /// Its clients in the whole process; zero: no limit but that of the process.
+    pub connections_max: u32,
 }
 
 impl Policy {
@@ -36,6 +41,8 @@ impl Policy {
             upstream_ping_interval: limits.upstream_ping_interval,
             idle_timeout: limits.idle_timeout,
             duration_max: limits.duration_max,
+            rates: limits.rates,
+            connections_max: 0,
         }
     }
 

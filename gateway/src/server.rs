@@ -19,6 +19,7 @@ use crate::ring::Ring;
 use crate::ring::linux::{LinuxRing, Options, listen, monotonic_now};
 use crate::shard::mailbox::{Inbox, Letter, Mailroom};
 use crate::shard::{Setup, Shard};
+use crate::shared::Shared;
 
 /// The shards, running.
 pub struct Gateway {
@@ -43,6 +44,7 @@ impl Gateway {
         let shards = config.server.shards;
         let (listeners, addresses) = open_listeners(&config)?;
         let inboxes: Arc<[Inbox]> = (0..shards).map(|_| Inbox::default()).collect();
+        let shared: Arc<Shared> = Arc::default();
         let counters: Vec<Arc<Counters>> = (0..shards).map(|_| Arc::default()).collect();
         let journals: Vec<Arc<Journal>> = (0..shards).map(|_| Arc::default()).collect();
         let (ready, answers) = mpsc::channel();
@@ -51,6 +53,7 @@ impl Gateway {
             let plan = Plan {
                 index,
                 config: Arc::clone(&config),
+                shared: Arc::clone(&shared),
                 inboxes: Arc::clone(&inboxes),
                 counters: Arc::clone(&counters[usize::from(index)]),
                 journal: Arc::clone(&journals[usize::from(index)]),
@@ -165,6 +168,7 @@ impl Gateway {
 struct Plan {
     index: u16,
     config: Arc<Config>,
+    shared: Arc<Shared>,
     inboxes: Arc<[Inbox]>,
     counters: Arc<Counters>,
     journal: Arc<Journal>,
@@ -174,7 +178,7 @@ struct Plan {
 
 impl Plan {
     fn run(self) {
-        let Plan { index, config, inboxes, counters, journal, listeners, ready } = self;
+        let Plan { index, config, shared, inboxes, counters, journal, listeners, ready } = self;
         if config.server.pin {
             pin(index);
         }
@@ -201,6 +205,7 @@ impl Plan {
         let setup = Setup {
             index,
             config,
+            shared,
             mail: Mailroom::new(index, inboxes),
             slots,
             random,

@@ -1,8 +1,9 @@
 //! The loop: one thread, one ring, one table of connections, and everything that happens to them.
 //!
 //! This file is the table of contents. A frame's life is a step a file: `accept.rs` (a client
-//! appears), `identity.rs` (who it is), `request.rs` (its request head, the upgrade), `recv.rs` (bytes arrive; messages of
-//! echo and rooms), `attempt.rs` (which upstream takes it), `relay.rs` (an upstream, and the frames between it and a client), `forward.rs`
+//! appears), `identity.rs` (who it is), `request.rs` (its request head, the upgrade), `admit.rs` (whether
+//! it is let in), `recv.rs` (bytes arrive; messages of echo and rooms), `meter.rs` (how many it may
+//! send), `attempt.rs` (which upstream takes it), `relay.rs` (the frames between the two), `forward.rs`
 //! (ordinary HTTP to an upstream and back), `send.rs`
 //! (outboxes are flushed), `close.rs` (closing is a join), `drain.rs` (asking clients to leave),
 //! `timer.rs` (deadlines), `mailbox.rs` (other shards), `sids.rs` (sessions that have to find their
@@ -12,12 +13,14 @@
 //! turn, when the outboxes are flushed and the next wait submits what was queued.
 
 mod accept;
+mod admit;
 mod attempt;
 mod close;
 pub mod drain;
 mod forward;
 mod identity;
 pub mod mailbox;
+mod meter;
 mod orders;
 mod recv;
 mod relay;
@@ -40,6 +43,7 @@ use crate::metrics::{Cause, Counters, Metrics};
 use crate::random::Random;
 use crate::ring::{Completion, Ring, Wait};
 use crate::rooms::{self, RoomLimits, Rooms, SlowLimits, SlowPolicy};
+use crate::shared::Shared;
 use crate::time::Time;
 use crate::timers::Wheel;
 use crate::upstream::Group;
@@ -60,6 +64,7 @@ pub struct Shard<R: Ring> {
     /// Its number, from 0.
     index: u16,
     config: Arc<Config>,
+    shared: Arc<Shared>,
     /// The time of this turn.
     now: Time,
     table: Table,
@@ -67,6 +72,10 @@ pub struct Shard<R: Ring> {
     stores: Stores,
     accepting: Vec<Accepting>,
     accept_limits: AcceptLimits,
+    /// Clients above `connections_max` that are here to be told so (`Head::surplus`).
+    surplus: u32,
+    /// Whose bytes are looked at had been silent for a while (`meter::REST`).
+    rested: bool,
     /// Slots that have something to send; each is here once (`Flags::dirty`).
     dirty: VecDeque<u32>,
     /// Connections whose receive ended because no buffer was free.
@@ -109,6 +118,8 @@ pub struct Setup {
     pub index: u16,
     /// The configuration, shared by all.
     pub config: Arc<Config>,
+    /// What all shards count together.
+    pub shared: Arc<Shared>,
     /// The post, shared by all.
     pub mail: Mailroom,
     /// Slots of the ring's table.
@@ -126,8 +137,17 @@ pub struct Setup {
 impl<R: Ring> Shard<R> {
     /// A shard that listens once [`Shard::start`] has been called.
     pub fn new(ring: R, setup: Setup) -> Shard<R> {
-        let Setup { index, config, mail, slots, mut random, counters, journal, unix_origin_ms } =
-            setup;
+        let Setup {
+            index,
+            config,
+            shared,
+            mail,
+            slots,
+            mut random,
+            counters,
+            journal,
+            unix_origin_ms,
+        } = setup;
         let now = ring.now();
         let rooms = config.backends.iter().map(|backend| match &backend.kind {
             BackendKind::Local(local) => {
@@ -151,7 +171,9 @@ impl<R: Ring> Shard<R> {
             timers: Wheel::new(now, slots),
             stores: Stores::default(),
             accepting: vec![Accepting::default(); config.listeners.len()],
-            accept_limits: AcceptLimits::new(&config, slots),
+            accept_limits: AcceptLimits::new(slots),
+            surplus: 0,
+            rested: false,
             dirty: VecDeque::new(),
             starved: VecDeque::new(),
             doomed: Vec::new(),
@@ -167,6 +189,7 @@ impl<R: Ring> Shard<R> {
             stop_deadline: None,
             ring,
             config,
+            shared,
         }
     }
 

@@ -14,6 +14,8 @@ mod client;
 mod echo;
 #[path = "sim/forward.rs"]
 mod forward;
+#[path = "sim/rates.rs"]
+mod rates;
 #[path = "sim/relay.rs"]
 mod relay;
 #[path = "sim/rooms.rs"]

@@ -16,8 +16,10 @@ const ORIGINS_MAX: usize = 1024;
 pub(super) fn read_access(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> Access {
     let proxy_protocol = section.word("proxy_protocol", &["off", "required"]) == "required";
     let trusted_proxies = read_cidrs(reader, section, "trusted_proxies").unwrap_or_default();
+    section.settle_list("trusted_proxies");
     let allow = read_cidrs(reader, section, "allow");
     let deny = read_cidrs(reader, section, "deny").unwrap_or_default();
+    section.settle_list("deny");
     if allow.as_ref().is_some_and(CidrSet::is_empty) && !section.has_items("allow") {
         let message = "`allow` is empty: nobody could connect; leave it out to let everybody in";
         reader.fault(&section.place_of("allow"), message);

@@ -8,6 +8,7 @@ use super::access::{read_access, read_origins};
 use super::keys::written;
 use super::operator::{read_admin, read_log};
 use super::policy::{read_frame_bytes_max, read_policy};
+use super::rates::read_rates;
 use super::reader::{Place, Placed, Reader, Section, closest, not_one_of};
 use super::upstreams::read_websocket;
 use super::{
@@ -246,6 +247,7 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
     let send_buffer_bytes = section.number("send_buffer_bytes", socket_bytes.clone(), bytes) as u32;
     let bytes = u64::from(default.receive_buffer_bytes);
     let receive_buffer_bytes = section.number("receive_buffer_bytes", socket_bytes, bytes) as u32;
+    let rates = read_rates(reader, &mut section, &default.rates, message_bytes_max);
 
     if target_bytes_max >= head_bytes_max {
         let message = format!(
@@ -314,6 +316,7 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         connections_max,
         send_buffer_bytes,
         receive_buffer_bytes,
+        rates,
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a `[[route]]` says of its own instead of `[limits]`.
 
 use super::check::{AGE_MS_MAX, DURATION_MS_MAX, TIMEOUT_MS_MAX};
+use super::rates::read_rates;
 use super::reader::{Reader, Section};
 use crate::limits::Limits;
 use crate::policy::Policy;
@@ -48,6 +49,12 @@ pub(super) fn read_policy(
             0..=DURATION_MS_MAX,
             common.duration_max,
         ),
+        rates: read_rates(reader, section, &common.rates, message_bytes_max),
+        connections_max: section.number(
+            "connections_max",
+            0..=u64::from(u32::MAX),
+            u64::from(common.connections_max),
+        ) as u32,
     }
 }
 

@@ -223,6 +223,13 @@ impl<'r, 't> Section<'r, 't> {
         self.reader.keys.borrow_mut().settle(self.subject, key, value.to_string());
     }
 
+    /// The same for a list that is empty where it is not written.
+    pub(super) fn settle_list(&self, key: &'static str) {
+        if !self.has(key) {
+            self.settle(key, "[]");
+        }
+    }
+
     fn wrong_type(&self, key: &str, value: &Spanned<DeValue<'_>>, wanted: &str) {
         let is = value.get_ref().type_str();
         let article = if is.starts_with(['a', 'i']) { "an" } else { "a" };

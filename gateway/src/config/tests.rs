@@ -553,6 +553,61 @@ fn faulty_checks() {
 }
 
 #[test]
+fn rates() {
+    use crate::rate::{Action, Rate, Rates};
+    let config = good(&format!(
+        "{GOOD}[limits]\nmessages_per_second = 10\nbytes_per_second = 1000\n\
+         address_handshakes_per_second = 5\naddress_handshakes_burst = 7\n\
+         address_connections_max = 9\nmessage_bytes_max = 5000\n\
+         [[route]]\npath = \"/own\"\nbackend = \"echo\"\nmessages_per_second = 20\n\
+         bytes_burst = 3000\nmessage_bytes_max = 4000\naddress_handshakes_per_second = 0\n\
+         control_frames_per_second = 3\nrate_action = \"throttle\"\nconnections_max = 4\n\
+         address_bytes_per_second = 10\n"
+    ));
+    let find = |path| config.routes.find("h", path, [].into_iter()).expect("a route");
+    let common = &find("/").policy;
+    assert_eq!(common.rates, config.limits.rates);
+    assert_eq!(common.connections_max, 0);
+    let Rates { connection, address, address_handshakes, address_connections_max, action } =
+        common.rates;
+    assert_eq!(connection.messages, Rate::new(10, 20));
+    // A message of the largest size fits, with its header.
+    assert_eq!(connection.bytes, Rate::new(1000, 5014));
+    assert_eq!(connection.control_frames, Rate::new(100, 200));
+    assert_eq!(address, Default::default());
+    assert_eq!(address_handshakes, Rate::new(5, 7));
+    assert_eq!((address_connections_max, action), (9, Action::Close));
+
+    let own = &find("/own").policy;
+    assert_eq!(own.connections_max, 4);
+    let Rates { connection, address, address_handshakes, address_connections_max, action } =
+        own.rates;
+    assert_eq!(connection.messages, Rate::new(20, 40));
+    assert_eq!(connection.bytes, Rate::new(1000, 3000));
+    assert_eq!(connection.control_frames, Rate::new(3, 6));
+    assert_eq!(address.bytes, Rate::new(10, 4014));
+    assert_eq!(address_handshakes, Rate::NONE);
+    assert_eq!((address_connections_max, action), (9, Action::Throttle));
+}
+
+#[test]
+fn faulty_rates() {
+    faulty_below(
+        "[limits]\nmessages_burst = 5\nbytes_per_second = 1_000_000_001\nbytes_burst = 0\n\
+         rate_action = \"drop\"\n[[route]]\npath = \"/a\"\nbackend = \"echo\"\n\
+         address_bytes_burst = 5\nconnections_max = -1\n",
+        &[
+            "2:18: `messages_burst` without `messages_per_second`: there is no rate",
+            "3:20: `bytes_per_second` is 1000000001: out of range",
+            "4:15: `bytes_burst` is 0: out of range",
+            "5:15: `rate_action` is \"drop\": not known; choose one of `close`, `throttle`",
+            "9:23: `address_bytes_burst` without `address_bytes_per_second`",
+            "10:19: `connections_max` is -1",
+        ],
+    );
+}
+
+#[test]
 fn the_command_line_goes_first() {
     let listen: Vec<SocketAddr> = vec![([127, 0, 0, 1], 1).into(), ([127, 0, 0, 1], 0).into()];
     let overrides = Overrides { shards: Some(5), listen: listen.clone() };

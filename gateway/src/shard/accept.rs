@@ -1,9 +1,12 @@
 //! Clients appear: accepting, and when not to.
+//!
+//! Above `connections_max`, and when the table has few slots left, clients are still accepted, as far
+//! as a small reserve goes: to answer their requests with 503 (`admit.rs`). Only when that is used up
+//! they wait in the listener's backlog, which tells them nothing.
 
 use std::net::SocketAddr;
 
 use super::Shard;
-use crate::config::Config;
 use crate::conn::Side;
 use crate::conn::table::Table;
 use crate::metrics::Cause;
@@ -12,6 +15,9 @@ use crate::ring::{Failure, Ring};
 /// Slots kept free of clients: for a burst that was on its way when we stopped accepting.
 const SLOTS_RESERVED: u32 = 64;
 
+/// Clients above the limit that a shard has at once, to tell them so.
+const SURPLUS_MAX: u32 = 64;
+
 /// The accept of one listener.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Accepting {
@@ -19,31 +25,43 @@ pub(super) struct Accepting {
     cancelling: bool,
 }
 
-/// Where a shard stops accepting.
+/// Where a shard stops serving newcomers, and where it stops accepting them.
 #[derive(Clone, Copy)]
 pub(super) struct AcceptLimits {
-    /// This shard's share of `connections_max`.
-    clients_max: u32,
-    /// Slots in use, those of upstreams included.
+    /// Slots in use, those of upstreams included, up to which a newcomer is served.
+    served_max: u32,
+    /// Slots in use at which accepting stops.
     open_max: u32,
+    /// Clients above the limit at which accepting stops.
+    surplus_max: u32,
 }
 
 impl AcceptLimits {
-    pub(super) fn new(config: &Config, slots: u32) -> AcceptLimits {
-        let share = config.limits.connections_max.div_ceil(u32::from(config.server.shards));
-        let open_max = slots.saturating_sub(SLOTS_RESERVED.min(slots / 4));
-        AcceptLimits { clients_max: share.max(1), open_max: open_max.max(1) }
+    pub(super) fn new(slots: u32) -> AcceptLimits {
+        let open_max = slots.saturating_sub(SLOTS_RESERVED.min(slots / 4)).max(1);
+        // A small table has better use for its slots.
+        let surplus_max = SURPLUS_MAX.min(slots / 16);
+        AcceptLimits {
+            served_max: open_max - surplus_max,
+            open_max,
+            surplus_max: surplus_max.max(1),
+        }
     }
 
-    fn are_met(&self, table: &Table) -> bool {
-        table.clients() >= self.clients_max || table.open() >= self.open_max
+    /// Whether the client that came last can be served.
+    pub(super) fn has_room(&self, table: &Table) -> bool {
+        table.open() <= self.served_max
+    }
+
+    fn are_met(&self, table: &Table, surplus: u32) -> bool {
+        surplus >= self.surplus_max || table.open() >= self.open_max
     }
 
     /// Accepting starts again a little below where it stops, so that it does not flip with every
     /// client.
-    fn leave_room(&self, table: &Table) -> bool {
+    fn leave_room(&self, table: &Table, surplus: u32) -> bool {
         let below = |max: u32| max - 1 - max / 64;
-        table.clients() <= below(self.clients_max) && table.open() <= below(self.open_max)
+        surplus <= below(self.surplus_max) && table.open() <= below(self.open_max)
     }
 }
 
@@ -57,7 +75,10 @@ impl<R: Ring> Shard<R> {
     pub(super) fn on_accepted(&mut self, listener: usize, slot: u32, peer: SocketAddr) {
         let id = self.table.occupy(slot, Side::Client, peer, self.now);
         self.metrics.accepted.add(1);
+        let surplus = !self.take_place();
+        self.surplus += u32::from(surplus);
         let conn = &mut self.table[id];
+        conn.flags.surplus = surplus;
         conn.deadline = self.now + self.config.limits.handshake_timeout;
         self.timers.set(slot, conn.deadline);
         if self.stop_deadline.is_some() {
@@ -95,7 +116,7 @@ impl<R: Ring> Shard<R> {
         if self.stop_deadline.is_some() {
             return;
         }
-        if !self.accept_limits.leave_room(&self.table) {
+        if !self.accept_limits.leave_room(&self.table, self.surplus) {
             return;
         }
         for listener in 0..self.accepting.len() {
@@ -120,7 +141,7 @@ impl<R: Ring> Shard<R> {
     }
 
     fn stop_accepting_when_full(&mut self) {
-        if self.accept_limits.are_met(&self.table) {
+        if self.accept_limits.are_met(&self.table, self.surplus) {
             self.stop_accepting();
         }
     }

@@ -37,7 +37,7 @@ impl<R: Ring> Shard<R> {
         conn.deadline = self.now + self.config.limits.close_timeout;
         self.timers.set(id.slot, conn.deadline);
         // Its own Close frame is what we wait for.
-        self.resume(id);
+        self.hear_out(id);
     }
 
     /// Fails the connection (RFC 6455 §7.1.7): the peer is told why, and nothing more that it
@@ -67,7 +67,7 @@ impl<R: Ring> Shard<R> {
         self.flushed(id);
         // The end of the peer's stream is what we wait for.
         if self.table.get_mut(id).is_some_and(|conn| conn.phase == Phase::Finishing) {
-            self.resume(id);
+            self.hear_out(id);
         }
     }
 
@@ -173,6 +173,7 @@ impl<R: Ring> Shard<R> {
 
     /// The descriptor is closed: the slot is free, and may be taken again at once.
     pub(super) fn on_closed(&mut self, id: ConnId) {
+        self.release_places(id);
         let Shard { table, stores, metrics, journal, groups, now, .. } = self;
         let conn = &mut table[id];
         conn.outbox.clear(stores);

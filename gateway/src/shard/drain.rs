@@ -129,6 +129,7 @@ impl<R: Ring> Shard<R> {
         if self.table[id].phase != Phase::Open {
             return;
         }
+        self.unthrottle(id);
         match self.table[id].state {
             State::Echo(_) | State::Rooms(_) => {
                 self.announce(id);
@@ -161,6 +162,7 @@ impl<R: Ring> Shard<R> {
                 conn.flags.evicted = true;
                 conn.cause.get_or_insert(cause);
             }
+            self.unthrottle(id);
         }
         if self.may_inject(upstream) && self.may_inject(client) {
             if self.table.get(client).is_some_and(|conn| conn.phase == Phase::Open) {

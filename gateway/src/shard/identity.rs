@@ -2,7 +2,7 @@
 //! page that it comes from.
 //!
 //! ```text
-//!   on_accepted --> read_proxy_header --> read_head --> admit --> a route --> admit_origin
+//!   on_accepted --> read_proxy_header --> read_head --> identify --> a route --> admit_origin
 //!                   where one is required   (per request) 403       (upgrades only)   403
 //! ```
 
@@ -86,7 +86,7 @@ impl<R: Ring> Shard<R> {
 
     /// Finds out for whom this request is, which on a proxy's connection may be somebody else each
     /// time. `false`: that client may not come in, and has been told.
-    pub(super) fn admit(&mut self, id: ConnId, request: &Request<'_>) -> bool {
+    pub(super) fn identify(&mut self, id: ConnId, request: &Request<'_>) -> bool {
         let access = self.access(id);
         let peer = self.table[id].addresses.peer().ip();
         let client = client_of(&request.headers, peer, &access.trusted_proxies);

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use super::accept::AcceptLimits;
 use super::attempt::{list_of, new_group};
 use super::drain::Whom;
 use super::mailbox::Order;
@@ -39,9 +38,7 @@ impl<R: Ring> Shard<R> {
     /// Goes by another configuration from here on. Connections, rooms and groups stay what they are:
     /// the numbers of routes and backends mean the same as before.
     fn on_config(&mut self, config: &Arc<Config>) {
-        let slots = self.table.slots();
         self.config = Arc::clone(config);
-        self.accept_limits = AcceptLimits::new(config, slots);
         for (index, backend) in config.backends.iter().enumerate() {
             if index == self.groups.len() {
                 self.groups.push(None);

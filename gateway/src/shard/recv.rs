@@ -1,6 +1,7 @@
 //! Bytes arrive, and messages of the clients that we talk to ourselves.
 
 use super::Shard;
+use super::meter::{Allowance, REST, Used, is_counted};
 use super::send::PAUSE_AT_BYTES;
 use crate::conn::{ConnId, Phase, State};
 use crate::metrics::Cause;
@@ -31,6 +32,7 @@ impl<R: Ring> Shard<R> {
         match result {
             Ok(Some(buffer)) => {
                 let conn = &mut self.table[id];
+                self.rested = self.now.since(conn.received_at) >= REST;
                 conn.received_at = self.now;
                 conn.flags.ping_pending = false;
                 conn.traffic.received_bytes += buffer.len() as u64;
@@ -61,11 +63,15 @@ impl<R: Ring> Shard<R> {
 
     /// Arms the receive, unless it is, or is not wanted.
     pub(super) fn arm_recv(&mut self, id: ConnId) {
-        let flags = &mut self.table[id].flags;
+        let conn = &mut self.table[id];
+        let flags = conn.flags;
         if flags.recv_armed || flags.paused || flags.read_done || flags.starved {
             return;
         }
-        flags.recv_armed = true;
+        if conn.is_throttled() {
+            return;
+        }
+        conn.flags.recv_armed = true;
         self.ring.arm_recv(id);
     }
 
@@ -109,6 +115,12 @@ impl<R: Ring> Shard<R> {
             // When the cancelled receive has not ended yet, its end arms it again.
             self.arm_recv(id);
         }
+    }
+
+    /// Reads a peer that is leaving, whatever kept us from it: its own goodbye is what we wait for.
+    pub(super) fn hear_out(&mut self, id: ConnId) {
+        self.unthrottle(id);
+        self.resume(id);
     }
 
     /// The outbox of `id` has room again: whoever fills it may read on.
@@ -170,6 +182,17 @@ impl<R: Ring> Shard<R> {
     pub(super) fn read_messages(&mut self, id: ConnId, bytes: &mut [u8]) {
         let policy = self.config.routes.policy(self.table[id].route);
         let limits = policy.frame_limits();
+        let conn = &self.table[id];
+        let counts = is_counted(conn);
+        let allowance = match counts {
+            true => Allowance::of(&policy.rates, conn, self.now),
+            false => Allowance::ALL,
+        };
+        let mut used = Used::bytes(bytes.len());
+        let mut over = used.over(&allowance);
+        if over.is_some() {
+            used = Used::default(); // Nothing of it is served.
+        }
         // The decoder is taken out of its connection meanwhile: its events borrow from it, and
         // those who act on them may look at any connection.
         let (mut decoder, rooms) = match &mut self.table[id].state {
@@ -179,11 +202,18 @@ impl<R: Ring> Shard<R> {
         };
         let partial_bytes = decoder.partial_bytes();
         let mut consumed = 0;
-        loop {
+        while over.is_none() {
             let event = decoder.next(bytes, &mut consumed, &limits, &mut self.stores.spares);
             match event {
                 Ok(None) => break,
-                Ok(Some(event)) => self.on_event(id, event, rooms),
+                Ok(Some(event)) => {
+                    let next = used.and(&event);
+                    over = next.over(&allowance);
+                    if over.is_none() {
+                        used = next;
+                        self.on_event(id, event, rooms);
+                    }
+                }
                 Err(error) => {
                     self.on_protocol_error(id, error);
                     break;
@@ -203,6 +233,12 @@ impl<R: Ring> Shard<R> {
         }
         if conn.outbox.owed_bytes() > PAUSE_AT_BYTES {
             self.pause(id);
+        }
+        if counts {
+            self.charge(id, &used);
+        }
+        if let Some(limit) = over {
+            self.start_fail(id, Cause::RateLimited, 1008, limit);
         }
     }
 

@@ -21,6 +21,7 @@
 //! make up a Close frame for a client that has gone: it sees 1006, as it would without us.
 
 use super::Shard;
+use super::meter::{Allowance, Used, is_counted};
 use super::send::PAUSE_AT_BYTES;
 use crate::conn::{Conn, ConnId, Connecting, Phase, Refusing, Relay, Side, State};
 use crate::handshake::{self, UpstreamAnswer};
@@ -295,7 +296,38 @@ impl<R: Ring> Shard<R> {
         let policy = self.config.routes.policy(conn.route);
         let limits = policy.frame_limits();
         let State::Relay(relay) = &mut conn.state else { return None };
-        Some((relay.scanner.scan(bytes, &limits), relay.other))
+        let (other, between_frames) = (relay.other, relay.scanner.at_frame_boundary());
+        let scanned = relay.scanner.scan(bytes, &limits);
+        let counts = policy.rates.limit_data() || scanned.control_frames > 0;
+        if counts && conn.side == Side::Client && is_counted(conn) {
+            let used = Used {
+                messages: scanned.messages.into(),
+                bytes: bytes.len() as u64,
+                control_frames: scanned.control_frames.into(),
+            };
+            let allowance = Allowance::of(&policy.rates, conn, self.now);
+            if let Some(limit) = used.over(&allowance) {
+                self.fail_relay_over_limit(id, other, between_frames, limit);
+                return None;
+            }
+            self.charge(id, &used);
+        }
+        Some((scanned, other))
+    }
+
+    /// A client is over a limit: of the batch that takes it there nothing passes. The upstream is
+    /// told 1001, as our client is going away before its time: 1008 would accuse the upstream, and
+    /// 1000 would call the conversation done. `between_frames`: what passed before ends with a whole
+    /// frame.
+    fn fail_relay_over_limit(
+        &mut self,
+        client: ConnId,
+        upstream: ConnId,
+        between_frames: bool,
+        limit: &str,
+    ) {
+        self.fail_client(client, upstream, Cause::RateLimited, 1008, limit);
+        self.end_upstream(upstream, between_frames, 1001);
     }
 
     /// What was seen in the frames of one side decides how both go on.
@@ -369,6 +401,7 @@ impl<R: Ring> Shard<R> {
         } else {
             // The other side may still have much to say before its own Close frame.
             for id in [id, other] {
+                self.unthrottle(id);
                 if let Some(conn) = self.table.get_mut(id) {
                     conn.deadline = patience;
                     self.timers.set(id.slot, patience);
@@ -582,7 +615,11 @@ impl<R: Ring> Shard<R> {
 
     /// The same toward an upstream.
     pub(super) fn fail_upstream(&mut self, upstream: ConnId, client: ConnId, code: u16) {
-        let between_frames = self.may_inject(client);
+        self.end_upstream(upstream, self.may_inject(client), code);
+    }
+
+    /// Ends the stream to an upstream, with a Close frame where one may stand.
+    fn end_upstream(&mut self, upstream: ConnId, between_frames: bool, code: u16) {
         let mask = (self.random.next_u64() as u32).to_ne_bytes();
         let Shard { table, stores, now, .. } = self;
         let Some(conn) = table.get_mut(upstream).filter(|conn| conn.phase == Phase::Open) else {

@@ -67,7 +67,7 @@ impl<R: Ring> Shard<R> {
             Ok(request) => request,
             Err(error) => return self.refuse_head(id, error),
         };
-        if !self.admit(id, &request) {
+        if !self.admit_client(id) || !self.identify(id, &request) {
             return;
         }
         let upgrade = match handshake::upgrade_of(&request) {
@@ -81,7 +81,7 @@ impl<R: Ring> Shard<R> {
             return self.refuse_unrouted(id);
         };
         self.table[id].route = route.index.0;
-        if !self.admit_origin(id, route, &request) {
+        if !self.admit_origin(id, route, &request) || !self.admit_to_route(id, route, true) {
             return;
         }
         match &config.backend(route).kind {
@@ -133,6 +133,9 @@ impl<R: Ring> Shard<R> {
         let route = config.routes.find(request.host, request.path, std::iter::empty());
         if let Some(route) = route {
             self.table[id].route = route.index.0;
+            if !self.admit_to_route(id, route, false) {
+                return;
+            }
         }
         let kind = route.map(|route| &config.backend(route).kind);
         match kind {
@@ -177,13 +180,18 @@ impl<R: Ring> Shard<R> {
         self.answer(id, Cause::HandshakeRejected, |out| handshake::encode_error(out, error));
     }
 
-    /// Refuses a client that has no WebSocket yet with an HTTP status.
+    /// Refuses a client that has no WebSocket yet with an HTTP status. One that may come back is told
+    /// when: not all at the same time.
     pub(super) fn refuse(&mut self, id: ConnId, status: u16, cause: Cause, why: &str) {
+        let most = self.config.limits.retry_after_max.as_millis().div_ceil(1000).max(1) as u64;
+        let seconds = (1 + self.random.next_u64() % most).to_string();
+        let retry_after = [("Retry-After", seconds.as_str())];
+        let headers = if matches!(status, 429 | 503) { &retry_after[..] } else { &[] };
         self.answer(id, cause, |out| {
             handshake::encode_response(
                 out,
                 status,
-                &[],
+                headers,
                 "text/plain",
                 format!("{why}\n").as_bytes(),
             );

@@ -199,6 +199,7 @@ mode = "draining"
                 random: Random::new([1, 2]),
                 counters: Arc::default(),
                 journal: Arc::default(),
+                shared: Arc::default(),
                 unix_origin_ms: 0,
             };
             let mut shard = Shard::new(network.ring(64, 8, 4096, 1), setup);

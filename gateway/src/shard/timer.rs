@@ -42,6 +42,7 @@ impl<R: Ring> Shard<R> {
 
     /// The wheel gave this connection: looks at what it is really waiting for.
     fn on_deadline(&mut self, id: ConnId) {
+        self.meter_due(id);
         let (deadline, due) = self.next_deadline(id);
         if deadline > self.now {
             return;
@@ -49,6 +50,8 @@ impl<R: Ring> Shard<R> {
         match due {
             Due::Outbox => self.on_slow_peer(id),
             Due::State => self.on_state_deadline(id),
+            // `meter_due` has seen to it.
+            Due::Rate => {}
             Due::Data => self.on_idle(id),
             Due::End => self.on_duration_over(id, deadline),
         }
@@ -164,6 +167,11 @@ impl<R: Ring> Shard<R> {
             conn.deadline = self.now + ping_timeout;
             return;
         }
+        if conn.is_throttled() {
+            // Its answer would not be read.
+            conn.deadline = self.now + interval;
+            return;
+        }
         if conn.flags.ping_pending {
             return self.on_silent_peer(id);
         }
@@ -267,6 +275,8 @@ enum Due {
     /// What its state waits for (`Conn::deadline`): a head, an answer, the end of a closing
     /// handshake; of an open WebSocket a sign of life.
     State,
+    /// It may be read on: its rates allow it again.
+    Rate,
     /// Data has to pass, either way.
     Data,
     /// The connection has to end.
@@ -284,7 +294,8 @@ fn next_deadline(
     limits: &Limits,
 ) -> (Time, Due) {
     let mut next = (conn.deadline, Due::State);
-    let listens = !(conn.flags.paused || conn.flags.starved || awaits_frame(conn));
+    let deaf = conn.flags.paused || conn.flags.starved || conn.is_throttled();
+    let listens = !(deaf || awaits_frame(conn));
     if conn.is_talking() && !conn.flags.ping_pending && listens {
         let interval = policy.ping_interval_of(conn.side);
         if !interval.is_zero() {
@@ -294,6 +305,7 @@ fn next_deadline(
     }
     if conn.phase == Phase::Open {
         next = next.min((outbox_deadline(conn, limits), Due::Outbox));
+        next = next.min((conn.read_at(), Due::Rate));
     }
     if conn.side == Side::Client && conn.is_talking() {
         if !policy.idle_timeout.is_zero() {

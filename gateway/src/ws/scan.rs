@@ -31,6 +31,8 @@ pub struct Scanned {
     pub messages: u32,
     /// Something of a data frame is among those forwarded.
     pub data: bool,
+    /// Pings and Pongs whose header is among them.
+    pub control_frames: u32,
     /// A whole Close frame is among those forwarded, with this code. Nothing follows it.
     pub close: Option<Option<u16>>,
     /// The rule that the next frame breaks. Nothing of it, or after it, is forwarded.
@@ -86,6 +88,7 @@ impl Scanner {
             forward: 0,
             messages: 0,
             data: false,
+            control_frames: 0,
             close: None,
             error: None,
         };
@@ -109,6 +112,8 @@ impl Scanner {
                         }
                         Ok(Some(header)) => match self.start_frame(&header, limits) {
                             Ok(step) => {
+                                let counts = matches!(header.opcode, Opcode::Ping | Opcode::Pong);
+                                scanned.control_frames += u32::from(counts);
                                 // Only a header at the very front was begun in an earlier buffer.
                                 if held > 0 {
                                     scanned.carried = before;
@@ -394,6 +399,18 @@ mod tests {
         assert_eq!(found(b"", b"\x8a\x00", down), None, "an empty one");
         for end in 0..client.len() {
             assert_eq!(found(b"", &client[..end], up), None, "{end} bytes of it");
+        }
+    }
+
+    #[test]
+    fn control_frames_are_counted() {
+        let wire = b"\x89\x01a\x01\x01b\x8a\x00\x80\x01c\x82\x00\x89\x00\x88\x00";
+        for cut in 0..=wire.len() {
+            let mut scanner = Scanner::new(Direction::UpstreamToClient, false);
+            let parts = [&wire[..cut], &wire[cut..]].map(|part| scanner.scan(part, &LIMITS));
+            let control: u32 = parts.iter().map(|scanned| scanned.control_frames).sum();
+            let messages: u32 = parts.iter().map(|scanned| scanned.messages).sum();
+            assert_eq!((control, messages), (3, 2), "cut at {cut}");
         }
     }
 

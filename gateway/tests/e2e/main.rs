@@ -24,6 +24,7 @@ mod forward;
 mod groups;
 mod http;
 mod identity;
+mod limits;
 mod page;
 mod programs;
 mod protocols;

@@ -313,20 +313,3 @@ fn many_clients_of_a_dead_upstream_are_all_answered() {
     drop(clients);
     gateway.stop().expect("backend_gone 200");
 }
-
-/// `connections_max` is about clients: their upstreams do not count.
-#[test]
-fn a_client_beyond_the_limit_waits_until_one_leaves() {
-    let upstream = Upstream::listen();
-    let head = HEAD.replace("shards = 2", "shards = 1");
-    let limits = "[limits]\nconnections_max = 2\n";
-    let gateway = Gateway::start(&format!("{head}{}{limits}", to_upstream(upstream.address())));
-    let (first, first_behind) = upstream.join(&gateway);
-    let (_second, _second_behind) = upstream.join(&gateway);
-    let mut third = Peer::connect(gateway.address());
-    third.write(upgrade("/", ""));
-    drop((first, first_behind));
-    let (mut behind, request) = upstream.accept();
-    behind.write(switching(&request, ""));
-    assert!(third.head().starts_with("HTTP/1.1 101 "));
-}

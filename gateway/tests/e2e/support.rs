@@ -517,6 +517,14 @@ impl Peer {
         }
     }
 
+    /// Whether something can be read, without waiting for it.
+    pub fn has_bytes(&mut self) -> bool {
+        self.stream.set_nonblocking(true).expect("a socket");
+        let found = self.stream.peek(&mut [0]);
+        self.stream.set_nonblocking(false).expect("a socket");
+        !self.read.is_empty() || found.is_ok()
+    }
+
     /// Nothing follows but the end of the stream.
     #[track_caller]
     pub fn end(&mut self) {

@@ -14,6 +14,7 @@ use gateway::rooms::SlowLimits;
 use gateway::route::{Route, Routes};
 use gateway::shard::mailbox::{Inbox, Mailroom};
 use gateway::shard::{Setup, Shard};
+use gateway::shared::Shared;
 use gateway::time::Time;
 
 /// Where the upstream servers listen.
@@ -73,6 +74,7 @@ pub(crate) struct World {
     pub(crate) dice: RefCell<Random>,
     pub(crate) shards: Vec<Shard<SimRing>>,
     pub(crate) inboxes: Arc<[Inbox]>,
+    pub(crate) shared: Arc<Shared>,
     rounds: u64,
     connects: Cell<u64>,
 }
@@ -141,12 +143,14 @@ impl World {
         config.routes = Routes::new(routes.collect());
         let config = Arc::new(config);
         let inboxes: Arc<[Inbox]> = (0..plan.shards).map(|_| Inbox::default()).collect();
+        let shared: Arc<Shared> = Arc::default();
         let shards = (0..plan.shards).map(|index| {
             let ring = network.ring(plan.slots, plan.buffers, plan.buffer_bytes, 1);
             inboxes[usize::from(index)].set_waker(gateway::ring::Ring::waker(&ring));
             let setup = Setup {
                 index,
                 config: Arc::clone(&config),
+                shared: Arc::clone(&shared),
                 mail: Mailroom::new(index, Arc::clone(&inboxes)),
                 slots: plan.slots,
                 random: Keys::new([seed, u64::from(index)]),
@@ -161,12 +165,18 @@ impl World {
         let shards = shards.collect();
         network.listen(UPSTREAM);
         let dice = RefCell::new(dice);
-        World { plan, network, dice, shards, inboxes, rounds: 0, connects: Cell::new(0) }
+        World { plan, network, dice, shards, inboxes, shared, rounds: 0, connects: Cell::new(0) }
     }
 
     pub(crate) fn connect(&self, shard: u64) -> Peer {
         self.connects.set(self.connects.get() + 1);
         self.network.connect(shard as usize % self.shards.len(), 0)
+    }
+
+    /// One of several clients of one address.
+    pub(crate) fn connect_from(&self, shard: u64, client: SocketAddr) -> Peer {
+        self.connects.set(self.connects.get() + 1);
+        self.network.connect_from(shard as usize % self.shards.len(), 0, client)
     }
 
     pub(crate) fn now(&self) -> Time {

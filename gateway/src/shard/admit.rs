@@ -1,0 +1,130 @@
+//! Who is let in: clients are counted against `connections_max` of the process and of their route,
+//! and by the address that they come from. Each count is taken once and given back when the slot is
+//! free (`release_places`).
+//!
+//! Whoever is not let in is told so, by an answer to its request: 503 where there is no room for
+//! anybody, 429 where its own address has had its share, both with a `Retry-After`.
+
+use super::Shard;
+use crate::addresses::{AddressKey, Refusal};
+use crate::conn::{ConnId, Side};
+use crate::limits::addresses_max;
+use crate::metrics::Cause;
+use crate::ring::Ring;
+use crate::route::Route;
+
+impl<R: Ring> Shard<R> {
+    /// Takes a place for one more client that is served.
+    pub(super) fn take_place(&self) -> bool {
+        self.accept_limits.has_room(&self.table)
+            && self.shared.clients.try_take(self.config.limits.connections_max)
+    }
+
+    /// Whether a client may ask for something. One that came above the limit may when others have
+    /// left meanwhile.
+    pub(super) fn admit_client(&mut self, id: ConnId) -> bool {
+        if !self.table[id].flags.surplus {
+            return true;
+        }
+        if !self.take_place() {
+            let why = "connections_max: the gateway has as many clients as it may have";
+            self.refuse(id, 503, Cause::MemoryPressure, why);
+            return false;
+        }
+        self.surplus -= 1;
+        self.table[id].flags.surplus = false;
+        true
+    }
+
+    /// Counts a client with its route and its address, once each, however many requests it makes.
+    /// `false`: it has been refused.
+    pub(super) fn admit_to_route(&mut self, id: ConnId, route: &Route, is_upgrade: bool) -> bool {
+        let policy = &route.policy;
+        if policy.rates.limit_addresses()
+            && let Err(refusal) = self.admit_address(id, route, is_upgrade)
+        {
+            let (status, cause, why) = match refusal {
+                Refusal::Connections => (
+                    429,
+                    Cause::RateLimited,
+                    "address_connections_max: your address has as many connections as it may have",
+                ),
+                Refusal::Handshakes => (
+                    429,
+                    Cause::RateLimited,
+                    "address_handshakes_per_second: your address connects too often",
+                ),
+                Refusal::TableFull => {
+                    (503, Cause::MemoryPressure, "clients come from too many addresses")
+                }
+            };
+            self.refuse(id, status, cause, why);
+            return false;
+        }
+        if policy.connections_max == 0 {
+            return true;
+        }
+        let meter = self.table[id].meter.get_or_insert_default();
+        if meter.route == Some(route.index.0) {
+            return true;
+        }
+        if let Some(route) = meter.route.take() {
+            self.shared.routes[usize::from(route)].give_back();
+        }
+        let places = &self.shared.routes[usize::from(route.index.0)];
+        if !places.try_take(policy.connections_max) {
+            let why = "connections_max: this route has as many clients as it may have";
+            self.refuse(id, 503, Cause::MemoryPressure, why);
+            return false;
+        }
+        meter.route = Some(route.index.0);
+        true
+    }
+
+    fn admit_address(
+        &mut self,
+        id: ConnId,
+        route: &Route,
+        is_upgrade: bool,
+    ) -> Result<(), Refusal> {
+        let Shard { table, shared, config, now, .. } = self;
+        let (conn, rates) = (&mut table[id], &route.policy.rates);
+        let (ip, entries_max) = (conn.client_ip(), addresses_max(&config.limits));
+        if is_upgrade && rates.address_handshakes.is_limit() {
+            shared.addresses.handshake(ip, *now, &rates.address_handshakes, entries_max)?;
+        }
+        let meter = conn.meter.get_or_insert_default();
+        let key = AddressKey::of(ip);
+        if meter.address.as_ref().is_some_and(|address| address.key() == key) {
+            return Ok(());
+        }
+        // Who speaks for another client now counts as that one.
+        if let Some(address) = meter.address.take() {
+            shared.addresses.close(&address, *now);
+        }
+        let max = rates.address_connections_max;
+        meter.address = Some(shared.addresses.open(ip, *now, max, entries_max)?);
+        Ok(())
+    }
+
+    /// A client's slot becomes free: so do its places.
+    pub(super) fn release_places(&mut self, id: ConnId) {
+        let Shard { table, shared, surplus, now, .. } = self;
+        let conn = &mut table[id];
+        if conn.side != Side::Client {
+            return;
+        }
+        if conn.flags.surplus {
+            *surplus -= 1;
+        } else {
+            shared.clients.give_back();
+        }
+        let Some(meter) = conn.meter.take() else { return };
+        if let Some(route) = meter.route {
+            shared.routes[usize::from(route)].give_back();
+        }
+        if let Some(address) = &meter.address {
+            shared.addresses.close(address, *now);
+        }
+    }
+}
