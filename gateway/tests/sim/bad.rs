@@ -158,7 +158,7 @@ fn play(seed: u64) -> u64 {
             assert_eq!(Some(code), *earns, "{what}");
         }
         let calm = *farewell == Farewell::Wait && !resets && !client.line.slow;
-        let heard = client.line.end == End::Finished && !client.line.received.is_empty();
+        let heard = client.line.end == End::Finished && !client.line.is_refused();
         if calm && heard && earns.is_some() {
             assert_eq!(client.close_code(), *earns, "{what}");
         }
@@ -166,7 +166,7 @@ fn play(seed: u64) -> u64 {
     for (who, talker) in talkers.iter().enumerate() {
         talker.check_prefix(who);
         let line = &talker.client.line;
-        let refused = line.end != End::Open && line.received.is_empty();
+        let refused = line.is_refused();
         let excused = line.manners.rude || refused || (resets && line.end == End::Reset);
         if !excused {
             talker.check_complete(who);

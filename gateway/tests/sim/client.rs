@@ -108,6 +108,12 @@ pub(crate) struct Line {
 }
 
 impl Line {
+    /// Closed at once because there was no place, or told so.
+    pub(crate) fn is_refused(&self) -> bool {
+        let told = self.received.starts_with(b"HTTP/1.1 503 ");
+        self.end != End::Open && (self.received.is_empty() || told)
+    }
+
     pub(crate) fn new(peer: Peer, manners: Manners, farewell: Farewell) -> Line {
         Line {
             slow: peer.is_slow() || manners.read_max < 1000 || manners.write_max < 1000,

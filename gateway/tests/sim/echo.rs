@@ -230,7 +230,7 @@ fn check(world: &World, talkers: &[Talker], done: bool) {
     for (who, talker) in talkers.iter().enumerate() {
         talker.check_prefix(who);
         let line = &talker.client.line;
-        let refused = line.end != End::Open && line.received.is_empty();
+        let refused = line.is_refused();
         let excused = line.manners.rude || refused || (resets && line.end == End::Reset);
         if done && !excused {
             talker.check_complete(who);

@@ -330,7 +330,7 @@ fn play(seed: u64, policy: Option<SlowPolicy>) -> (u64, Metrics) {
     let resets = world.network.fired(Fault::Reset) > 0;
     for member in &members {
         let line = &member.client.line;
-        let refused = line.end != End::Open && line.received.is_empty();
+        let refused = line.is_refused();
         let excused = line.manners.rude
             || refused
             || (resets && line.end == End::Reset)
