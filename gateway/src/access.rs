@@ -97,7 +97,7 @@ impl AccessLog {
 }
 
 /// What the operator calls an upstream; `None` when it is not in the list any more.
-fn url_of(config: &Config, backend: u16, name: UpstreamName) -> Option<String> {
+pub fn url_of(config: &Config, backend: u16, name: UpstreamName) -> Option<String> {
     let BackendKind::Websocket(websocket) = &config.backends.get(usize::from(backend))?.kind else {
         return None;
     };

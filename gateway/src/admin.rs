@@ -8,10 +8,13 @@
 //! | `GET /api/v1/status` | what runs, how many clients, what was counted |
 //! | `POST /api/v1/reload` | the changes, or 409 and why there are none |
 //! | `POST /api/v1/drain` | 202; goes on as after SIGTERM |
+//! | `GET /api/v1/connections` | clients, by route, address, user and more; in pages |
+//! | `POST /api/v1/connections/close` | closes those, and says how many they were |
 //!
 //! Who may open the socket may do all of this; its permissions are the lock.
 
 pub mod client;
+mod connections;
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -121,6 +124,8 @@ impl Admin {
             .route("/api/v1/status", get(status))
             .route("/api/v1/reload", post(reload))
             .route("/api/v1/drain", post(drain))
+            .route("/api/v1/connections", get(connections::list))
+            .route("/api/v1/connections/close", post(connections::close))
             .with_state(control);
         let Admin { listener, path } = self;
         tokio::spawn(async move {

@@ -285,7 +285,11 @@ impl Control {
     }
 
     /// Writes to a shard. While its inbox is full, this waits for a while.
-    async fn order(&self, shard: u16, order: Order) -> Result<(), String> {
+    ///
+    /// # Errors
+    ///
+    /// It takes none, or has stopped.
+    pub async fn order(&self, shard: u16, order: Order) -> Result<(), String> {
         let deadline = Instant::now() + ORDER_TIMEOUT;
         let mut letter = Letter::Order(order);
         loop {

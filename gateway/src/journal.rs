@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_queue::ArrayQueue;
+use serde::Serialize;
 
 use crate::metrics::Cause;
 use crate::time::Time;
@@ -40,7 +41,7 @@ pub struct Closed {
 }
 
 /// What went through a connection. Messages are counted up to four billion.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Traffic {
     /// Bytes that its peer sent, framing included.
     pub received_bytes: u64,

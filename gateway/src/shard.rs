@@ -7,7 +7,8 @@
 //! (ordinary HTTP to an upstream and back), `send.rs`
 //! (outboxes are flushed), `close.rs` (closing is a join), `drain.rs` (asking clients to leave),
 //! `timer.rs` (deadlines), `mailbox.rs` (other shards), `sids.rs` (sessions that have to find their
-//! upstream again), `orders.rs` (what the control thread asks).
+//! upstream again), `orders.rs` and
+//! `inspect.rs` (what the control thread asks).
 //!
 //! Handlers react by queueing: into an outbox, the wheel, the mail. The kernel hears of it once a
 //! turn, when the outboxes are flushed and the next wait submits what was queued.
@@ -19,6 +20,7 @@ mod close;
 pub mod drain;
 mod forward;
 mod identity;
+pub mod inspect;
 pub mod mailbox;
 mod meter;
 mod orders;

@@ -31,7 +31,7 @@ const PACE: Duration = Duration::from_millis(10);
 
 /// The code of all who may come back at once, or nearly (IANA's registry of close codes: "Service
 /// Restart").
-const SERVICE_RESTART: u16 = 1012;
+pub(super) const SERVICE_RESTART: u16 = 1012;
 
 /// Clients on their way out.
 pub(super) struct Sweep {

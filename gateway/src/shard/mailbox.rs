@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::conn::ConnId;
 use crate::ring::Waker;
 use crate::rooms;
+use crate::shard::inspect::Inspect;
 use crate::upstream::{Sid, UpstreamName};
 
 /// Letters in an inbox.
@@ -100,6 +101,8 @@ pub enum Order {
         /// Whether it was good.
         ok: bool,
     },
+    /// The operator wants to know about clients, or to close them.
+    Inspect(Box<Inspect>),
 }
 
 // Thousands of them lie in a mailbox.

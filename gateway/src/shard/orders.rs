@@ -16,6 +16,7 @@ impl<R: Ring> Shard<R> {
     pub(super) fn on_order(&mut self, order: Order) {
         match order {
             Order::Config(config) => self.on_config(&config),
+            Order::Inspect(inspect) => self.on_inspect(*inspect),
             Order::Checked { backend, upstream, ok } => self.on_checked(backend, upstream, ok),
         }
     }

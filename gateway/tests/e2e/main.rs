@@ -25,6 +25,7 @@ mod groups;
 mod http;
 mod identity;
 mod limits;
+mod operator;
 mod page;
 mod programs;
 mod protocols;

@@ -1,0 +1,190 @@
+//! What the operator asks about clients, and does to them.
+//!
+//! A shard may hold a million connections, so it is asked for a stretch of its table at a time: each
+//! answer says where the next question should begin, and what a client does meanwhile is between the
+//! two of them.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::sync::oneshot;
+
+use super::Shard;
+use crate::client_address::CidrSet;
+use crate::conn::record::Record;
+use crate::conn::{ConnId, Phase, Side, State};
+use crate::journal::Traffic;
+use crate::metrics::Cause;
+use crate::ring::Ring;
+use crate::rooms::ClientRecord;
+use crate::upstream::UpstreamName;
+
+/// Slots looked at for one question.
+const SLOTS_PER_ORDER: u32 = 4096;
+
+/// Clients described, or closed, for one question.
+pub const CLIENTS_PER_ORDER: usize = 256;
+
+/// A question about the clients of one shard.
+pub struct Inspect {
+    /// The slot to begin with.
+    pub from: u32,
+    /// Whom it is about.
+    pub filter: Filter,
+    /// Clients wanted, at most; above [`CLIENTS_PER_ORDER`] the next question has to ask for the rest.
+    pub limit: usize,
+    /// What is done to them: nothing, or each is closed.
+    pub close: Option<Close>,
+    /// Where the answer goes. Nobody may be there any more.
+    pub reply: oneshot::Sender<Page>,
+}
+
+/// Which clients; a field that is `None`, zero or empty says nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// This one alone.
+    pub id: Option<ConnId>,
+    /// On one of these routes.
+    pub routes: Vec<u16>,
+    /// From one of these addresses; `None`: from any.
+    pub address: Option<CidrSet>,
+    /// With this name, in the embedded rooms.
+    pub user: Option<String>,
+    /// In this room.
+    pub room: Option<String>,
+    /// At this upstream.
+    pub upstream: Option<UpstreamName>,
+    /// In this state, as [`State::name`] has it.
+    pub state: Option<String>,
+    /// Open for so long at least.
+    pub age_min: Duration,
+    /// Silent for so long at least.
+    pub idle_min: Duration,
+    /// With so many bytes that wait to be sent at least.
+    pub outbox_bytes_min: usize,
+}
+
+/// How a client is closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Close {
+    /// The code of its Close frame.
+    pub code: u16,
+    /// The reason, up to 123 bytes; empty with the code 1012: when to come back.
+    pub reason: String,
+}
+
+/// The answer.
+#[derive(Debug)]
+pub struct Page {
+    /// What was found, in the order of the slots.
+    pub clients: Vec<Found>,
+    /// Where the next question begins; `None`: the table is through.
+    pub next: Option<u32>,
+}
+
+/// A client that was found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Found {
+    /// The connection itself.
+    #[serde(flatten)]
+    pub record: Record,
+    /// Milliseconds since it was accepted; of a WebSocket since its upgrade.
+    pub age_ms: u64,
+    /// What went through it.
+    pub traffic: Traffic,
+    /// Where it is at, or was last: the number of the backend, and the upstream.
+    #[serde(skip)]
+    pub upstream: Option<(u16, UpstreamName)>,
+    /// Who it is in the embedded rooms.
+    pub rooms: Option<ClientRecord>,
+}
+
+impl<R: Ring> Shard<R> {
+    pub(super) fn on_inspect(&mut self, inspect: Inspect) {
+        let Inspect { from, filter, limit, close, reply } = inspect;
+        let limit = limit.min(CLIENTS_PER_ORDER);
+        let end = self.table.slots_used().min(from.saturating_add(SLOTS_PER_ORDER));
+        let mut slot = match filter.id {
+            Some(id) => id.slot,
+            None => from,
+        };
+        let end = filter.id.map_or(end, |id| (id.slot + 1).min(self.table.slots_used()));
+        let mut clients = Vec::new();
+        while slot < end && clients.len() < limit {
+            // Who is on its way out already is not closed again.
+            let concerned = |id: &ConnId| close.is_none() || self.table[*id].phase == Phase::Open;
+            if let Some(id) = self.table.id_at(slot).filter(concerned)
+                && let Some(found) = self.look_at(id, &filter)
+            {
+                clients.push(found);
+                if let Some(close) = &close {
+                    self.close_client(id, close);
+                }
+            }
+            slot += 1;
+        }
+        let is_through = slot >= self.table.slots_used() || filter.id.is_some();
+        // Whoever asked may have given up.
+        let _ = reply.send(Page { clients, next: (!is_through).then_some(slot) });
+    }
+
+    /// The client, if the filter lets it pass.
+    fn look_at(&self, id: ConnId, filter: &Filter) -> Option<Found> {
+        let conn = &self.table[id];
+        let age = self.now.since(conn.opened_at);
+        let upstream = conn.counted.and_then(|counted| {
+            let group = self.groups[usize::from(counted.backend)].as_ref()?;
+            Some((counted.backend, group.get(counted.upstream)?.name()))
+        });
+        let plain = conn.side == Side::Client
+            && filter.id.is_none_or(|wanted| wanted == id)
+            && (filter.routes.is_empty() || filter.routes.contains(&conn.route))
+            && filter.address.as_ref().is_none_or(|range| range.contains(conn.client_ip()))
+            && filter.upstream.is_none_or(|name| upstream.is_some_and(|(_, it)| it == name))
+            && filter.state.as_ref().is_none_or(|state| *state == conn.state.name())
+            && age >= filter.age_min
+            && self.now.since(conn.received_at) >= filter.idle_min
+            && conn.outbox.bytes() >= filter.outbox_bytes_min;
+        if !plain {
+            return None;
+        }
+        let rooms = match conn.state {
+            State::Rooms(_) => {
+                self.rooms[usize::from(self.backend_of(id))].as_ref().and_then(|it| it.describe(id))
+            }
+            _ => None,
+        };
+        let is_user = |name: &String| rooms.as_ref().is_some_and(|it| it.user == *name);
+        let is_in = |name: &String| {
+            rooms.as_ref().is_some_and(|it| it.rooms.iter().any(|room| room.room == *name))
+        };
+        let passes =
+            filter.user.as_ref().is_none_or(is_user) && filter.room.as_ref().is_none_or(is_in);
+        passes.then(|| Found {
+            record: Record::of(id, conn, self.now),
+            age_ms: age.as_millis() as u64,
+            traffic: conn.traffic,
+            upstream,
+            rooms,
+        })
+    }
+
+    /// The operator closes a client that is open.
+    fn close_client(&mut self, id: ConnId, close: &Close) {
+        let reason = match (close.code, close.reason.as_str()) {
+            (super::drain::SERVICE_RESTART, "") => self.retry_hint(),
+            (_, reason) => reason.to_owned(),
+        };
+        match &self.table[id].state {
+            State::Echo(_) | State::Rooms(_) => {
+                self.start_leave(id, Cause::AdminClose, close.code, &reason);
+            }
+            State::Relay(relay) => {
+                let upstream = relay.other;
+                self.fail_client(id, upstream, Cause::AdminClose, close.code, &reason);
+                self.fail_upstream(upstream, id, 1001);
+            }
+            _ => self.evict(id, Cause::AdminClose),
+        }
+    }
+}
