@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use crate::addresses::Address;
 use crate::handshake::Offer;
-use crate::http::{BodyReader, HeadScanner};
+use crate::http::{BodyReader, HeadLimits, HeadScanner, HttpError};
 use crate::journal::Traffic;
 use crate::metrics::Cause;
 use crate::rate::Bucket;
@@ -204,8 +204,8 @@ pub enum State {
     Rooms(Decoder),
     /// A client that waits for its upstream to accept.
     Connecting(Box<Connecting>),
-    /// An upstream that has not accepted yet.
-    Handshaking(Box<Handshaking>),
+    /// An upstream that has been asked for a WebSocket and has not accepted yet.
+    Handshaking(Box<AnswerHead>),
     /// An upstream that answered with something else than a WebSocket, which goes to the client.
     Refusing(Box<Refusing>),
     /// A client whose HTTP request is with an upstream.
@@ -231,6 +231,15 @@ impl State {
             State::Forwarding(_) => "forwarding",
             State::Answering(_) => "answering",
             State::Relay(_) => "relay",
+        }
+    }
+
+    /// Of an upstream that has been asked: the head of its answer.
+    pub fn answer_head(&mut self) -> Option<&mut AnswerHead> {
+        match self {
+            State::Handshaking(head) => Some(head),
+            State::Answering(answering) => Some(&mut answering.head),
+            _ => None,
         }
     }
 }
@@ -290,16 +299,53 @@ pub enum Session {
     Asked(u32),
 }
 
-/// An upstream that has been asked.
-pub struct Handshaking {
-    /// For whom.
+/// The head of an upstream's answer on its way in, and those of interim responses before it.
+pub struct AnswerHead {
+    /// Who has asked.
     pub client: ConnId,
-    /// How far the answer has been looked at.
-    pub scanner: HeadScanner,
-    /// The answer so far.
-    pub bytes: Vec<u8>,
-    /// Interim responses that were skipped.
-    pub interim_count: u8,
+    /// How far it has been looked at.
+    scanner: HeadScanner,
+    /// What has arrived.
+    bytes: Vec<u8>,
+    /// Interim responses (RFC 9110 §15.2) that came before it.
+    interim_count: u8,
+}
+
+/// Interim responses that an upstream may send before its answer.
+const INTERIM_MAX: u8 = 16;
+
+impl AnswerHead {
+    /// Nothing has come yet of what `client` waits for.
+    pub fn new(client: ConnId) -> AnswerHead {
+        AnswerHead { client, scanner: HeadScanner::default(), bytes: Vec::new(), interim_count: 0 }
+    }
+
+    /// Takes what has come. Once a head is whole, returns it, and how many of `bytes` belong to it;
+    /// then another may follow.
+    pub fn gather(
+        &mut self,
+        bytes: &[u8],
+        limits: &HeadLimits,
+    ) -> Result<Option<(Vec<u8>, usize)>, HttpError> {
+        self.bytes.extend_from_slice(bytes);
+        let Some(len) = self.scanner.scan(&self.bytes, limits)? else { return Ok(None) };
+        let behind = self.bytes.len() - len;
+        let mut head = std::mem::take(&mut self.bytes);
+        head.truncate(len);
+        self.scanner = HeadScanner::default();
+        Ok(Some((head, bytes.len() - behind)))
+    }
+
+    /// The head was that of an interim response. Returns whether there may be one more of them.
+    pub fn count_interim(&mut self) -> bool {
+        self.interim_count += 1;
+        self.interim_count <= INTERIM_MAX
+    }
+
+    /// Bytes of a head that is not whole.
+    pub fn gathered_bytes(&self) -> usize {
+        self.bytes.len()
+    }
 }
 
 /// An upstream whose refusal is passed on.
@@ -339,14 +385,8 @@ pub struct Forwarding {
 
 /// An upstream that answers an HTTP request.
 pub struct Answering {
-    /// Whose.
-    pub client: ConnId,
-    /// How far the response's head has been looked at.
-    pub scanner: HeadScanner,
-    /// The head so far.
-    pub bytes: Vec<u8>,
-    /// Interim responses that were passed on or skipped.
-    pub interim_count: u8,
+    /// Whose request, and the head until it is passed on.
+    pub head: AnswerHead,
     /// Where the body ends, once the head is passed on.
     pub body: Option<BodyReader>,
     /// Looks for the session in the body of an answer that opens one.

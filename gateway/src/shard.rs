@@ -3,7 +3,7 @@
 //! This file is the table of contents. A frame's life is a step a file: `accept.rs` (a client
 //! appears), `identity.rs` (who it is), `request.rs` (its request head, the upgrade), `admit.rs` (whether
 //! it is let in), `recv.rs` (bytes arrive; messages of echo and rooms), `meter.rs` (how many it may
-//! send), `attempt.rs` (which upstream takes it), `relay.rs` (the frames between the two), `forward.rs`
+//! send), `attempt.rs` (which upstream takes it), `answer.rs` (the head of what that answers), `relay.rs` (the frames between the two), `forward.rs`
 //! (ordinary HTTP to an upstream and back), `send.rs`
 //! (outboxes are flushed), `close.rs` (closing is a join), `drain.rs` (asking clients to leave),
 //! `timer.rs` (deadlines), `mailbox.rs` (other shards), `sids.rs` (sessions that have to find their
@@ -15,6 +15,7 @@
 
 mod accept;
 mod admit;
+mod answer;
 mod attempt;
 mod close;
 pub mod drain;

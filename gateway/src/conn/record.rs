@@ -55,13 +55,15 @@ impl Record {
             State::Echo(decoder) => (decoder.assembly_bytes(), None),
             State::Rooms(decoder) => (decoder.assembly_bytes(), None),
             State::Connecting(connecting) => (connecting.early.len(), connecting.attempt.upstream),
-            State::Handshaking(handshaking) => (handshaking.bytes.len(), Some(handshaking.client)),
+            State::Handshaking(head) => (head.gathered_bytes(), Some(head.client)),
             State::Refusing(refusing) => (0, Some(refusing.client)),
             State::Forwarding(forwarding) => {
                 let bytes = forwarding.request.len() + forwarding.next.len();
                 (bytes, forwarding.attempt.upstream)
             }
-            State::Answering(answering) => (answering.bytes.len(), Some(answering.client)),
+            State::Answering(answering) => {
+                (answering.head.gathered_bytes(), Some(answering.head.client))
+            }
             State::Relay(relay) => (0, Some(relay.other)),
         };
         Record {

@@ -18,9 +18,9 @@ use std::net::SocketAddr;
 use super::Shard;
 use crate::config::{BackendKind, Websocket};
 use crate::conn::table::Table;
-use crate::conn::{Answering, Attempt, ConnId, Counted, Handshaking, Phase, Session, Side, State};
+use crate::conn::{AnswerHead, Answering, Attempt, ConnId, Counted, Phase, Session, Side, State};
 use crate::handshake::{self, Offer};
-use crate::http::{self, HeadScanner, Request};
+use crate::http::{self, Request};
 use crate::metrics::Cause;
 use crate::ring::{Failure, Ring};
 use crate::time::Time;
@@ -245,21 +245,10 @@ impl<R: Ring> Shard<R> {
         conn.route = route;
         conn.deadline = deadline;
         conn.state = if is_request {
-            State::Answering(Box::new(Answering {
-                client,
-                scanner: HeadScanner::default(),
-                bytes: Vec::new(),
-                interim_count: 0,
-                body: None,
-                opening: None,
-            }))
+            let head = AnswerHead::new(client);
+            State::Answering(Box::new(Answering { head, body: None, opening: None }))
         } else {
-            State::Handshaking(Box::new(Handshaking {
-                client,
-                scanner: HeadScanner::default(),
-                bytes: Vec::new(),
-                interim_count: 0,
-            }))
+            State::Handshaking(Box::new(AnswerHead::new(client)))
         };
         self.timers.set(id.slot, deadline);
         self.table[id].flags.connect_in_flight = true;
@@ -272,11 +261,8 @@ impl<R: Ring> Shard<R> {
         if conn.phase != Phase::Open {
             return self.close_join(id);
         }
-        let client = match &conn.state {
-            State::Handshaking(handshaking) => handshaking.client,
-            State::Answering(answering) => answering.client,
-            _ => return,
-        };
+        let Some(AnswerHead { client, .. }) = conn.state.answer_head() else { return };
+        let client = *client;
         if let Err(failure) = result {
             let why = format!("the upstream could not be reached: {failure}");
             return self.attempt_failed(id, client, 502, Cause::BackendGone, &why);

@@ -18,17 +18,15 @@
 //! leave anything on it for another.
 
 use super::Shard;
+use super::answer::NOT_ANSWERED;
 use super::send::PAUSE_AT_BYTES;
 use crate::conn::{ConnId, Forwarding, Head, Phase, Session, State};
 use crate::handshake;
-use crate::http::{self, BodyReader, HeadScanner, HttpError, Request};
+use crate::http::{BodyReader, HttpError, Request};
 use crate::metrics::Cause;
 use crate::ring::Ring;
 use crate::time::Time;
 use crate::upstream::OpenScanner;
-
-/// Interim responses (1xx) that an upstream may send before its answer.
-const INTERIM_MAX: u8 = 16;
 
 impl<R: Ring> Shard<R> {
     /// Asks for an upstream connection for a client's ordinary request; `rest` is what came behind
@@ -134,9 +132,9 @@ impl<R: Ring> Shard<R> {
     pub(super) fn forward_answer(&mut self, id: ConnId, mut bytes: &[u8]) {
         loop {
             let State::Answering(answering) = &mut self.table[id].state else { return };
-            let client = answering.client;
+            let client = answering.head.client;
             let Some(body) = &mut answering.body else {
-                match self.forward_answer_head(id, client, bytes) {
+                match self.forward_answer_head(id, bytes) {
                     Some(behind) => bytes = behind,
                     None => return,
                 }
@@ -172,37 +170,13 @@ impl<R: Ring> Shard<R> {
 
     /// Reads a head, final or interim. Returns what came behind it, or `None` when more has to
     /// arrive first or the answer is over.
-    fn forward_answer_head<'a>(
-        &mut self,
-        id: ConnId,
-        client: ConnId,
-        bytes: &'a [u8],
-    ) -> Option<&'a [u8]> {
-        let limits = self.head_limits();
-        let State::Answering(answering) = &mut self.table[id].state else { return None };
-        let mut head = std::mem::take(&mut answering.bytes);
-        let gathered = head.len();
-        head.extend_from_slice(bytes);
-        let scanned = match answering.scanner.scan(&head, &limits) {
-            Ok(Some(len)) => http::parse_response(&head[..len], &limits).map(|head| (len, head)),
-            Ok(None) => {
-                answering.bytes = head;
-                return None;
-            }
-            Err(error) => Err(error),
-        };
-        let (len, response) = match scanned {
-            Ok((_, response)) if response.status == 101 => {
-                let _ = response;
-                self.bad_answer(id, client, "the upstream switched protocols unasked");
-                return None;
-            }
-            Ok(found) => found,
-            Err(error) => {
-                self.bad_answer(id, client, &format!("the upstream's answer: {error}"));
-                return None;
-            }
-        };
+    fn forward_answer_head<'a>(&mut self, id: ConnId, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        let (client, head, taken) = self.gather_answer_head(id, bytes)?;
+        let response = self.parse_answer(id, client, &head)?;
+        if response.status == 101 {
+            self.bad_answer(id, client, "the upstream switched protocols unasked");
+            return None;
+        }
         let Shard { table, stop_deadline, .. } = self;
         let State::Forwarding(forwarding) = &mut table[client].state else {
             self.start_close(id, Cause::ClientGone);
@@ -243,15 +217,9 @@ impl<R: Ring> Shard<R> {
             self.mark_dirty(client);
         }
         if is_interim {
-            let State::Answering(answering) = &mut self.table[id].state else { return None };
-            answering.scanner = HeadScanner::default();
-            answering.interim_count += 1;
-            if answering.interim_count > INTERIM_MAX {
-                self.bad_answer(id, client, "the upstream sent too many interim responses");
-                return None;
-            }
+            self.count_interim(id, client)?;
         }
-        Some(&bytes[len - gathered..])
+        Some(&bytes[taken..])
     }
 
     /// The whole answer has been passed on.
@@ -283,25 +251,15 @@ impl<R: Ring> Shard<R> {
     /// An upstream went before its answer was whole; `in_order` by the end of its stream.
     pub(super) fn answer_lost(&mut self, id: ConnId, in_order: bool) {
         let State::Answering(answering) = &self.table[id].state else { return };
-        let client = answering.client;
+        let client = answering.head.client;
         match &answering.body {
-            None => {
-                self.bad_answer(
-                    id,
-                    client,
-                    "the upstream closed the connection before it answered",
-                );
-            }
+            None => self.bad_answer(id, client, NOT_ANSWERED),
             Some(BodyReader::UntilEnd) if in_order => self.answer_done(id, client),
             Some(_) => {
                 self.start_close(id, Cause::BackendGone);
                 self.fail_request(client, 502, Cause::BackendGone, "");
             }
         }
-    }
-
-    fn bad_answer(&mut self, id: ConnId, client: ConnId, why: &str) {
-        self.attempt_failed(id, client, 502, Cause::BackendGone, why);
     }
 
     /// Refuses a request that is with an upstream. Once its answer has begun, it can only end too
@@ -331,7 +289,7 @@ impl<R: Ring> Shard<R> {
         let timeout = self.config.limits.response_timeout;
         let conn = &self.table[id];
         let State::Answering(answering) = &conn.state else { return };
-        let client = answering.client;
+        let client = answering.head.client;
         let (heard, paused) = (conn.received_at, conn.flags.paused);
         // While a request still comes in, the answer need not.
         let (heard, waits_for_client) = match self.table.get(client) {

@@ -146,7 +146,7 @@ impl<R: Ring> Shard<R> {
                 }
             }
             State::Answering(answering) => {
-                let client = answering.client;
+                let client = answering.head.client;
                 let Some(conn) = self.table.get(client) else { return };
                 if matches!(&conn.state, State::Forwarding(f) if f.next.is_empty()) {
                     self.resume(client);

@@ -21,18 +21,16 @@
 //! make up a Close frame for a client that has gone: it sees 1006, as it would without us.
 
 use super::Shard;
+use super::answer::NOT_ANSWERED;
 use super::meter::{Allowance, Used, is_counted};
 use super::send::PAUSE_AT_BYTES;
 use crate::conn::{Conn, ConnId, Connecting, Phase, Refusing, Relay, Side, State};
 use crate::handshake::{self, UpstreamAnswer};
-use crate::http::{self, BodyReader, HeadScanner, Request};
+use crate::http::{BodyReader, Request, Response};
 use crate::metrics::Cause;
 use crate::ring::{Buffer, Ring};
 use crate::ws::frame::{self, Direction};
 use crate::ws::scan::{Scanned, Scanner};
-
-/// Interim responses (1xx) that an upstream may send before its answer.
-const INTERIM_MAX: u8 = 16;
 
 impl<R: Ring> Shard<R> {
     /// Looks for an upstream for a client that wants to upgrade.
@@ -76,46 +74,26 @@ impl<R: Ring> Shard<R> {
 
     /// Reads one head. Returns what came behind it when another has to follow.
     fn read_answer_head(&mut self, id: ConnId, mut buffer: Buffer) -> Option<Buffer> {
-        let limits = self.head_limits();
-        let State::Handshaking(handshaking) = &mut self.table[id].state else { return None };
-        let client = handshaking.client;
-        handshaking.bytes.extend_from_slice(&buffer);
-        let bytes = std::mem::take(&mut handshaking.bytes);
-        match handshaking.scanner.scan(&bytes, &limits) {
-            Ok(Some(len)) => {
-                // What is behind the head stays in the receive buffer.
-                let rest = bytes.len() - len;
-                drop(buffer.split_to(buffer.len() - rest));
-                return self.on_answer(id, client, &bytes[..len], buffer);
-            }
-            Ok(None) => handshaking.bytes = bytes,
-            Err(error) => {
-                self.bad_gateway(id, client, &format!("the upstream's answer: {error}"));
-            }
-        }
-        None
+        let (client, head, taken) = self.gather_answer_head(id, &buffer)?;
+        let response = self.parse_answer(id, client, &head)?;
+        // What is behind the head stays in the receive buffer.
+        drop(buffer.split_to(taken));
+        self.on_answer(id, client, &response, buffer)
     }
 
     fn on_answer(
         &mut self,
         id: ConnId,
         client: ConnId,
-        head: &[u8],
+        response: &Response<'_>,
         rest: Buffer,
     ) -> Option<Buffer> {
-        let response = match http::parse_response(head, &self.head_limits()) {
-            Ok(response) => response,
-            Err(error) => {
-                self.bad_gateway(id, client, &format!("the upstream's answer: {error}"));
-                return None;
-            }
-        };
         let State::Connecting(connecting) = &mut self.table[client].state else {
             self.start_close(id, Cause::ClientGone);
             return None;
         };
         let Some(offer) = &connecting.offer else { return None };
-        match handshake::check_upstream_response(&response, offer) {
+        match handshake::check_upstream_response(response, offer) {
             Ok(UpstreamAnswer::Accepted { rsv1, .. }) => {
                 let accept = offer.client_accept;
                 let early = std::mem::take(&mut connecting.early);
@@ -126,7 +104,7 @@ impl<R: Ring> Shard<R> {
                 table[client].outbox.write(stores, *now, |out| {
                     handshake::encode_switching_from_upstream(
                         out,
-                        &response,
+                        response,
                         &accept,
                         cookie.as_deref(),
                     );
@@ -142,10 +120,10 @@ impl<R: Ring> Shard<R> {
             }
             Ok(UpstreamAnswer::Refused) => {
                 self.attempt_answered(client, response.status);
-                let body = BodyReader::new(&response, "GET");
+                let body = BodyReader::new(response, "GET");
                 let Shard { table, stores, now, .. } = self;
                 table[client].outbox.write(stores, *now, |out| {
-                    handshake::encode_refusal(out, &response);
+                    handshake::encode_refusal(out, response);
                 });
                 table[id].state = State::Refusing(Box::new(Refusing { client, body }));
                 // It was answered in time; from here on it is the body that has to come.
@@ -158,18 +136,10 @@ impl<R: Ring> Shard<R> {
             // Another head follows. Nothing in an interim one is for a client that asked for a
             // WebSocket.
             Ok(UpstreamAnswer::Interim) => {
-                let State::Handshaking(handshaking) = &mut self.table[id].state else {
-                    return None;
-                };
-                handshaking.scanner = HeadScanner::default();
-                handshaking.interim_count += 1;
-                if handshaking.interim_count > INTERIM_MAX {
-                    self.bad_gateway(id, client, "the upstream sent too many interim responses");
-                    return None;
-                }
+                self.count_interim(id, client)?;
                 return (!rest.is_empty()).then_some(rest);
             }
-            Err(fault) => self.bad_gateway(id, client, &fault.to_string()),
+            Err(fault) => self.bad_answer(id, client, &fault.to_string()),
         }
         None
     }
@@ -186,23 +156,18 @@ impl<R: Ring> Shard<R> {
         self.start_timeouts(upstream);
     }
 
-    fn bad_gateway(&mut self, id: ConnId, client: ConnId, why: &str) {
-        self.attempt_failed(id, client, 502, Cause::BackendGone, why);
-    }
-
     /// An upstream takes too long over the handshake, or a connect.
     pub(super) fn upstream_late(&mut self, id: ConnId) {
-        let State::Handshaking(handshaking) = &self.table[id].state else { return };
-        let client = handshaking.client;
+        let State::Handshaking(head) = &self.table[id].state else { return };
+        let client = head.client;
         let why = "the upstream did not answer within attempt_timeout_ms";
         self.attempt_failed(id, client, 504, Cause::BackendTimeout, why);
     }
 
     /// An upstream went before it had answered.
     pub(super) fn upstream_lost(&mut self, id: ConnId) {
-        let State::Handshaking(handshaking) = &self.table[id].state else { return };
-        let client = handshaking.client;
-        self.bad_gateway(id, client, "the upstream closed the connection before it answered");
+        let State::Handshaking(head) = &self.table[id].state else { return };
+        self.bad_answer(id, head.client, NOT_ANSWERED);
     }
 
     // A refusal on its way to the client.
