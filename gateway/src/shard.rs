@@ -160,7 +160,7 @@ impl<R: Ring> Shard<R> {
             _ => None,
         });
         let rooms = rooms.collect();
-        let groups = attempt::groups_of(&config, index, || random.next_u64());
+        let groups = attempt::new_groups(&config, index, &mut random);
         Shard {
             index,
             unix_origin_ms,

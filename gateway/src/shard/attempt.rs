@@ -16,12 +16,13 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use super::Shard;
-use crate::config::{BackendKind, Websocket};
+use crate::config::{BackendKind, Config, Websocket};
 use crate::conn::table::Table;
 use crate::conn::{AnswerHead, Answering, Attempt, ConnId, Counted, Phase, Session, Side, State};
 use crate::handshake::{self, Offer};
 use crate::http::{self, Request};
 use crate::metrics::Cause;
+use crate::random::Random;
 use crate::ring::{Failure, Ring};
 use crate::time::Time;
 use crate::upstream::{
@@ -343,21 +344,12 @@ impl<R: Ring> Shard<R> {
         why: &str,
     ) {
         self.start_close(id, cause);
-        let Shard { table, groups, random, metrics, now, .. } = self;
-        let Some(conn) = table.get_mut(client).filter(|conn| conn.phase == Phase::Open) else {
-            return;
-        };
+        let open = self.table.get_mut(client).filter(|conn| conn.phase == Phase::Open);
+        let Some(conn) = open else { return };
         let is_sent = matches!(&conn.state, State::Forwarding(forwarding) if forwarding.connected);
         let Some(attempt) = attempt_of(&mut conn.state) else { return };
         attempt.upstream = None;
-        if let Some(upstream) = attempt.picked.take() {
-            let group = groups[usize::from(attempt.backend)].as_mut();
-            let group = group.expect("a websocket backend");
-            group.on_connect_failed(upstream, *now, random.next_u64());
-            attempt.tried.push(upstream);
-            metrics.upstream_failures.add(1);
-            self.room_made = true;
-        }
+        self.picked_failed(client);
         if is_sent {
             return self.fail_request(client, status, cause, why);
         }
@@ -366,8 +358,7 @@ impl<R: Ring> Shard<R> {
 
     /// The client's time for connecting is over.
     pub(super) fn attempt_late(&mut self, client: ConnId) {
-        let Shard { table, groups, random, metrics, now, .. } = self;
-        let Some(attempt) = attempt_of(&mut table[client].state) else { return };
+        let Some(attempt) = attempt_of(&mut self.table[client].state) else { return };
         let (status, why) = if attempt.waits {
             (503, "every upstream has as many connections as it may have")
         } else if matches!(attempt.session, Session::Asked(_)) {
@@ -375,14 +366,21 @@ impl<R: Ring> Shard<R> {
         } else {
             (504, "no upstream answered within connect_timeout_ms")
         };
-        if let Some(upstream) = attempt.picked.take() {
-            let group = groups[usize::from(attempt.backend)].as_mut();
-            let group = group.expect("a websocket backend");
-            group.on_connect_failed(upstream, *now, random.next_u64());
-            metrics.upstream_failures.add(1);
-            self.room_made = true;
-        }
+        self.picked_failed(client);
         self.refuse(client, status, Cause::BackendTimeout, why);
+    }
+
+    /// Tells the group that the upstream which was picked for a client, if one was, did not take it;
+    /// it is not picked for this client again.
+    fn picked_failed(&mut self, client: ConnId) {
+        let Shard { table, groups, random, metrics, now, .. } = self;
+        let Some(attempt) = attempt_of(&mut table[client].state) else { return };
+        let Some(upstream) = attempt.picked.take() else { return };
+        let group = groups[usize::from(attempt.backend)].as_mut().expect("a websocket backend");
+        group.on_connect_failed(upstream, *now, random.next_u64());
+        attempt.tried.push(upstream);
+        metrics.upstream_failures.add(1);
+        self.room_made = true;
     }
 
     /// The upstream has taken the client: its connection counts until it is closed. Returns the
@@ -476,33 +474,35 @@ fn cookie(group: &Group, upstream: UpstreamId, named: Option<UpstreamId>) -> Opt
 const NOWHERE: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
 
-/// The upstreams of a backend, as shard `index` of `shards` is to have them.
-pub(super) fn list_of(websocket: &Websocket, index: u16, shards: u16) -> Vec<UpstreamSpec> {
+/// The groups of a configuration, by backend, as shard `index` begins with them.
+pub(super) fn new_groups(config: &Config, index: u16, random: &mut Random) -> Vec<Option<Group>> {
+    let groups = config.backends.iter().map(|backend| match &backend.kind {
+        BackendKind::Websocket(websocket) => {
+            Some(new_group(websocket, index, config.server.shards, random))
+        }
+        _ => None,
+    });
+    groups.collect()
+}
+
+/// The group of a backend, as shard `index` of `shards` begins with it.
+pub(super) fn new_group(
+    websocket: &Websocket,
+    index: u16,
+    shards: u16,
+    random: &mut Random,
+) -> Group {
+    let list = upstreams_of(websocket, index, shards);
+    let group = Group::new(websocket.options.clone(), list, random.next_u64());
+    group.expect("the configuration has checked the list")
+}
+
+/// The upstreams of a backend, as shard `index` of `shards` is to have them: each with its share of
+/// the connections.
+pub(super) fn upstreams_of(websocket: &Websocket, index: u16, shards: u16) -> Vec<UpstreamSpec> {
     let mut list = websocket.upstreams.clone();
     for upstream in &mut list {
         upstream.connections_max = connections_share(upstream.connections_max, index, shards);
     }
     list
-}
-
-/// The group of a backend, as shard `index` of `shards` begins with it.
-pub(super) fn new_group(websocket: &Websocket, index: u16, shards: u16, random: u64) -> Group {
-    let list = list_of(websocket, index, shards);
-    let group = Group::new(websocket.options.clone(), list, random);
-    group.expect("the configuration has checked the list")
-}
-
-/// The groups of a configuration, by backend, as shard `index` sees them.
-pub(super) fn groups_of(
-    config: &crate::config::Config,
-    index: u16,
-    mut random: impl FnMut() -> u64,
-) -> Vec<Option<Group>> {
-    let groups = config.backends.iter().map(|backend| match &backend.kind {
-        BackendKind::Websocket(websocket) => {
-            Some(new_group(websocket, index, config.server.shards, random()))
-        }
-        _ => None,
-    });
-    groups.collect()
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::attempt::{list_of, new_group};
+use super::attempt::{new_group, upstreams_of};
 use super::drain::Whom;
 use super::mailbox::Order;
 use super::{Shard, new_rooms};
@@ -69,7 +69,7 @@ impl<R: Ring> Shard<R> {
         let shards = self.config.server.shards;
         let place = &mut self.groups[usize::from(backend)];
         let Some(group) = place else {
-            *place = Some(new_group(websocket, self.index, shards, self.random.next_u64()));
+            *place = Some(new_group(websocket, self.index, shards, &mut self.random));
             return;
         };
         let serves = |group: &crate::upstream::Group, id: UpstreamId| {
@@ -77,7 +77,7 @@ impl<R: Ring> Shard<R> {
         };
         let before: Vec<UpstreamId> = group.upstreams().iter().map(|it| it.id()).collect();
         let before = before.into_iter().filter(|id| serves(group, *id)).collect::<Vec<_>>();
-        let list = list_of(websocket, self.index, shards);
+        let list = upstreams_of(websocket, self.index, shards);
         if let Err(fault) = group.reconfigure(websocket.options.clone(), list, self.now) {
             // The control thread has checked the list; only numbers can have run out.
             debug_assert!(false, "{fault}");
