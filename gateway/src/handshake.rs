@@ -212,20 +212,16 @@ pub fn encode_upstream_request(
     path: Option<&str>,
     forwarded: &Forwarded<'_>,
 ) {
-    out.extend_from_slice(b"GET ");
-    out.extend_from_slice(path.unwrap_or(request.path).as_bytes());
-    if let Some(query) = request.query {
-        out.push(b'?');
-        out.extend_from_slice(query.as_bytes());
-    }
-    out.extend_from_slice(b" HTTP/1.1\r\n");
+    encode_request_line(out, request, path, 1);
     encode_header(out, "Host", host.unwrap_or(request.host).as_bytes());
     encode_header(out, "Upgrade", b"websocket");
     encode_header(out, "Connection", b"Upgrade");
     encode_header(out, "Sec-WebSocket-Key", fresh_key.as_bytes());
     encode_forwarded(out, request, forwarded);
     let ours = ["host", "sec-websocket-key", "content-length", "transfer-encoding", "expect"];
-    encode_end_to_end(out, &request.headers, &ours);
+    encode_end_to_end(out, &request.headers, |name| {
+        is_one_of(name, &ours) || is_address_claim(name)
+    });
     out.extend_from_slice(b"\r\n");
 }
 
@@ -239,6 +235,23 @@ pub fn encode_forwarded_request(
     path: Option<&str>,
     forwarded: &Forwarded<'_>,
 ) {
+    // As old as the client's: the answer must be one that it understands (RFC 9112 §2.3).
+    encode_request_line(out, request, path, request.minor_version);
+    encode_header(out, "Host", host.unwrap_or(request.host).as_bytes());
+    encode_header(out, "Connection", b"close");
+    encode_forwarded(out, request, forwarded);
+    let is_ours = |name: &str| is_one_of(name, &["host"]) || is_address_claim(name);
+    encode_end_to_end(out, &request.headers, is_ours);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends the first line of a request in HTTP/1.`minor_version`. `path` goes instead of the client's.
+fn encode_request_line(
+    out: &mut Vec<u8>,
+    request: &Request<'_>,
+    path: Option<&str>,
+    minor_version: u8,
+) {
     out.extend_from_slice(request.method.as_bytes());
     out.push(b' ');
     out.extend_from_slice(path.unwrap_or(request.path).as_bytes());
@@ -246,13 +259,7 @@ pub fn encode_forwarded_request(
         out.push(b'?');
         out.extend_from_slice(query.as_bytes());
     }
-    // As old as the client's: the answer must be one that it understands (RFC 9112 §2.3).
-    out.extend_from_slice(format!(" HTTP/1.{}\r\n", request.minor_version).as_bytes());
-    encode_header(out, "Host", host.unwrap_or(request.host).as_bytes());
-    encode_header(out, "Connection", b"close");
-    encode_forwarded(out, request, forwarded);
-    encode_end_to_end(out, &request.headers, &["host"]);
-    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(format!(" HTTP/1.{minor_version}\r\n").as_bytes());
 }
 
 /// Appends who the client is. Its own claims about that are dropped elsewhere.
@@ -280,15 +287,18 @@ fn encode_forwarded(out: &mut Vec<u8>, request: &Request<'_>, forwarded: &Forwar
     encode_header(out, "X-Forwarded-Host", request.host.as_bytes());
 }
 
-/// Appends a client's headers for the other end: all but `ours`, claims about the client's address,
-/// and those of one hop.
-fn encode_end_to_end(out: &mut Vec<u8>, headers: &Headers<'_>, ours: &[&str]) {
+/// Appends the headers of one end for the other: all but those of one hop, and those that are ours
+/// to say.
+fn encode_end_to_end(out: &mut Vec<u8>, headers: &Headers<'_>, is_ours: impl Fn(&str) -> bool) {
     for header in headers.iter() {
-        let is_ours = ours.iter().any(|name| name.eq_ignore_ascii_case(header.name));
-        if !is_ours && !is_address_claim(header.name) && !is_hop(headers, header.name) {
+        if !is_ours(header.name) && !is_hop(headers, header.name) {
             encode_header(out, header.name, header.value);
         }
     }
+}
+
+fn is_one_of(name: &str, names: &[&str]) -> bool {
+    names.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
 
 /// Many backends read `_` and `-` in a name as the same, so we do too.
@@ -300,7 +310,7 @@ fn is_address_claim(name: &str) -> bool {
 /// Whether a header is for one hop (RFC 9110 §7.6.1). Its sender nominates more of them in
 /// Connection, but not those that say who it is or what is agreed.
 fn is_hop(headers: &Headers<'_>, name: &str) -> bool {
-    let is = |names: &[&str]| names.iter().any(|known| known.eq_ignore_ascii_case(name));
+    let is = |names: &[&str]| is_one_of(name, names);
     let always = ["connection", "upgrade", "keep-alive", "proxy-connection", "te", "trailer"];
     if is(&always) || is(&["proxy-authorization", "proxy-authenticate", "http2-settings"]) {
         return true;
@@ -414,12 +424,7 @@ pub fn encode_switching_from_upstream(
     }
     let ours =
         ["sec-websocket-accept", "sec-websocket-extensions", "content-length", "transfer-encoding"];
-    for header in response.headers.iter() {
-        let is_ours = ours.iter().any(|name| name.eq_ignore_ascii_case(header.name));
-        if !is_ours && !is_hop(&response.headers, header.name) {
-            encode_header(out, header.name, header.value);
-        }
-    }
+    encode_end_to_end(out, &response.headers, |name| is_one_of(name, &ours));
     if let Some(cookie) = cookie {
         encode_header(out, "Set-Cookie", cookie.as_bytes());
     }
@@ -431,11 +436,7 @@ pub fn encode_switching_from_upstream(
 pub fn encode_refusal(out: &mut Vec<u8>, response: &Response<'_>) {
     let phrase = reason_phrase(response.status);
     out.extend_from_slice(format!("HTTP/1.1 {} {phrase}\r\n", response.status).as_bytes());
-    for header in response.headers.iter() {
-        if !is_hop(&response.headers, header.name) {
-            encode_header(out, header.name, header.value);
-        }
-    }
+    encode_end_to_end(out, &response.headers, |_| false);
     if response.status == 426 {
         encode_header(out, "Upgrade", b"websocket"); // Obligatory (RFC 9110 §15.5.22).
         encode_header(out, "Connection", b"close, Upgrade");
@@ -456,11 +457,7 @@ pub fn encode_forwarded_response(
     out.extend_from_slice(format!("HTTP/1.1 {} ", response.status).as_bytes());
     out.extend_from_slice(response.reason.as_bytes());
     out.extend_from_slice(b"\r\n");
-    for header in response.headers.iter() {
-        if !is_hop(&response.headers, header.name) {
-            encode_header(out, header.name, header.value);
-        }
-    }
+    encode_end_to_end(out, &response.headers, |_| false);
     if let Some(cookie) = cookie {
         encode_header(out, "Set-Cookie", cookie.as_bytes());
     }
