@@ -1,14 +1,18 @@
 //! The loop: one thread, one ring, one table of connections, and everything that happens to them.
 //!
-//! This file is the table of contents. A frame's life is a step a file: `accept.rs` (a client
-//! appears), `identity.rs` (who it is), `request.rs` (its request head, the upgrade), `admit.rs` (whether
-//! it is let in), `recv.rs` (bytes arrive; messages of echo and rooms), `meter.rs` (how many it may
-//! send), `attempt.rs` (which upstream takes it), `answer.rs` (the head of what that answers), `relay.rs` (the frames between the two), `forward.rs`
-//! (ordinary HTTP to an upstream and back), `send.rs`
-//! (outboxes are flushed), `close.rs` (closing is a join), `drain.rs` (asking clients to leave),
-//! `timer.rs` (deadlines), `mailbox.rs` (other shards), `sids.rs` (sessions that have to find their
-//! upstream again), `orders.rs` and
-//! `inspect.rs` (what the control thread asks).
+//! This file is the table of contents. A frame's life is a step a file:
+//!
+//! - `accept.rs`: a client appears; `identity.rs`: who it is; `request.rs`: its request head and the
+//!   upgrade; `admit.rs`: whether it is let in.
+//! - `recv.rs`: bytes arrive, messages of echo and rooms; `meter.rs`: how many it may send;
+//!   `outlet.rs`: rooms, and what they reach of a shard.
+//! - `attempt.rs`: which upstream takes it; `answer.rs`: the head of what that answers; `relay.rs`:
+//!   the frames between the two; `forward.rs`: ordinary HTTP to an upstream and back; `sids.rs`:
+//!   sessions that have to find their upstream again.
+//! - `send.rs`: outboxes are flushed; `timer.rs`: deadlines; `close.rs`: closing is a join;
+//!   `drain.rs`: asking clients to leave.
+//! - `mailbox.rs`: other shards; `orders.rs` and `inspect.rs`: what the control
+//!   thread asks.
 //!
 //! Handlers react by queueing: into an outbox, the wheel, the mail. The kernel hears of it once a
 //! turn, when the outboxes are flushed and the next wait submits what was queued.
@@ -25,6 +29,7 @@ pub mod inspect;
 pub mod mailbox;
 mod meter;
 mod orders;
+mod outlet;
 mod recv;
 mod relay;
 mod request;
@@ -36,16 +41,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{BackendKind, Config, Local};
-use crate::conn::outbox::{Full, Stores};
+use crate::config::Config;
+use crate::conn::outbox::Stores;
 use crate::conn::record::Record;
 use crate::conn::table::Table;
 use crate::conn::{Conn, ConnId};
 use crate::journal::Journal;
-use crate::metrics::{Cause, Counters, Metrics};
+use crate::metrics::{Counters, Metrics};
 use crate::random::Random;
 use crate::ring::{Completion, Ring, Wait};
-use crate::rooms::{self, RoomLimits, Rooms, SlowLimits, SlowPolicy};
+use crate::rooms::{self, Rooms};
 use crate::shared::Shared;
 use crate::time::Time;
 use crate::timers::Wheel;
@@ -67,16 +72,31 @@ pub struct Shard<R: Ring> {
     /// Its number, from 0.
     index: u16,
     config: Arc<Config>,
+    /// What all shards count together.
     shared: Arc<Shared>,
     /// The time of this turn.
     now: Time,
+    /// The wall clock at `Time(0)`, in milliseconds since 1970.
+    unix_origin_ms: u64,
+    random: Random,
+
+    // Connections, and what each of them needs.
     table: Table,
     timers: Wheel,
     stores: Stores,
+    mail: Mailroom,
+    metrics: Arc<Counters>,
+    journal: Arc<Journal>,
+
+    // Clients that come.
     accepting: Vec<Accepting>,
     accept_limits: AcceptLimits,
-    /// Clients above `connections_max` that are here to be told so (`Head::surplus`).
+    /// When to accept again after the system had no descriptor to give.
+    accept_retry_at: Time,
+    /// Clients above `connections_max` that are here to be told so (`Flags::surplus`).
     surplus: u32,
+
+    // What a turn leaves for its end, or for the next.
     /// Whose bytes are looked at had been silent for a while (`meter::REST`).
     rested: bool,
     /// Slots that have something to send; each is here once (`Flags::dirty`).
@@ -84,8 +104,9 @@ pub struct Shard<R: Ring> {
     /// Connections whose receive ended because no buffer was free.
     starved: VecDeque<ConnId>,
     /// Clients to be closed when the borrow that found them is over.
-    doomed: Vec<(ConnId, Cause, u16, &'static str)>,
-    mail: Mailroom,
+    doomed: Vec<outlet::Doomed>,
+
+    // What clients are brought to.
     /// The rooms of each `local` backend, by backend.
     rooms: Vec<Option<Rooms>>,
     /// The upstreams of each `websocket` backend, by backend.
@@ -96,18 +117,13 @@ pub struct Shard<R: Ring> {
     room_made: bool,
     /// Which upstream issued which session of Engine.IO.
     sessions: sids::Sessions,
-    random: Random,
-    /// The wall clock at `Time(0)`, in milliseconds since 1970.
-    unix_origin_ms: u64,
-    metrics: Arc<Counters>,
-    journal: Arc<Journal>,
     /// `{"event":"ping"}` as a frame, for pages.
     ping_frame: bytes::Bytes,
     /// What our Pings in a relay carry, so that we know the Pongs: nobody else's Pings do.
     ping_payload: [u8; 8],
-    /// When to accept again after the system had no descriptor to give.
-    accept_retry_at: Time,
-    /// Clients that are asked to leave at a pace, and when that went on last.
+
+    // Clients that are to go.
+    /// Those that are asked to leave at a pace, and when that went on last.
     sweeps: Vec<Sweep>,
     /// See `sweeps`.
     swept_at: Time,
@@ -152,45 +168,39 @@ impl<R: Ring> Shard<R> {
             unix_origin_ms,
         } = setup;
         let now = ring.now();
-        let rooms = config.backends.iter().map(|backend| match &backend.kind {
-            BackendKind::Local(local) => {
-                let epoch = random.next_u64();
-                Some(new_rooms(&config, local, index, unix_origin_ms, epoch))
-            }
-            _ => None,
-        });
-        let rooms = rooms.collect();
+        let rooms = outlet::all_rooms(&config, index, unix_origin_ms, &mut random);
         let groups = attempt::new_groups(&config, index, &mut random);
+        let ping_payload = random.next_u64().to_ne_bytes();
         Shard {
+            ring,
             index,
-            unix_origin_ms,
-            rooms,
-            waiting: groups.iter().map(|_| attempt::Waiting::default()).collect(),
-            groups,
-            room_made: false,
-            sessions: sids::Sessions::default(),
             now,
+            unix_origin_ms,
+            random,
             table: Table::new(slots),
             timers: Wheel::new(now, slots),
             stores: Stores::default(),
+            mail,
+            metrics: counters,
+            journal,
             accepting: vec![Accepting::default(); config.listeners.len()],
             accept_limits: AcceptLimits::new(slots),
+            accept_retry_at: Time::NEVER,
             surplus: 0,
             rested: false,
             dirty: VecDeque::new(),
             starved: VecDeque::new(),
             doomed: Vec::new(),
-            mail,
-            ping_payload: random.next_u64().to_ne_bytes(),
-            random,
-            metrics: counters,
-            journal,
+            rooms,
+            waiting: groups.iter().map(|_| attempt::Waiting::default()).collect(),
+            groups,
+            room_made: false,
+            sessions: sids::Sessions::default(),
             ping_frame: rooms::ping_frame(),
-            accept_retry_at: Time::NEVER,
+            ping_payload,
             sweeps: Vec::new(),
             swept_at: Time(0),
             stop_deadline: None,
-            ring,
             config,
             shared,
         }
@@ -289,25 +299,8 @@ impl<R: Ring> Shard<R> {
         }
     }
 
-    /// Lends the rooms of one backend together with what they reach of the shard.
-    fn with_rooms(&mut self, backend: u16, act: impl FnOnce(&mut Rooms, &mut Post<'_>)) {
-        let Shard { rooms, table, stores, dirty, doomed, mail, now, config, metrics, .. } = self;
-        let Some(rooms) = &mut rooms[usize::from(backend)] else {
-            unreachable!("backend {backend} has no rooms");
-        };
-        let (now, outbox_bytes_max) = (*now, config.limits.outbox_bytes_max);
-        let slow = rooms.slow_limits();
-        let fast_bytes_max = match slow.policy {
-            SlowPolicy::Disconnect => outbox_bytes_max,
-            SlowPolicy::DropOldest | SlowPolicy::Conflate => slow.outbox_bytes,
-        };
-        let bounds = Bounds { fast_bytes_max, outbox_bytes_max, slow };
-        let mut post = Post { table, stores, dirty, doomed, mail, metrics, now, bounds, backend };
-        act(rooms, &mut post);
-    }
-
     fn close_doomed(&mut self) {
-        while let Some((id, cause, code, reason)) = self.doomed.pop() {
+        while let Some(outlet::Doomed { id, cause, code, reason }) = self.doomed.pop() {
             if self.table.get_mut(id).is_some() {
                 self.start_leave(id, cause, code, reason);
             }
@@ -343,96 +336,9 @@ impl<R: Ring> Shard<R> {
     }
 }
 
-/// The rooms of a backend, as shard `index` begins with them.
-fn new_rooms(config: &Config, local: &Local, index: u16, unix_origin_ms: u64, epoch: u64) -> Rooms {
-    Rooms::new(index, config.server.shards, room_limits(config, local), unix_origin_ms, epoch)
-}
-
-/// What the backend says of its rooms, and what everybody's limits do.
-fn room_limits(config: &Config, local: &Local) -> RoomLimits {
-    RoomLimits {
-        ping_interval: config.limits.ping_interval,
-        message_bytes_max: config.limits.message_bytes_max,
-        ..local.rooms.clone()
-    }
-}
-
 fn mark_dirty(conn: &mut Conn, slot: u32, dirty: &mut VecDeque<u32>) {
     if !conn.flags.dirty {
         conn.flags.dirty = true;
         dirty.push_back(slot);
-    }
-}
-
-/// What rooms reach of a shard: the outboxes of its clients, and the post.
-struct Post<'a> {
-    table: &'a mut Table,
-    stores: &'a mut Stores,
-    dirty: &'a mut VecDeque<u32>,
-    doomed: &'a mut Vec<(ConnId, Cause, u16, &'static str)>,
-    mail: &'a mut Mailroom,
-    metrics: &'a Counters,
-    now: Time,
-    bounds: Bounds,
-    backend: u16,
-}
-
-/// What an outbox may hold of what rooms put into it.
-struct Bounds {
-    /// Up to here a frame is queued without another look.
-    fast_bytes_max: usize,
-    outbox_bytes_max: usize,
-    slow: SlowLimits,
-}
-
-/// To a member that is closed because it does not read.
-const SLOW_CONSUMER: &str = "slow consumer: connect again and resume from your last offset";
-
-impl rooms::Outlet for Post<'_> {
-    fn deliver(&mut self, to: ConnId, frame: &bytes::Bytes) {
-        let Some(conn) = self.table.get_mut(to) else { return };
-        // Nothing comes behind a message that had no room: the member would resume after the gap.
-        if conn.phase != crate::conn::Phase::Open || conn.cause.is_some() {
-            return;
-        }
-        let bytes = conn.outbox.bytes() + frame.len();
-        if bytes > self.bounds.fast_bytes_max || conn.outbox.is_backlogged() {
-            let Bounds { outbox_bytes_max, slow, .. } = &self.bounds;
-            let pushed = match slow.policy {
-                SlowPolicy::Disconnect => Err(Full),
-                SlowPolicy::DropOldest | SlowPolicy::Conflate => conn.outbox.push_backlogged(
-                    frame,
-                    *outbox_bytes_max,
-                    slow,
-                    self.stores,
-                    self.metrics,
-                    self.now,
-                ),
-            };
-            if pushed == Err(Full) {
-                // A member cannot be waited for: the room goes on without it, and it may come back
-                // and resume from the offset that it has seen.
-                conn.cause = Some(Cause::SlowConsumer);
-                self.doomed.push((to, Cause::SlowConsumer, 1008, SLOW_CONSUMER));
-                return;
-            }
-        } else {
-            conn.outbox.push_shared(frame, self.stores, self.now);
-        }
-        conn.data_at = self.now;
-        conn.traffic.sent(1);
-        mark_dirty(conn, to.slot, self.dirty);
-    }
-
-    fn post(&mut self, shard: u16, mail: rooms::Mail) {
-        self.mail.post(shard, Letter::Rooms { backend: self.backend, mail });
-    }
-
-    fn has_room(&self, shard: u16) -> bool {
-        self.mail.has_room(shard)
-    }
-
-    fn close(&mut self, conn: ConnId, code: u16, reason: &'static str) {
-        self.doomed.push((conn, Cause::ProtocolError, code, reason));
     }
 }

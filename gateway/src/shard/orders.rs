@@ -3,10 +3,11 @@
 
 use std::sync::Arc;
 
+use super::Shard;
 use super::attempt::{new_group, upstreams_of};
 use super::drain::Whom;
 use super::mailbox::Order;
-use super::{Shard, new_rooms};
+use super::outlet::{new_rooms, room_limits};
 use crate::config::{BackendKind, Clients, Config, Websocket};
 use crate::conn::Counted;
 use crate::ring::Ring;
@@ -49,7 +50,7 @@ impl<R: Ring> Shard<R> {
             match &backend.kind {
                 BackendKind::Echo => {}
                 BackendKind::Local(local) => match &mut self.rooms[index] {
-                    Some(rooms) => rooms.set_limits(super::room_limits(config, local)),
+                    Some(rooms) => rooms.set_limits(room_limits(config, local)),
                     empty => {
                         let epoch = self.random.next_u64();
                         *empty =

@@ -1,0 +1,156 @@
+//! The embedded rooms of a shard, and what they reach of it: the outboxes of its clients, and the
+//! post. `rooms.rs` knows them as [`Outlet`].
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::Shard;
+use super::mailbox::{Letter, Mailroom};
+use crate::config::{BackendKind, Config, Local};
+use crate::conn::outbox::{Full, Stores};
+use crate::conn::table::Table;
+use crate::conn::{ConnId, Phase};
+use crate::metrics::{Cause, Counters};
+use crate::random::Random;
+use crate::ring::Ring;
+use crate::rooms::{Mail, Outlet, RoomLimits, Rooms, SlowLimits, SlowPolicy};
+use crate::time::Time;
+
+impl<R: Ring> Shard<R> {
+    /// Lends the rooms of one backend together with what they reach of the shard.
+    pub(super) fn with_rooms(&mut self, backend: u16, act: impl FnOnce(&mut Rooms, &mut Post<'_>)) {
+        let Shard { rooms, table, stores, dirty, doomed, mail, now, config, metrics, .. } = self;
+        let Some(rooms) = &mut rooms[usize::from(backend)] else {
+            unreachable!("backend {backend} has no rooms");
+        };
+        let (now, outbox_bytes_max) = (*now, config.limits.outbox_bytes_max);
+        let slow = rooms.slow_limits();
+        let fast_bytes_max = match slow.policy {
+            SlowPolicy::Disconnect => outbox_bytes_max,
+            SlowPolicy::DropOldest | SlowPolicy::Conflate => slow.outbox_bytes,
+        };
+        let bounds = Bounds { fast_bytes_max, outbox_bytes_max, slow };
+        let mut post = Post { table, stores, dirty, doomed, mail, metrics, now, bounds, backend };
+        act(rooms, &mut post);
+    }
+}
+
+/// What rooms reach of a shard: the outboxes of its clients, and the post.
+pub(super) struct Post<'a> {
+    table: &'a mut Table,
+    stores: &'a mut Stores,
+    dirty: &'a mut VecDeque<u32>,
+    doomed: &'a mut Vec<Doomed>,
+    mail: &'a mut Mailroom,
+    metrics: &'a Counters,
+    now: Time,
+    bounds: Bounds,
+    backend: u16,
+}
+
+/// What an outbox may hold of what rooms put into it.
+struct Bounds {
+    /// Up to here a frame is queued without another look.
+    fast_bytes_max: usize,
+    outbox_bytes_max: usize,
+    slow: SlowLimits,
+}
+
+/// To a member that is closed because it does not read.
+const SLOW_CONSUMER: &str = "slow consumer: connect again and resume from your last offset";
+
+impl Outlet for Post<'_> {
+    fn deliver(&mut self, to: ConnId, frame: &Bytes) {
+        let Some(conn) = self.table.get_mut(to) else { return };
+        // Nothing comes behind a message that had no room: the member would resume after the gap.
+        if conn.phase != Phase::Open || conn.cause.is_some() {
+            return;
+        }
+        let bytes = conn.outbox.bytes() + frame.len();
+        if bytes > self.bounds.fast_bytes_max || conn.outbox.is_backlogged() {
+            let Bounds { outbox_bytes_max, slow, .. } = &self.bounds;
+            let pushed = match slow.policy {
+                SlowPolicy::Disconnect => Err(Full),
+                SlowPolicy::DropOldest | SlowPolicy::Conflate => conn.outbox.push_backlogged(
+                    frame,
+                    *outbox_bytes_max,
+                    slow,
+                    self.stores,
+                    self.metrics,
+                    self.now,
+                ),
+            };
+            if pushed == Err(Full) {
+                // A member cannot be waited for: the room goes on without it, and it may come back
+                // and resume from the offset that it has seen.
+                conn.cause = Some(Cause::SlowConsumer);
+                let (cause, code, reason) = (Cause::SlowConsumer, 1008, SLOW_CONSUMER);
+                self.doomed.push(Doomed { id: to, cause, code, reason });
+                return;
+            }
+        } else {
+            conn.outbox.push_shared(frame, self.stores, self.now);
+        }
+        conn.data_at = self.now;
+        conn.traffic.sent(1);
+        super::mark_dirty(conn, to.slot, self.dirty);
+    }
+
+    fn post(&mut self, shard: u16, mail: Mail) {
+        self.mail.post(shard, Letter::Rooms { backend: self.backend, mail });
+    }
+
+    fn has_room(&self, shard: u16) -> bool {
+        self.mail.has_room(shard)
+    }
+
+    fn close(&mut self, id: ConnId, code: u16, reason: &'static str) {
+        self.doomed.push(Doomed { id, cause: Cause::ProtocolError, code, reason });
+    }
+}
+
+/// A client that is closed once the rooms that found it out are given back: why, and what the Close
+/// frame says.
+pub(super) struct Doomed {
+    pub(super) id: ConnId,
+    pub(super) cause: Cause,
+    pub(super) code: u16,
+    pub(super) reason: &'static str,
+}
+
+/// The rooms of a configuration, by backend, as shard `index` begins with them.
+pub(super) fn all_rooms(
+    config: &Config,
+    index: u16,
+    unix_origin_ms: u64,
+    random: &mut Random,
+) -> Vec<Option<Rooms>> {
+    let rooms = config.backends.iter().map(|backend| match &backend.kind {
+        BackendKind::Local(local) => {
+            Some(new_rooms(config, local, index, unix_origin_ms, random.next_u64()))
+        }
+        _ => None,
+    });
+    rooms.collect()
+}
+
+/// The rooms of a backend, as shard `index` begins with them.
+pub(super) fn new_rooms(
+    config: &Config,
+    local: &Local,
+    index: u16,
+    unix_origin_ms: u64,
+    epoch: u64,
+) -> Rooms {
+    Rooms::new(index, config.server.shards, room_limits(config, local), unix_origin_ms, epoch)
+}
+
+/// What the backend says of its rooms, and what everybody's limits do.
+pub(super) fn room_limits(config: &Config, local: &Local) -> RoomLimits {
+    RoomLimits {
+        ping_interval: config.limits.ping_interval,
+        message_bytes_max: config.limits.message_bytes_max,
+        ..local.rooms.clone()
+    }
+}
