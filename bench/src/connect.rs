@@ -12,7 +12,7 @@ use clap::Args;
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
-use crate::engine::{Ending, Engine, Reasons, Scenario, Settings, Times};
+use crate::engine::{Ending, Engine, OPENING_MAX, Reasons, Scenario, Settings, Times};
 use crate::histogram;
 use crate::kernel;
 use crate::open_loop::{self, Course, Schedule};
@@ -58,7 +58,6 @@ pub(crate) struct Options {
     pub(crate) common: Common,
 }
 
-const OPENING_MAX: u32 = 256;
 const CONNECTIONS_MAX: u32 = 20_000;
 /// For one close handshake; then it is reset.
 const CLOSE_NS_MAX: u64 = 5_000_000_000;
@@ -98,15 +97,9 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
     let default_max = if options.rate.is_some() { connections } else { OPENING_MAX };
     let opening_max = options.opening_max.unwrap_or(default_max);
     let mut engine = Engine::new(Settings {
-        targets: vec![target.clone()],
-        clients_per_target: connections,
         opening_max,
-        opens_per_second_max: None,
         open_timeout: options.open_timeout,
-        keep_buffers: false,
-        buffer_bytes: 64 * 1024,
-        slots_per_ring_max: u32::MAX,
-        congestion: options.common.congestion.clone(),
+        ..Settings::new(vec![target.clone()], connections, &options.common)
     })?;
     let mut connect = Connect::new(options, connections, opening_max);
     watch.ready()?;

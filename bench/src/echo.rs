@@ -80,7 +80,6 @@ struct Server {
     pids: Vec<u32>,
 }
 
-const OPENING_MAX: u32 = 256;
 const OPENING_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long messages under way may take to come back at the end of a slice.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -133,15 +132,12 @@ fn run_slices(
     let stopped = || watch.stopped();
     watch.begin(&clients.common)?;
     let mut engine = Engine::new(Settings {
-        targets: servers.iter().map(|server| server.target.clone()).collect(),
-        clients_per_target: clients.connections,
-        opening_max: OPENING_MAX,
-        opens_per_second_max: None,
-        open_timeout: Duration::from_secs(10),
         keep_buffers: true,
-        buffer_bytes: 64 * 1024,
-        slots_per_ring_max: u32::MAX,
-        congestion: clients.common.congestion.clone(),
+        ..Settings::new(
+            servers.iter().map(|server| server.target.clone()).collect(),
+            clients.connections,
+            &clients.common,
+        )
     })?;
     let mut echo = Echo::new(clients, servers.len(), engine.len());
     engine.open_all(&mut echo, OPENING_TIMEOUT, watch)?;

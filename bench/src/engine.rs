@@ -29,6 +29,7 @@ use crate::kernel::descriptors_max;
 use crate::kernel::lanes::Lanes;
 use crate::kernel::pool::Chunk;
 use crate::kernel::ring::{Completion, Payload, Setup};
+use crate::options::Common;
 use crate::outcome::Watch;
 use crate::proc::per;
 use crate::progress::Sample;
@@ -123,6 +124,26 @@ pub(crate) struct Settings {
     /// Fewer slots in a ring than RLIMIT_NOFILE allows; for trying several rings on few clients.
     pub(crate) slots_per_ring_max: u32,
     pub(crate) congestion: Option<CString>,
+}
+
+/// Connects and handshakes under way at once, where nothing else is asked for.
+pub(crate) const OPENING_MAX: u32 = 256;
+
+impl Settings {
+    /// What most scenarios want: all open as fast as the server answers, and then are quiet.
+    pub(crate) fn new(targets: Vec<Target>, clients_per_target: u32, common: &Common) -> Settings {
+        Settings {
+            targets,
+            clients_per_target,
+            opening_max: OPENING_MAX,
+            opens_per_second_max: None,
+            open_timeout: Duration::from_secs(10),
+            keep_buffers: false,
+            buffer_bytes: 64 * 1024,
+            slots_per_ring_max: u32::MAX,
+            congestion: common.congestion.clone(),
+        }
+    }
 }
 
 /// The clients and their rings.

@@ -84,7 +84,6 @@ pub(crate) struct Options {
 /// Memberships in all, each with a place for each publisher of its room: four bytes each.
 const STREAMS_MAX: u64 = 10_000_000;
 
-const OPENING_MAX: u32 = 256;
 const OPENING_TIMEOUT: Duration = Duration::from_secs(60);
 const JOINING_TIMEOUT: Duration = Duration::from_secs(60);
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -110,17 +109,8 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
         target.path = dialect.path();
     }
     kernel::wake_on_time();
-    let mut engine = Engine::new(Settings {
-        targets: vec![target.clone()],
-        clients_per_target: shape.clients(),
-        opening_max: OPENING_MAX,
-        opens_per_second_max: None,
-        open_timeout: Duration::from_secs(10),
-        keep_buffers: false,
-        buffer_bytes: 64 * 1024,
-        slots_per_ring_max: u32::MAX,
-        congestion: options.common.congestion.clone(),
-    })?;
+    let mut engine =
+        Engine::new(Settings::new(vec![target.clone()], shape.clients(), &options.common))?;
     let schedule = || Schedule::new(options.rate, options.warm_up, options.measured);
     let mut fanout = Fanout::new(dialect, Ledger::new(shape, schedule(), options.size, slow));
     engine.open_all(&mut fanout, OPENING_TIMEOUT, watch)?;

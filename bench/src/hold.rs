@@ -79,16 +79,13 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
     // Before the engine: its tables are part of what a client costs us.
     let own_before = ProcessMemory::read(own);
     let mut engine = Engine::new(Settings {
-        targets: vec![target.clone()],
-        clients_per_target: options.connections,
         opening_max: options.opening_max,
         opens_per_second_max: options.rate,
         open_timeout: options.open_timeout,
-        keep_buffers: false,
         // Small: what idle clients receive is Pings, and each ring has its own.
         buffer_bytes: 8 * 1024,
         slots_per_ring_max: options.slots_per_ring_max,
-        congestion: options.common.congestion.clone(),
+        ..Settings::new(vec![target.clone()], options.connections, &options.common)
     })?;
     let mut hold = Hold::new();
     kernel::wake_on_time();

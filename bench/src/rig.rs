@@ -94,7 +94,6 @@ pub(crate) struct Closed {
     sleep_max: Duration,
 }
 
-const OPENING_MAX: u32 = 256;
 const OPENING_TIMEOUT: Duration = Duration::from_secs(30);
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(5);
 /// What may wait to be sent when a server takes nothing, of all connections together.
@@ -119,15 +118,8 @@ impl Rig {
         kernel::wake_on_time();
         let mut load = Load::new(clients, targets.len());
         let mut engine = Engine::new(Settings {
-            targets,
-            clients_per_target: clients.connections,
-            opening_max: OPENING_MAX,
-            opens_per_second_max: None,
-            open_timeout: Duration::from_secs(10),
             keep_buffers: true,
-            buffer_bytes: 64 * 1024,
-            slots_per_ring_max: u32::MAX,
-            congestion: clients.common.congestion.clone(),
+            ..Settings::new(targets, clients.connections, &clients.common)
         })?;
         engine.open_all(&mut load, OPENING_TIMEOUT, watch)?;
         Ok(Rig { engine, load, pids, slow_down: clients.slow_down, pace: Pace::new() })

@@ -77,7 +77,6 @@ fn percent(text: &str) -> Result<f64, String> {
 }
 
 const WARM_UP: Duration = Duration::from_secs(1);
-const OPENING_MAX: u32 = 256;
 const OPENING_TIMEOUT: Duration = Duration::from_secs(60);
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long what is under way may take at the end.
@@ -95,17 +94,11 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
     let options = &options;
     let target = options.common.target(&options.url)?;
     kernel::wake_on_time();
-    let mut engine = Engine::new(Settings {
-        targets: vec![target.clone()],
-        clients_per_target: options.connections + options.half_open + options.mute,
-        opening_max: OPENING_MAX,
-        opens_per_second_max: None,
-        open_timeout: Duration::from_secs(10),
-        keep_buffers: false,
-        buffer_bytes: 64 * 1024,
-        slots_per_ring_max: u32::MAX,
-        congestion: options.common.congestion.clone(),
-    })?;
+    let mut engine = Engine::new(Settings::new(
+        vec![target.clone()],
+        options.connections + options.half_open + options.mute,
+        &options.common,
+    ))?;
     engine.limit_receive_buffers(options.receive_buffer_bytes);
     let mut slow = Slow::new(options);
     for client in options.connections..engine.len() {

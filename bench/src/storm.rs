@@ -88,8 +88,6 @@ pub(crate) enum CutBy {
 }
 
 const WARM_UP: Duration = Duration::from_secs(1);
-/// Opens of the population before the storm that are under way at once.
-const OPENING_MAX: u32 = 256;
 const OPENING_TIMEOUT: Duration = Duration::from_secs(120);
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long what is under way may take at the end.
@@ -109,15 +107,12 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
     let target = options.common.target(&options.url)?;
     kernel::wake_on_time();
     let mut engine = Engine::new(Settings {
-        targets: vec![target.clone()],
-        clients_per_target: options.standing + options.connections,
-        opening_max: OPENING_MAX,
-        opens_per_second_max: None,
         open_timeout: options.open_timeout,
-        keep_buffers: false,
-        buffer_bytes: 64 * 1024,
-        slots_per_ring_max: u32::MAX,
-        congestion: options.common.congestion.clone(),
+        ..Settings::new(
+            vec![target.clone()],
+            options.standing + options.connections,
+            &options.common,
+        )
     })?;
     let mut storm = Storm::new(options);
     engine.open_all(&mut storm, OPENING_TIMEOUT, watch)?;

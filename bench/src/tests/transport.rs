@@ -12,20 +12,16 @@ use super::*;
 use crate::echo::run as echo;
 use crate::engine::{Ending, Engine, Request, Scenario, Settings};
 use crate::hold::run as hold;
+use crate::options::Common;
 use crate::target::Target;
 use crate::websocket::Frame;
 
 fn settings(targets: Vec<Target>, clients_per_target: u32) -> Settings {
     Settings {
-        targets,
-        clients_per_target,
         opening_max: 64,
-        opens_per_second_max: None,
         open_timeout: FOREVER,
-        keep_buffers: false,
         buffer_bytes: 8 * 1024,
-        slots_per_ring_max: u32::MAX,
-        congestion: None,
+        ..Settings::new(targets, clients_per_target, &Common::default())
     }
 }
 
