@@ -60,9 +60,6 @@ const DIRECT: usize = 1;
 /// Slices of a path: a day of the shortest ones would be more than anybody reads.
 const SLICES_MAX: u128 = 100_000;
 
-/// How long a path may take to answer what a slice has left behind.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
-
 const PERCENTILES: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)];
 
 /// Runs it. Ends early, with what there is, when the watch says so.
@@ -92,7 +89,7 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
         }
         let mut p50_us = [None; 2];
         for side in shuffled(2, round as u64) {
-            if !rig.settle(SETTLE_TIMEOUT, watch)? && !watch.stopped() {
+            if !rig.settle(watch)? && !watch.stopped() {
                 ended_by = Some("what was under way did not come back within 30 s");
                 break 'rounds;
             }

@@ -95,6 +95,8 @@ pub(crate) struct Closed {
 }
 
 const OPENING_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a server may take to answer what a part has left behind.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(5);
 /// What may wait to be sent when a server takes nothing, of all connections together.
 const OUTGOING_BYTES_MAX: u64 = 1 << 30;
@@ -169,10 +171,26 @@ impl Rig {
         })
     }
 
+    /// Why no other part can follow, if so, after a wait for what parts have left under way.
+    pub(crate) fn why_not_go_on(&mut self, watch: &Watch<'_>) -> io::Result<Option<String>> {
+        let ended = self.ended_early();
+        if ended > 0 {
+            return Ok(Some(format!("{ended} connections ended")));
+        }
+        let is_settled = self.settle(watch)?;
+        Ok(if watch.stopped() {
+            Some("stopped".into())
+        } else if !is_settled {
+            Some("the server did not answer what was under way within 30 s".into())
+        } else {
+            None
+        })
+    }
+
     /// Waits for what parts have left under way and given up; says whether nothing is any more.
-    pub(crate) fn settle(&mut self, timeout: Duration, watch: &Watch<'_>) -> io::Result<bool> {
+    pub(crate) fn settle(&mut self, watch: &Watch<'_>) -> io::Result<bool> {
         let started = Instant::now();
-        while self.load.stale > 0 && !watch.stopped() && started.elapsed() < timeout {
+        while self.load.stale > 0 && !watch.stopped() && started.elapsed() < SETTLE_TIMEOUT {
             self.engine.turn(&mut self.load, TURN)?;
         }
         Ok(self.load.stale == 0)

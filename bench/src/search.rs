@@ -90,8 +90,6 @@ fn milliseconds(text: &str) -> Result<Duration, String> {
 /// Probes in one search. Doubling from 1 to 4 million takes 22, halving down to a thousandth 10; the
 /// rest is for tries and confirmations.
 const PROBES_MAX: usize = 200;
-/// How long a server may take to answer what a probe has left behind.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Above this, whoever it is has no time to spare.
 const BUSY: f64 = 0.95;
 
@@ -109,12 +107,8 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
     while let Some(rate) = search.next_rate() {
         if probes.len() == PROBES_MAX {
             ended_by = Some(format!("{PROBES_MAX} probes were not enough"));
-        } else if rig.ended_early() > 0 {
-            ended_by = Some(format!("{} connections ended", rig.ended_early()));
-        } else if !rig.settle(SETTLE_TIMEOUT, watch)? && !watch.stopped() {
-            ended_by = Some("the server did not answer what was under way within 30 s".into());
-        } else if watch.stopped() {
-            ended_by = Some("stopped".into());
+        } else {
+            ended_by = rig.why_not_go_on(watch)?;
         }
         if ended_by.is_some() {
             break;

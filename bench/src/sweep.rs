@@ -47,8 +47,6 @@ pub(crate) struct Options {
 
 /// Rates in one sweep. Each keeps its histograms, a megabyte, to the end.
 const POINTS_MAX: u32 = 100;
-/// How long a server may take to answer what a rate has left behind.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Runs it. Ends early, with what there is, when the watch says so.
 pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
@@ -64,12 +62,8 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
     for rate in &rates {
         if past_knee == options.past_knee_max {
             ended_by = Some(format!("{past_knee} rates past the knee"));
-        } else if rig.ended_early() > 0 {
-            ended_by = Some(format!("{} connections ended", rig.ended_early()));
-        } else if !rig.settle(SETTLE_TIMEOUT, watch)? && !watch.stopped() {
-            ended_by = Some("the server did not answer what was under way within 30 s".into());
-        } else if watch.stopped() {
-            ended_by = Some("stopped".into());
+        } else {
+            ended_by = rig.why_not_go_on(watch)?;
         }
         if ended_by.is_some() {
             break;
