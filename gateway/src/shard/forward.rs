@@ -232,7 +232,7 @@ impl<R: Ring> Shard<R> {
         let State::Forwarding(forwarding) = &mut conn.state else { return };
         // Who asks without reading the answers is not given more of them.
         let keeps_up = conn.outbox.bytes() <= PAUSE_AT_BYTES;
-        if !(forwarding.keep_alive && keeps_up) {
+        if !(forwarding.keep_alive && keeps_up && self.stop_deadline.is_none()) {
             forwarding.attempt.upstream = None;
             return self.start_finish(client, Cause::HttpDone);
         }

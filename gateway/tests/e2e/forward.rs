@@ -277,7 +277,9 @@ fn an_upstream_that_is_not_there_is_502_and_http_can_be_switched_off() {
 #[test]
 fn a_stop_refuses_what_is_not_answered_and_finishes_what_is() {
     let upstream = Upstream::listen();
-    let gateway = in_front_of(&upstream, "");
+    // One shard: when it has refused the one, it has heard of the stop for the other, too.
+    let config = format!("{HEAD}{}", to_upstream(upstream.address()));
+    let gateway = Gateway::start_with(&config, &["--shards", "1"]);
     let mut waits = Peer::connect(gateway.address());
     waits.write(get("/poll"));
     let (poll, _) = upstream.accept();
