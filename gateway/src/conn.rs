@@ -88,8 +88,6 @@ pub struct Meter {
     pub read_at: Time,
     /// It counts with this address.
     pub address: Option<Arc<Address>>,
-    /// It counts with this route.
-    pub route: Option<u16>,
 }
 
 impl Default for Meter {
@@ -100,7 +98,6 @@ impl Default for Meter {
             control_frames: Bucket::default(),
             read_at: Time::NEVER,
             address: None,
-            route: None,
         }
     }
 }
@@ -182,6 +179,8 @@ pub struct Flags {
     pub evicted: bool,
     /// The upstream of this client has died; it is told at its deadline.
     pub orphan: bool,
+    /// It counts with its route (`shared.rs`).
+    pub on_route: bool,
     /// A client above `connections_max`, which is here to be told so.
     pub surplus: bool,
     /// Its receive ended because no buffer was free; it is on the shard's list of the starved.

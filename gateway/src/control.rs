@@ -224,21 +224,36 @@ impl Control {
         let read = tokio::task::spawn_blocking(read).await.map_err(|error| error.to_string())?;
         let new = read.map_err(|faults| faults.to_string())?;
         let old = self.config();
+        // A shard that still goes by an earlier one could lead clients to numbers given away now.
+        self.wait_for_generation(old.generation).await?;
+        let shared = self.gateway.shared();
         let Succession { config, changes } =
-            succeed(&old, new, |_| true).map_err(|refusal| refusal.to_string())?;
+            succeed(&old, new, |number| shared.is_in_use(number))
+                .map_err(|refusal| refusal.to_string())?;
         let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
         if changes.is_empty() {
             return Ok(Reloaded { generation: old.generation, changes });
         }
         let generation = config.generation;
         let config = Arc::new(config);
+        // Before the shards: what they write down may be of numbers that only this one has.
+        self.config.send_replace(Arc::clone(&config));
         for shard in 0..config.server.shards {
-            let order = Order::Config(Arc::clone(&config));
-            self.order(shard, order).await?;
+            self.order_config(shard, &config).await?;
         }
-        self.config.send_replace(config);
         self.wait_for_generation(generation).await?;
         Ok(Reloaded { generation, changes })
+    }
+
+    /// All shards go by a configuration or none does, so this waits for as long as it takes.
+    async fn order_config(&self, shard: u16, config: &Arc<Config>) -> Result<(), String> {
+        while let Err(why) = self.order(shard, Order::Config(Arc::clone(config))).await {
+            if self.gateway.has_stopped() {
+                return Err("the gateway has stopped".to_owned());
+            }
+            warn!("reload: waiting: {why}");
+        }
+        Ok(())
     }
 
     async fn wait_for_generation(&self, generation: u64) -> Result<(), String> {

@@ -274,6 +274,12 @@ impl Rooms {
         &self.counters
     }
 
+    /// Whether there are no rooms here, no members of rooms, and no users.
+    pub fn is_empty(&self) -> bool {
+        let Rooms { members, homes, directory, .. } = self;
+        homes.len() == 0 && members.room_count() == 0 && directory.len() == 0
+    }
+
     /// What is held now.
     pub fn gauges(&self) -> Gauges {
         Gauges {

@@ -24,6 +24,7 @@ use crate::shared::Shared;
 /// The shards, running.
 pub struct Gateway {
     config: Arc<Config>,
+    shared: Arc<Shared>,
     addresses: Vec<SocketAddr>,
     inboxes: Arc<[Inbox]>,
     counters: Vec<Arc<Counters>>,
@@ -75,7 +76,7 @@ impl Gateway {
                 Err(_) => return Err("a shard ended before it served".into()),
             }
         }
-        Ok(Gateway { config, addresses, inboxes, counters, journals, threads, buffers })
+        Ok(Gateway { config, shared, addresses, inboxes, counters, journals, threads, buffers })
     }
 
     /// Where it listens, in the order of the configuration; ports that the kernel chose are known.
@@ -86,6 +87,11 @@ impl Gateway {
     /// The configuration that it started with.
     pub fn config(&self) -> &Arc<Config> {
         &self.config
+    }
+
+    /// What the shards count together.
+    pub fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// What each shard counts.

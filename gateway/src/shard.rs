@@ -109,6 +109,8 @@ pub struct Shard<R: Ring> {
     // What clients are brought to.
     /// The rooms of each `local` backend, by backend.
     rooms: Vec<Option<Rooms>>,
+    /// Whether this shard counts as one that has rooms of a backend (`shared.rs`), by backend.
+    has_rooms: Vec<bool>,
     /// The upstreams of each `websocket` backend, by backend.
     groups: Vec<Option<Group>>,
     /// Clients that wait until an upstream has room, by backend.
@@ -191,6 +193,7 @@ impl<R: Ring> Shard<R> {
             dirty: VecDeque::new(),
             starved: VecDeque::new(),
             doomed: Vec::new(),
+            has_rooms: vec![false; rooms.len()],
             rooms,
             waiting: groups.iter().map(|_| attempt::Waiting::default()).collect(),
             groups,
@@ -289,6 +292,8 @@ impl<R: Ring> Shard<R> {
         let mut taken = 0;
         while let Some(letter) = self.mail.next_letter(&mut taken) {
             match letter {
+                // Of a backend that is gone, and has nobody any more.
+                Letter::Rooms { backend, .. } if self.rooms[usize::from(backend)].is_none() => {}
                 Letter::Rooms { backend, mail } => {
                     let now = self.now;
                     self.with_rooms(backend, |rooms, post| rooms.on_mail(mail, now, post));

@@ -3,30 +3,72 @@
 //!
 //! [`Address`]: crate::addresses::Address
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::addresses::Addresses;
-use crate::limits::ROUTES_MAX;
+use crate::config::succession::Number;
+use crate::limits::{BACKEND_NUMBERS_MAX, ROUTE_NUMBERS_MAX};
 
 /// The counts of one process.
 #[derive(Debug)]
 pub struct Shared {
     /// Clients that are served: at most `connections_max` of `[limits]`.
     pub clients: Places,
-    /// Clients of each route that has a `connections_max`, by its place in the order of matching.
-    pub routes: Box<[Places]>,
+    /// Shards in which there are rooms of a backend, by its number.
+    pub rooms: Box<[Places]>,
     /// Where clients come from, where that is limited.
     pub addresses: Addresses,
+    /// Who is on each route, by its number: most have few routes, so it is made in pieces.
+    routes: Box<[OnceLock<Box<[OnRoute]>>]>,
 }
+
+/// Routes whose counts are made together.
+const ROUTES_PER_PIECE: usize = 256;
 
 impl Default for Shared {
     fn default() -> Shared {
+        let pieces = ROUTE_NUMBERS_MAX.div_ceil(ROUTES_PER_PIECE);
         Shared {
             clients: Places::default(),
-            routes: (0..ROUTES_MAX).map(|_| Places::default()).collect(),
+            rooms: (0..BACKEND_NUMBERS_MAX).map(|_| Places::default()).collect(),
             addresses: Addresses::default(),
+            routes: (0..pieces).map(|_| OnceLock::new()).collect(),
         }
     }
+}
+
+impl Shared {
+    /// Who is on the route with this number.
+    pub fn route(&self, number: u16) -> &OnRoute {
+        let number = usize::from(number);
+        let piece = self.routes[number / ROUTES_PER_PIECE]
+            .get_or_init(|| (0..ROUTES_PER_PIECE).map(|_| OnRoute::default()).collect());
+        &piece[number % ROUTES_PER_PIECE]
+    }
+
+    /// Whether a number that is retired in the configuration of all shards means something to one of
+    /// them still, so that it cannot be given away.
+    pub fn is_in_use(&self, number: Number) -> bool {
+        match number {
+            Number::Route(route) => {
+                let OnRoute { clients, upstreams } = self.route(route.0);
+                clients.taken() > 0 || upstreams.taken() > 0
+            }
+            // Its connections are on the routes that lead to it.
+            Number::Backend(backend) => self.rooms[usize::from(backend)].taken() > 0,
+        }
+    }
+}
+
+/// Who is on a route.
+#[derive(Debug, Default)]
+pub struct OnRoute {
+    /// Clients that were admitted to it, until their slot is free or they are led elsewhere: at most
+    /// its `connections_max`, unless that was narrowed since.
+    pub clients: Places,
+    /// Connections to upstreams on behalf of such clients, which may outlive them for a while.
+    pub upstreams: Places,
 }
 
 /// A number of places, of which each is taken by one client until it is given back.
@@ -41,6 +83,11 @@ impl Places {
     pub fn try_take(&self, max: u32) -> bool {
         let one_more = |taken| (taken < max).then_some(taken + 1);
         self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
+    }
+
+    /// Takes one more, however many are taken.
+    pub fn take(&self) {
+        self.taken.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Gives one back.

@@ -11,7 +11,7 @@ use crate::conn::{ConnId, Side};
 use crate::limits::addresses_max;
 use crate::metrics::Cause;
 use crate::ring::Ring;
-use crate::route::Route;
+use crate::route::{Route, RouteIndex};
 
 impl<R: Ring> Shard<R> {
     /// Takes a place for one more client that is served.
@@ -61,24 +61,37 @@ impl<R: Ring> Shard<R> {
             self.refuse(id, status, cause, why);
             return false;
         }
-        if policy.connections_max == 0 {
+        if self.table[id].flags.on_route {
             return true;
         }
-        let meter = self.table[id].meter.get_or_insert_default();
-        if meter.route == Some(route.index.0) {
-            return true;
+        let places = &self.shared.route(route.index.0).clients;
+        match policy.connections_max {
+            0 => places.take(),
+            max if places.try_take(max) => {}
+            _ => {
+                let why = "connections_max: this route has as many clients as it may have";
+                self.refuse(id, 503, Cause::MemoryPressure, why);
+                return false;
+            }
         }
-        if let Some(route) = meter.route.take() {
-            self.shared.routes[usize::from(route)].give_back();
-        }
-        let places = &self.shared.routes[usize::from(route.index.0)];
-        if !places.try_take(policy.connections_max) {
-            let why = "connections_max: this route has as many clients as it may have";
-            self.refuse(id, 503, Cause::MemoryPressure, why);
-            return false;
-        }
-        meter.route = Some(route.index.0);
+        self.table[id].flags.on_route = true;
         true
+    }
+
+    /// A request of a client has been routed. With another route than its last one it counts no more
+    /// where it did; it is yet to be admitted to this one.
+    pub(super) fn set_route(&mut self, id: ConnId, route: RouteIndex) {
+        let Shard { table, shared, .. } = self;
+        let conn = &mut table[id];
+        if conn.route == route.0 {
+            return;
+        }
+        if std::mem::take(&mut conn.flags.on_route) {
+            shared.route(conn.route).clients.give_back();
+        }
+        conn.route = route.0;
+        // The number of that backend may mean another one from here on.
+        conn.counted = None;
     }
 
     fn admit_address(
@@ -107,12 +120,19 @@ impl<R: Ring> Shard<R> {
         Ok(())
     }
 
-    /// A client's slot becomes free: so do its places.
+    /// A slot becomes free: so do its places.
     pub(super) fn release_places(&mut self, id: ConnId) {
         let Shard { table, shared, surplus, now, .. } = self;
         let conn = &mut table[id];
+        let was_on_route = std::mem::take(&mut conn.flags.on_route);
         if conn.side != Side::Client {
+            if was_on_route {
+                shared.route(conn.route).upstreams.give_back();
+            }
             return;
+        }
+        if was_on_route {
+            shared.route(conn.route).clients.give_back();
         }
         if conn.flags.surplus {
             *surplus -= 1;
@@ -120,9 +140,6 @@ impl<R: Ring> Shard<R> {
             shared.clients.give_back();
         }
         let Some(meter) = conn.meter.take() else { return };
-        if let Some(route) = meter.route {
-            shared.routes[usize::from(route)].give_back();
-        }
         if let Some(address) = &meter.address {
             shared.addresses.close(address, *now);
         }

@@ -244,6 +244,8 @@ impl<R: Ring> Shard<R> {
         }
         let conn = &mut self.table[id];
         conn.route = route;
+        conn.flags.on_route = true;
+        self.shared.route(route).upstreams.take();
         conn.deadline = deadline;
         conn.state = if is_request {
             let head = AnswerHead::new(client);

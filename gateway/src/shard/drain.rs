@@ -44,6 +44,13 @@ pub(super) struct Sweep {
     end: u32,
 }
 
+impl Sweep {
+    /// Whether it is of clients of an upstream of this backend.
+    pub(super) fn is_of_backend(&self, backend: usize) -> bool {
+        matches!(self.whom, Whom::Upstream(counted) if usize::from(counted.backend) == backend)
+    }
+}
+
 /// Who has to leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Whom {

@@ -232,8 +232,8 @@ impl<R: Ring> Shard<R> {
 impl Meter {
     /// Whether it says no more than its absence would.
     fn is_idle(&self, now: Time) -> bool {
-        let Meter { messages, bytes, control_frames, read_at, address, route } = self;
+        let Meter { messages, bytes, control_frames, read_at, address } = self;
         let full = [messages, bytes, control_frames].iter().all(|bucket| bucket.is_full(now));
-        full && *read_at == Time::NEVER && address.is_none() && route.is_none()
+        full && *read_at == Time::NEVER && address.is_none()
     }
 }

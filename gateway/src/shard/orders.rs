@@ -38,13 +38,19 @@ impl<R: Ring> Shard<R> {
     }
 
     /// Goes by another configuration from here on. Connections, rooms and groups stay what they are:
-    /// the numbers of routes and backends mean the same as before.
+    /// the numbers of routes and backends mean the same as before, or are ones that nobody was on.
     fn on_config(&mut self, config: &Arc<Config>) {
-        self.config = Arc::clone(config);
+        let before = std::mem::replace(&mut self.config, Arc::clone(config));
+        for (index, (before, after)) in before.backends.iter().zip(&config.backends).enumerate() {
+            if !before.is_same(after) {
+                self.forget_backend(index);
+            }
+        }
         for (index, backend) in config.backends.iter().enumerate() {
             if index == self.groups.len() {
                 self.groups.push(None);
                 self.rooms.push(None);
+                self.has_rooms.push(false);
                 self.waiting.push(Default::default());
             }
             match &backend.kind {
@@ -60,9 +66,21 @@ impl<R: Ring> Shard<R> {
                 BackendKind::Websocket(websocket) => self.on_upstreams(index as u16, websocket),
             }
         }
+        self.sessions.set_limits(&config.limits);
         self.room_made = true;
         self.accept_again_when_room();
         self.metrics.config_generation.set(config.generation);
+    }
+
+    /// The number of a backend means another one from here on.
+    fn forget_backend(&mut self, index: usize) {
+        self.rooms[index] = None;
+        if self.has_rooms[index] {
+            self.count_rooms(index, false);
+        }
+        self.groups[index] = None;
+        self.waiting[index] = Default::default();
+        self.sweeps.retain(|sweep| !sweep.is_of_backend(index));
     }
 
     /// The list of a backend's upstreams, as it is from here on.

@@ -21,7 +21,8 @@ impl<R: Ring> Shard<R> {
     /// Lends the rooms of one backend together with what they reach of the shard.
     pub(super) fn with_rooms(&mut self, backend: u16, act: impl FnOnce(&mut Rooms, &mut Post<'_>)) {
         let Shard { rooms, table, stores, dirty, doomed, mail, now, config, metrics, .. } = self;
-        let Some(rooms) = &mut rooms[usize::from(backend)] else {
+        let index = usize::from(backend);
+        let Some(rooms) = &mut rooms[index] else {
             unreachable!("backend {backend} has no rooms");
         };
         let (now, outbox_bytes_max) = (*now, config.limits.outbox_bytes_max);
@@ -33,6 +34,20 @@ impl<R: Ring> Shard<R> {
         let bounds = Bounds { fast_bytes_max, outbox_bytes_max, slow };
         let mut post = Post { table, stores, dirty, doomed, mail, metrics, now, bounds, backend };
         act(rooms, &mut post);
+        let has_rooms = !rooms.is_empty();
+        if has_rooms != self.has_rooms[index] {
+            self.count_rooms(index, has_rooms);
+        }
+    }
+
+    /// This shard has rooms of a backend from now on, or none any more.
+    #[cold]
+    pub(super) fn count_rooms(&mut self, backend: usize, has_rooms: bool) {
+        self.has_rooms[backend] = has_rooms;
+        match has_rooms {
+            true => self.shared.rooms[backend].take(),
+            false => self.shared.rooms[backend].give_back(),
+        }
     }
 }
 

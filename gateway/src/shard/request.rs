@@ -80,7 +80,7 @@ impl<R: Ring> Shard<R> {
         let Some(route) = config.routes.find(request.host, request.path, offered) else {
             return self.refuse_unrouted(id);
         };
-        self.table[id].route = route.index.0;
+        self.set_route(id, route.index);
         if !self.admit_origin(id, route, &request) || !self.admit_to_route(id, route, true) {
             return;
         }
@@ -132,7 +132,7 @@ impl<R: Ring> Shard<R> {
         let config = std::sync::Arc::clone(&self.config);
         let route = config.routes.find(request.host, request.path, std::iter::empty());
         if let Some(route) = route {
-            self.table[id].route = route.index.0;
+            self.set_route(id, route.index);
             if !self.admit_to_route(id, route, false) {
                 return;
             }

@@ -23,6 +23,7 @@ use super::mailbox::{Letter, SidMail};
 use crate::conn::table::Table;
 use crate::conn::{Attempt, ConnId, Counted, Phase, Session, State};
 use crate::http::Request;
+use crate::limits::Limits;
 use crate::ring::Ring;
 use crate::upstream::{
     OpenScan, Sid, Sids, Sticky, Upstream, UpstreamId, UpstreamName, is_engine_io, sid_of,
@@ -35,6 +36,15 @@ pub(super) struct Sessions {
     sids: Option<Sids>,
     /// The number of the last question. It wraps: no question waits for four billion others.
     asked: u32,
+}
+
+impl Sessions {
+    /// Goes by other limits from here on.
+    pub(super) fn set_limits(&mut self, limits: &Limits) {
+        if let Some(sids) = &mut self.sids {
+            sids.set_limits(limits.sids_max, limits.sid_idle);
+        }
+    }
 }
 
 impl<R: Ring> Shard<R> {

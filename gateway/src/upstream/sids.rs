@@ -102,6 +102,14 @@ impl Sids {
         }
     }
 
+    /// Goes by other limits from here on; they are as for [`Sids::new`]. What is beyond a smaller
+    /// bound goes with the insertions that follow, oldest first.
+    pub fn set_limits(&mut self, entries_max: usize, idle_timeout: Duration) {
+        assert!((1..NONE as usize).contains(&entries_max), "entries_max is {entries_max}");
+        self.entries_max = entries_max;
+        self.idle_timeout = idle_timeout;
+    }
+
     /// Sessions that are known; some of them may have expired.
     pub fn len(&self) -> usize {
         self.places.len()
@@ -116,8 +124,11 @@ impl Sids {
     pub fn insert(&mut self, sid: Sid, upstream: UpstreamName, now: Time) {
         self.expire(now, EXPIRED_PER_INSERT);
         self.remove(sid);
-        if self.places.len() == self.entries_max {
-            self.remove(self.entries[self.oldest as usize].sid);
+        // More than one where the bound was lowered.
+        for _ in 0..EXPIRED_PER_INSERT {
+            if self.places.len() >= self.entries_max {
+                self.remove(self.entries[self.oldest as usize].sid);
+            }
         }
         let entry = Entry { sid, upstream, seen: now, next: NONE, previous: NONE };
         let place = match self.free {
