@@ -227,9 +227,8 @@ impl Control {
         // A shard that still goes by an earlier one could lead clients to numbers given away now.
         self.wait_for_generation(old.generation).await?;
         let shared = self.gateway.shared();
-        let Succession { config, changes } =
-            succeed(&old, new, |number| shared.is_in_use(number))
-                .map_err(|refusal| refusal.to_string())?;
+        let Succession { config, changes } = succeed(&old, new, |number| shared.is_in_use(number))
+            .map_err(|refusal| refusal.to_string())?;
         let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
         if changes.is_empty() {
             return Ok(Reloaded { generation: old.generation, changes });

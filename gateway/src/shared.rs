@@ -105,6 +105,7 @@ impl Places {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::route::RouteIndex;
 
     #[test]
     fn the_last_place_is_taken_once() {
@@ -118,5 +119,24 @@ mod tests {
         assert!(!places.try_take(30_000));
         places.give_back();
         assert!(places.try_take(30_000));
+    }
+
+    #[test]
+    fn a_number_is_in_use_while_anybody_is_on_it() {
+        let shared = Shared::default();
+        let last = (ROUTE_NUMBERS_MAX - 1) as u16;
+        for number in [0, 255, 256, last] {
+            let route = Number::Route(RouteIndex(number));
+            for places in [&shared.route(number).clients, &shared.route(number).upstreams] {
+                places.take();
+                assert!(shared.is_in_use(route));
+                places.give_back();
+                assert!(!shared.is_in_use(route));
+            }
+        }
+        let backend = (BACKEND_NUMBERS_MAX - 1) as u16;
+        shared.rooms[usize::from(backend)].take();
+        assert!(shared.is_in_use(Number::Backend(backend)));
+        assert!(!shared.is_in_use(Number::Backend(backend - 1)));
     }
 }

@@ -252,6 +252,28 @@ mod tests {
     }
 
     #[test]
+    fn other_limits_hold_from_then_on() {
+        let mut sids = Sids::new(10, 30 * SECOND);
+        let names = ["a", "b", "c", "d", "e", "f", "g"].map(|sid| Sid::new(0, sid));
+        for (second, sid) in (0..5).zip(names) {
+            sids.insert(sid, UpstreamName(1), at(second));
+        }
+        sids.set_limits(2, 100 * SECOND);
+        assert_eq!(sids.find(names[0], at(60)), Some(UpstreamName(1)), "its time is longer now");
+        let mut lens = names[5..].iter().map(|sid| {
+            sids.insert(*sid, UpstreamName(1), at(61));
+            sids.len()
+        });
+        assert_eq!([lens.next(), lens.next()], [Some(4), Some(3)], "one less each time");
+        sids.insert(names[6], UpstreamName(2), at(62));
+        sids.insert(Sid::new(0, "h"), UpstreamName(2), at(62));
+        assert_eq!(sids.len(), 2);
+        assert_eq!(sids.find(names[6], at(62)), Some(UpstreamName(2)));
+        sids.set_limits(3, 10 * SECOND);
+        assert_eq!(sids.find(names[6], at(73)), None, "its time is shorter now");
+    }
+
+    #[test]
     fn at_the_bound_the_most_silent_goes() {
         let mut sids = Sids::new(2, 30 * SECOND);
         let [a, b, c] = ["a", "b", "c"].map(|sid| Sid::new(0, sid));

@@ -30,6 +30,7 @@ mod page;
 mod programs;
 mod protocols;
 mod relay;
+mod reload;
 mod rooms;
 mod sids;
 mod slow;

@@ -53,6 +53,7 @@ pub struct Program {
     name: String,
     child: Child,
     lines: Receiver<String>,
+    error_lines: Receiver<String>,
     errors: Option<JoinHandle<String>>,
 }
 
@@ -72,13 +73,19 @@ impl Program {
                 let _ = line.send(text);
             }
         });
-        let mut stderr = child.stderr.take().expect("it is piped");
+        let mut stderr = BufReader::new(child.stderr.take().expect("it is piped"));
+        let (error_line, error_lines) = channel();
         let errors = std::thread::spawn(move || {
-            let mut text = Vec::new();
-            let _ = stderr.read_to_end(&mut text);
-            String::from_utf8_lossy(&text).into_owned()
+            let (mut text, mut line) = (String::new(), Vec::new());
+            while stderr.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+                let words = String::from_utf8_lossy(&line);
+                text.push_str(&words);
+                let _ = error_line.send(words.trim_end().to_owned());
+                line.clear();
+            }
+            text
         });
-        Program { name: name.to_owned(), child, lines, errors: Some(errors) }
+        Program { name: name.to_owned(), child, lines, error_lines, errors: Some(errors) }
     }
 
     /// A Node program of ours.
@@ -147,6 +154,21 @@ impl Program {
                 Ok(line) => seen.push(line),
                 Err(error) => {
                     self.kill();
+                    panic!("no {words:?} from {}: {error}, but\n{}", self.name, seen.join("\n"));
+                }
+            }
+        }
+    }
+
+    /// The first line to come on its standard error with this in it.
+    #[track_caller]
+    pub fn error_line_containing(&mut self, words: &str) -> String {
+        let mut seen = Vec::new();
+        loop {
+            match self.error_lines.recv_timeout(PATIENCE) {
+                Ok(line) if line.contains(words) => return line,
+                Ok(line) => seen.push(line),
+                Err(error) => {
                     panic!("no {words:?} from {}: {error}, but\n{}", self.name, seen.join("\n"));
                 }
             }
@@ -336,6 +358,12 @@ impl Gateway {
     pub fn next_address(&mut self) -> SocketAddr {
         let line = self.program.line_with("listening on ");
         line.split(' ').nth(2).expect("an address").parse().expect("an address")
+    }
+
+    /// The first line to come in its log with this in it.
+    #[track_caller]
+    pub fn log_line_containing(&mut self, words: &str) -> String {
+        self.program.error_line_containing(words)
     }
 
     pub fn url(&self, path: &str) -> String {
