@@ -182,7 +182,7 @@ fn a_route_that_leads_elsewhere_moves_nobody() {
             )
         };
         let listed = [backend("first", &first), backend("second", &second)].concat();
-        crate::reload::route("/echo", "echo") + ECHO + &route + &listed
+        self::route("/echo", "echo") + ECHO + &route + &listed
     };
     let it = Reloading::start(&to(Some(&first)));
     let ask = |peer: &mut Peer| peer.write("GET /page HTTP/1.1\r\nHost: test\r\n\r\n");
@@ -231,13 +231,13 @@ fn upstreams_come_drain_and_go() {
     let it = Reloading::start_one_shard(&app(&[(&a, "")]));
     let mut open = Vec::new();
     let mut seen = |count: usize| {
-        let mut names = (0..count).map(|_| {
+        let names = (0..count).map(|_| {
             let mut client = it.open("/");
             let name = name(&mut client);
             open.push(client);
             name
         });
-        let mut names: Vec<String> = names.by_ref().collect();
+        let mut names: Vec<String> = names.collect();
         names.sort_unstable();
         names.concat()
     };
@@ -387,17 +387,10 @@ fn what_cannot_be_taken_on_changes_nothing() {
     let good = route("/a", "echo") + ECHO;
     let mut it = Reloading::start(&good);
     let mut client = it.open("/a");
-    let place = |line: &str| {
-        let text = format!("{}{good}{line}", it.head);
-        let line = text.lines().count();
-        format!("{}:{line}:", it.file.display())
-    };
-    let faulty = "[limits]\nmessage_bytes_max = \"much\"\n";
-    let said = it.refused(&format!("{}{faulty}", route("/b", "echo") + &good));
-    let at = place(faulty).replace(
-        &format!(":{}:", format!("{}{good}{faulty}", it.head).lines().count()),
-        &format!(":{}:21:", format!("{}{good}{faulty}", it.head).lines().count() + 3),
-    );
+    let body = route("/b", "echo") + &good + "[limits]\nmessage_bytes_max = \"much\"\n";
+    let last_line = format!("{}{body}", it.head).lines().count();
+    let said = it.refused(&body);
+    let at = format!("{}:{last_line}:21:", it.file.display());
     assert!(said.starts_with(&at), "{at} in\n{said}");
     let line = it.gateway.log_line_containing("message_bytes_max");
     assert!(line.contains("ERROR") && line.contains(&at), "{line}");
