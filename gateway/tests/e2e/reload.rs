@@ -96,8 +96,8 @@ impl Reloading {
 
     /// Why connections have been closed so far.
     #[track_caller]
-    fn expect_closed(&self, closed: Value) {
-        assert_eq!(self.status()["closed"], closed);
+    fn expect_closed(&self, closed: &Value) {
+        assert_eq!(self.status()["closed"], *closed);
     }
 
     #[track_caller]
@@ -216,7 +216,7 @@ fn a_route_that_leads_elsewhere_moves_nobody() {
         upstream.write(b"\x81\x04down");
         assert_eq!(client.frame().payload, b"down");
     }
-    it.expect_closed(json!({ "handshake_rejected": 1 }));
+    it.expect_closed(&json!({ "handshake_rejected": 1 }));
     // Of the requests that a connection makes, each is led by what holds then.
     ask(&mut keeps_asking);
     assert!(keeps_asking.answer().starts_with("HTTP/1.1 404 "));
@@ -254,7 +254,7 @@ fn upstreams_come_drain_and_go() {
     assert_eq!(seen(2), "bb");
     it.reload(&app(&[(&a, ""), (&b, "mode = \"disabled\"\n")]));
     assert_eq!(seen(2), "aa");
-    it.expect_closed(json!({}));
+    it.expect_closed(&json!({}));
     for client in &mut open {
         client.stream.set_nonblocking(true).expect("a socket");
         let read = std::io::Read::read(&mut client.stream, &mut [0; 16]);
@@ -278,7 +278,7 @@ fn limits_hold_for_those_who_are_there() {
     it.reload(&body("message_bytes_max = 1024\n", ""));
     large.send(0x82, &[7; 1024]);
     assert_eq!(large.frame().payload.len(), 1024);
-    it.expect_closed(json!({}));
+    it.expect_closed(&json!({}));
     large.send(0x82, &[7; 1025]);
     assert_eq!(large.close_frame().0, 1009);
 
@@ -321,7 +321,7 @@ impl Member {
     }
 
     #[track_caller]
-    fn ask(&mut self, request: Value) -> Value {
+    fn ask(&mut self, request: &Value) -> Value {
         self.0.send(0x81, request.to_string().as_bytes());
         self.told()
     }
@@ -330,14 +330,14 @@ impl Member {
     #[track_caller]
     fn publish(&mut self, room: &str, data: u64) {
         let request = json!({ "op": "publish", "room": room, "data": data, "id": data });
-        assert_eq!(self.ask(request)["data"], data);
+        assert_eq!(self.ask(&request)["data"], data);
         assert_eq!(self.told()["ack"], data);
     }
 
     /// What is kept of a room.
     #[track_caller]
     fn history(&mut self, room: &str) -> Vec<u64> {
-        let answer = self.ask(json!({ "op": "history", "room": room, "id": 0 }));
+        let answer = self.ask(&json!({ "op": "history", "room": room, "id": 0 }));
         let messages = answer["messages"].as_array().unwrap_or_else(|| panic!("{answer}"));
         messages.iter().map(|message| message["data"].as_u64().expect("a number")).collect()
     }
@@ -351,8 +351,8 @@ fn rooms_keep_members_history_and_presence() {
     // Several, so that some have their home in either shard.
     let rooms = ["a", "b", "c", "d", "e"];
     for room in rooms {
-        ann.ask(json!({ "op": "join", "room": room, "presence": true, "id": 1 }));
-        bob.ask(json!({ "op": "join", "room": room, "id": 1 }));
+        ann.ask(&json!({ "op": "join", "room": room, "presence": true, "id": 1 }));
+        bob.ask(&json!({ "op": "join", "room": room, "id": 1 }));
         assert_eq!(ann.told()["event"], "join");
         (1..=4).for_each(|data| ann.publish(room, data));
         (1..=4).for_each(|data| assert_eq!(bob.told()["data"], data));
@@ -363,10 +363,10 @@ fn rooms_keep_members_history_and_presence() {
         ann.publish(room, 5);
         assert_eq!(bob.told()["data"], 5);
         assert_eq!(bob.history(room), [4, 5]);
-        let answer = bob.ask(json!({ "op": "presence", "room": room, "id": 1 }));
+        let answer = bob.ask(&json!({ "op": "presence", "room": room, "id": 1 }));
         assert_eq!(answer["users"], json!(["ann", "bob"]));
     }
-    let refused = bob.ask(json!({ "op": "join", "room": "f", "id": 1 }));
+    let refused = bob.ask(&json!({ "op": "join", "room": "f", "id": 1 }));
     assert!(refused["error"].is_object(), "the new bound holds: {refused}");
 
     // Gone from the file, and back: who was there never noticed.
@@ -376,10 +376,10 @@ fn rooms_keep_members_history_and_presence() {
     assert_eq!(bob.told()["data"], 6);
     it.reload(&body(""));
     let mut cid = Member::open(&it, "cid");
-    let joined = cid.ask(json!({ "op": "join", "room": "a", "presence": true, "id": 1 }));
+    let joined = cid.ask(&json!({ "op": "join", "room": "a", "presence": true, "id": 1 }));
     assert_eq!(joined["user_count"], 3);
     assert_eq!(cid.history("a"), [5, 6]);
-    it.expect_closed(json!({ "handshake_rejected": 1 }));
+    it.expect_closed(&json!({ "handshake_rejected": 1 }));
 }
 
 #[test]
@@ -421,7 +421,7 @@ fn what_cannot_be_taken_on_changes_nothing() {
     assert_eq!(it.refusal("/b", ""), "404");
     echoes(&mut client);
     assert_eq!(it.status()["config_generation"], 0);
-    it.expect_closed(json!({ "handshake_rejected": 1 }));
+    it.expect_closed(&json!({ "handshake_rejected": 1 }));
 }
 
 #[test]
@@ -480,7 +480,7 @@ fn numbers_come_back_when_nobody_is_on_them() {
         + &app;
     let it = Reloading::start(&others);
     let mut ann = Member::open(&it, "ann");
-    ann.ask(json!({ "op": "join", "room": "a", "id": 1 }));
+    ann.ask(&json!({ "op": "join", "room": "a", "id": 1 }));
     let mut joined = upstream.join(&it.gateway);
     let mut echo = it.open("/echo");
     let kinds =
@@ -505,7 +505,7 @@ fn numbers_come_back_when_nobody_is_on_them() {
     // What somebody was on all the time has its number still.
     it.reload(&others);
     let mut bob = Member::open(&it, "bob");
-    let answer = bob.ask(json!({ "op": "join", "room": "a", "presence": true, "id": 1 }));
+    let answer = bob.ask(&json!({ "op": "join", "room": "a", "presence": true, "id": 1 }));
     assert_eq!(answer["user_count"], 2, "{answer}");
     assert_eq!(bob.history("a").len(), 12);
 }
@@ -538,7 +538,7 @@ fn three_hundred_reloads_under_two_hundred_connections() {
     }
     assert_eq!(it.status()["config_generation"], 300);
     assert_eq!(it.status()["clients"], 230);
-    it.expect_closed(json!({}));
+    it.expect_closed(&json!({}));
     echo.iter_mut().for_each(echoes);
     for client in &mut relayed {
         assert!(!client.has_bytes(), "nothing was sent, and nothing has ended");
