@@ -146,7 +146,8 @@ fn expect_echo(peer: &mut Peer) {
 const BYE: &str = r#"{"event":"bye"}"#;
 
 fn stopping(upstream: SocketAddr, server: &str) -> String {
-    let head = HEAD.replace("pin = false", &format!("pin = false\ndrain_message = '{BYE}'\n{server}"));
+    let head =
+        HEAD.replace("pin = false", &format!("pin = false\ndrain_message = '{BYE}'\n{server}"));
     format!(
         "{head}{ECHO_AND_ROOMS}[[route]]\npath = \"/app\"\nbackend = \"app\"\n[backend.app]\n\
          kind = \"websocket\"\nurl = \"ws://{upstream}\"\n"
@@ -193,7 +194,8 @@ fn drain(ask: impl Fn(&Daemon)) {
     assert_eq!(gateway.ready(), 200);
 
     ask(&gateway);
-    let begin = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() as u64;
+    let begin =
+        SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() as u64;
     // Readiness says no, and everybody is served as before.
     while gateway.ready() == 200 {}
     assert_eq!(gateway.ask("/api/v1/health/live").0, 200);

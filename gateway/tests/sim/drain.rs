@@ -65,7 +65,8 @@ impl Server {
         let mut wake = wake;
         while let Some((frame, len)) = read_frame(&self.line.received[self.parsed..], true) {
             self.parsed += len;
-            if frame.opcode == CLOSE && !self.ends && self.line.is_open() && !self.line.half_closed {
+            if frame.opcode == CLOSE && !self.ends && self.line.is_open() && !self.line.half_closed
+            {
                 self.ends = true;
                 self.line.queue.push_back(unmasked(true, CLOSE, &frame.payload));
                 self.line.farewell = Farewell::Drop;
@@ -82,7 +83,11 @@ impl Server {
     }
 }
 
-fn accept(world: &World, servers: &mut Vec<Server>, mut script: impl FnMut(&mut Line) -> Vec<Vec<u8>>) {
+fn accept(
+    world: &World,
+    servers: &mut Vec<Server>,
+    mut script: impl FnMut(&mut Line) -> Vec<Vec<u8>>,
+) {
     for (at, address) in UPSTREAMS.into_iter().enumerate() {
         while let Some(peer) = world.network.accept(address) {
             let mut line = Line::new(peer, manners(), Farewell::Wait);
@@ -127,7 +132,9 @@ const SLACK: Duration = Duration::from_millis(250);
 #[test]
 fn everybody_leaves_evenly() {
     for (seed, (count, window)) in
-        [(1, 0), (40, 10_000), (200, 0), (300, 100), (300, 60_000), (0, 1000)].into_iter().enumerate()
+        [(1, 0), (40, 10_000), (200, 0), (300, 100), (300, 60_000), (0, 1000)]
+            .into_iter()
+            .enumerate()
     {
         let window = Duration::from_millis(window);
         let (mut plan, dice) = plan(seed as u64, count);
@@ -336,8 +343,18 @@ fn play(seed: u64) -> u64 {
             last_at = now.max(last_at);
             wake = now;
             let dice = &mut *world.dice.borrow_mut();
-            let mut list: Vec<_> =
-                (0..3).map(|at| (at, websocket(&mut config).upstreams.iter().find(|it| it.address == all[at].address).cloned())).collect();
+            let mut list: Vec<_> = (0..3)
+                .map(|at| {
+                    (
+                        at,
+                        websocket(&mut config)
+                            .upstreams
+                            .iter()
+                            .find(|it| it.address == all[at].address)
+                            .cloned(),
+                    )
+                })
+                .collect();
             match event {
                 Event::Mode(at, mode) => {
                     if let Some(spec) = &mut list[at].1 {
@@ -395,7 +412,7 @@ fn play(seed: u64) -> u64 {
                 let line = Line::new(world.connect(who as u64), manners, Farewell::Wait);
                 let mut new = Client::new(line, &format!("/sids/{who}"));
                 for number in 0..dice.below(6) {
-                    let payload = vec![b'x'; (number * 300) as usize];
+                    let payload = vec![b'x'; (number * 30) as usize];
                     new.line.queue.push_back(masked(dice, true, TEXT, &payload));
                 }
                 if dice.below(8) == 0 {
@@ -447,7 +464,8 @@ fn play(seed: u64) -> u64 {
     let moved = websocket(&mut config).drained_clients == Clients::Move;
     if calm && moved && stopped_at.is_none() {
         for at in 0..3 {
-            let spec = websocket(&mut config).upstreams.iter().find(|it| it.address == all[at].address);
+            let spec =
+                websocket(&mut config).upstreams.iter().find(|it| it.address == all[at].address);
             let serves = spec.is_some_and(|spec| spec.mode == Mode::Active);
             let left = servers.iter().filter(|it| it.at == at && it.line.end == End::Open).count();
             assert!(serves || left == 0, "{left} at {at}");
@@ -461,7 +479,7 @@ fn play(seed: u64) -> u64 {
 fn script(dice: &mut Random) -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
     for _ in 0..dice.below(6) {
-        let payload = vec![b'y'; dice.below(3000) as usize];
+        let payload = vec![b'y'; dice.below(300) as usize];
         let fin = dice.below(2) == 0;
         frames.push(unmasked(fin, TEXT, &payload));
         if !fin {
