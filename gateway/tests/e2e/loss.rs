@@ -1,7 +1,7 @@
 //! An upstream dies under its clients, among two that live.
 //!
-//! With a release build, the figures of docs/BENCHMARKS.md:
-//! `PENSTOCK_E2E_CLIENTS=3000 cargo test --release -p gateway --test e2e loss -- --nocapture`.
+//! The figures of docs/BENCHMARKS.md, with `PENSTOCK_BINARY` naming a release build:
+//! `PENSTOCK_E2E_CLIENTS=3000 cargo test -p gateway --test e2e loss -- --nocapture`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

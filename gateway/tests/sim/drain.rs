@@ -463,9 +463,9 @@ fn play(seed: u64) -> u64 {
     // Where the last word was that they move, nobody is left.
     let moved = websocket(&mut config).drained_clients == Clients::Move;
     if calm && moved && stopped_at.is_none() {
-        for at in 0..3 {
-            let spec =
-                websocket(&mut config).upstreams.iter().find(|it| it.address == all[at].address);
+        for (at, known) in all.iter().enumerate() {
+            let specs = &websocket(&mut config).upstreams;
+            let spec = specs.iter().find(|it| it.address == known.address);
             let serves = spec.is_some_and(|spec| spec.mode == Mode::Active);
             let left = servers.iter().filter(|it| it.at == at && it.line.end == End::Open).count();
             assert!(serves || left == 0, "{left} at {at}");
