@@ -155,13 +155,17 @@ impl Control {
     }
 
     /// Does as it is told until every shard has stopped.
-    async fn follow(&self, signals: &mut Signals) {
+    async fn follow(self: &Arc<Self>, signals: &mut Signals) {
         let mut asked = self.drain.subscribe();
         loop {
             tokio::select! {
                 _ = signals.terminate.recv() => break,
                 _ = signals.interrupt.recv() => break,
-                _ = signals.hangup.recv() => drop(self.reload_and_log().await),
+                _ = signals.hangup.recv() => {
+                    // Apart, as it may wait for DNS: a signal to stop is heard all the same.
+                    let control = Arc::clone(self);
+                    tokio::spawn(async move { drop(control.reload_and_log().await) });
+                }
                 _ = asked.wait_for(|asked| *asked) => break,
             }
         }

@@ -48,6 +48,10 @@ pub trait Ring {
     /// Ends the accept of a listener; it answers [`Completion::AcceptEnded`].
     fn cancel_accept(&mut self, listener: usize);
 
+    /// Closes the listeners, once no accept is armed: whoever connects is refused at once from here
+    /// on, unless somebody else listens there. None may be armed again.
+    fn stop_listening(&mut self);
+
     /// Arms the multishot receive of a connection. Answers with [`Completion::Received`]; it has
     /// to be armed again once one came without `more`.
     fn arm_recv(&mut self, id: ConnId);

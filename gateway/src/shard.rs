@@ -56,7 +56,7 @@ use crate::time::Time;
 use crate::timers::Wheel;
 use crate::upstream::Group;
 use accept::{AcceptLimits, Accepting};
-use drain::Sweep;
+use drain::{Loss, Sweep};
 use mailbox::{Letter, Mailroom};
 
 /// Completions taken in one turn. More are left to the next, so that outboxes are flushed, timers
@@ -129,6 +129,8 @@ pub struct Shard<R: Ring> {
     sweeps: Vec<Sweep>,
     /// See `sweeps`.
     swept_at: Time,
+    /// Upstreams that lost connections just now.
+    losses: Vec<Loss>,
     /// Set once we are stopping: when the last connection is closed whatever it still owes.
     stop_deadline: Option<Time>,
 }
@@ -203,6 +205,7 @@ impl<R: Ring> Shard<R> {
             ping_payload,
             sweeps: Vec::new(),
             swept_at: Time(0),
+            losses: Vec::new(),
             stop_deadline: None,
             config,
             shared,

@@ -655,6 +655,11 @@ impl Group {
         self.leaving.iter().map(|leaving| u64::from(leaving.connections)).sum()
     }
 
+    /// Upstreams that have left the list, and the connections that they still have.
+    pub fn leaving(&self) -> impl Iterator<Item = (UpstreamId, u32)> {
+        self.leaving.iter().map(|leaving| (leaving.id, leaving.connections))
+    }
+
     fn get_mut(&mut self, id: UpstreamId) -> Option<&mut Upstream> {
         self.index(id).map(|index| &mut self.upstreams[index])
     }

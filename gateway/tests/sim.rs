@@ -10,6 +10,8 @@
 mod bad;
 #[path = "sim/client.rs"]
 mod client;
+#[path = "sim/drain.rs"]
+mod drain;
 #[path = "sim/echo.rs"]
 mod echo;
 #[path = "sim/forward.rs"]

@@ -412,6 +412,10 @@ impl Ring for LinuxRing {
         self.push(&entry, Token::new(Op::Accept, 0, listener as u32));
     }
 
+    fn stop_listening(&mut self) {
+        self.listeners.clear();
+    }
+
     fn cancel_accept(&mut self, listener: usize) {
         let target = Token::new(Op::Accept, 0, listener as u32);
         self.push(&opcode::AsyncCancel::new(target.0).build(), Token::new(Op::Cancel, 0, 0));

@@ -323,6 +323,10 @@ impl Ring for SimRing {
         self.submit(Submission::Accept(listener));
     }
 
+    fn stop_listening(&mut self) {
+        // Who connects waits in vain, which a client cannot tell from a slow network.
+    }
+
     fn cancel_accept(&mut self, listener: usize) {
         self.submit(Submission::CancelAccept(listener));
     }

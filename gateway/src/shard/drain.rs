@@ -6,18 +6,22 @@
 //!
 //! A sweep walks the table once while its window lasts, so that clients go evenly and come back
 //! evenly. Where few are concerned it is over sooner. At its end it is forgotten: who comes later is
-//! not let in, or is somewhere else.
+//! not let in, or is somewhere else. A client that was on its way to an upstream when this began to be
+//! emptied is asked as soon as it is there (`leave_emptied`). Where the reason for a sweep goes, as the
+//! upstream serves again, the sweep ends.
 //!
-//! Clients whose upstream has died are not swept, as each of them learns of it by itself: they are
-//! kept for a moment, drawn for each, that is longer the more of them there are (`orphan`).
+//! Clients whose upstream has died are not swept, as each of them learns of it by itself: the first is
+//! told at once, and each after it a step later (`orphan`).
 
 use std::time::Duration;
 
 use super::Shard;
-use crate::conn::{ConnId, Counted, Phase, Side, State};
+use crate::config::{BackendKind, Clients};
+use crate::conn::{Conn, ConnId, Counted, Phase, Side, State};
 use crate::metrics::Cause;
 use crate::ring::Ring;
 use crate::time::Time;
+use crate::upstream::{Health, Mode, UpstreamId};
 use crate::ws::frame::Opcode;
 
 /// A shard's clients leave no slower than this, however long the window.
@@ -60,6 +64,15 @@ pub(super) enum Whom {
     Upstream(Counted),
 }
 
+/// An upstream that lost connections just now.
+pub(super) struct Loss {
+    upstream: Counted,
+    /// When the next of its clients is told.
+    next: Time,
+    /// From one of them to the next.
+    step: Duration,
+}
+
 /// The time in which `clients` of one shard leave when they are given `window`.
 pub fn pace(clients: u32, window: Duration) -> Duration {
     window.min(Duration::from_secs(1) * clients / CLIENTS_PER_SECOND_MIN)
@@ -99,6 +112,12 @@ impl<R: Ring> Shard<R> {
             return;
         }
         self.swept_at = self.now;
+        let mut sweeps = std::mem::take(&mut self.sweeps);
+        sweeps.retain(|sweep| match sweep.whom {
+            Whom::Everybody => true,
+            Whom::Upstream(counted) => self.is_emptied(counted),
+        });
+        self.sweeps = sweeps;
         let mut left = SLOTS_PER_TURN;
         for index in 0..self.sweeps.len() {
             let Sweep { whom, started, window, next, end } = self.sweeps[index];
@@ -127,8 +146,50 @@ impl<R: Ring> Shard<R> {
         conn.side == Side::Client
             && match whom {
                 Whom::Everybody => true,
-                Whom::Upstream(counted) => conn.counted == Some(counted),
+                // An HTTP client may be with another by now, and its request is soon over.
+                Whom::Upstream(counted) => {
+                    conn.counted == Some(counted) && matches!(conn.state, State::Relay(_))
+                }
             }
+    }
+
+    /// Whether the clients of an upstream have to leave it: it takes no more of them, and the operator
+    /// wants them to move then. When health counts for nobody (`Group::panics`) it is no reason, as
+    /// there is nowhere to move to.
+    fn is_emptied(&self, counted: Counted) -> bool {
+        let Counted { backend, upstream } = counted;
+        let backend = usize::from(backend);
+        let Some(group) = self.groups[backend].as_ref() else { return false };
+        let BackendKind::Websocket(websocket) = &self.config.backends[backend].kind else {
+            return false;
+        };
+        match group.get(upstream) {
+            Some(it) if it.spec().mode == Mode::Active => {
+                websocket.down_clients == Clients::Move
+                    && it.health(self.now) == Health::Down
+                    && !group.panics(self.now)
+            }
+            Some(_) | None => websocket.drained_clients == Clients::Move,
+        }
+    }
+
+    /// The upstreams of a backend whose clients have to leave.
+    pub(super) fn emptied(&self, backend: u16) -> Vec<UpstreamId> {
+        let group = self.groups.get(usize::from(backend)).and_then(Option::as_ref);
+        let ids = group.into_iter().flat_map(|group| {
+            group.upstreams().iter().map(|it| it.id()).chain(group.leaving().map(|(id, _)| id))
+        });
+        ids.filter(|upstream| self.is_emptied(Counted { backend, upstream: *upstream })).collect()
+    }
+
+    /// A client has been let in: where its upstream is being emptied, it has come too late.
+    pub(super) fn leave_emptied(&mut self, client: ConnId) {
+        let Some(conn) = self.table.get(client).filter(|conn| conn.phase == Phase::Open) else {
+            return;
+        };
+        if conn.counted.is_some_and(|counted| self.is_emptied(counted)) {
+            self.evict(client, Cause::Drain);
+        }
     }
 
     /// Asks one client to leave and come back.
@@ -156,7 +217,9 @@ impl<R: Ring> Shard<R> {
     }
 
     /// Both sides of a relay are told where a frame of ours may stand. Where it may not, in the
-    /// middle of a frame, this is tried again when that frame has passed (`relayed`).
+    /// middle of a frame, this is tried again when that frame has passed (`relayed`), and given up when
+    /// nothing has passed for `close_timeout` (`relay_deadline`). A client that is in its closing
+    /// handshake leaves by that.
     pub(super) fn evict_relay(&mut self, id: ConnId, cause: Cause) {
         let State::Relay(relay) = &self.table[id].state else { return };
         let other = relay.other;
@@ -164,21 +227,41 @@ impl<R: Ring> Shard<R> {
             Side::Client => (id, other),
             Side::Upstream => (other, id),
         };
+        let ends = |conn: &Conn| conn.flags.close_sent || conn.flags.close_received;
+        if self.table.get(client).is_some_and(ends) {
+            return;
+        }
+        let patience = self.now + self.config.limits.close_timeout;
         for id in [client, upstream] {
-            if let Some(conn) = self.table.get_mut(id) {
+            if let Some(conn) = self.table.get_mut(id)
+                && !conn.flags.evicted
+            {
                 conn.flags.evicted = true;
                 conn.cause.get_or_insert(cause);
+                // An orphan has one already, which is sooner than a client that is not read ends its
+                // frame.
+                if !conn.flags.orphan {
+                    conn.deadline = patience;
+                    self.timers.set(id.slot, patience);
+                }
             }
             self.unthrottle(id);
         }
         if self.may_inject(upstream) && self.may_inject(client) {
-            if self.table.get(client).is_some_and(|conn| conn.phase == Phase::Open) {
-                self.announce(client);
-            }
-            let reason = self.retry_hint();
-            self.fail_client(client, upstream, cause, SERVICE_RESTART, &reason);
-            self.fail_upstream(upstream, client, 1001);
+            self.end_evicted(client, upstream, cause);
         }
+    }
+
+    /// The end of a relay whose client was asked to leave.
+    pub(super) fn end_evicted(&mut self, client: ConnId, upstream: ConnId, cause: Cause) {
+        let is_open = self.table.get(client).is_some_and(|conn| conn.phase == Phase::Open);
+        // A message may not stand among the frames of another (RFC 6455 §5.4).
+        if is_open && self.is_between_messages(upstream) {
+            self.announce(client);
+        }
+        let reason = self.retry_hint();
+        self.fail_client(client, upstream, cause, SERVICE_RESTART, &reason);
+        self.fail_upstream(upstream, client, 1001);
     }
 
     /// The operator's word to clients that are asked to leave, for those who listen to it.
@@ -199,27 +282,48 @@ impl<R: Ring> Shard<R> {
     /// The upstream of a client has gone without a Close frame: the client is told, after a moment
     /// in which it is not read, so that a message is either passed on or not taken.
     pub(super) fn orphan(&mut self, client: ConnId, upstream: ConnId) {
-        let counted = self.table.get(upstream).and_then(|conn| conn.counted);
-        let group =
-            counted.and_then(|it| Some((self.groups[usize::from(it.backend)].as_ref()?, it)));
-        let clients = group.map_or(0, |(group, it)| group.connections(it.upstream));
-        let window = pace(clients, self.config.limits.lost_window);
-        let delay = match window.as_nanos() as u64 {
-            0 => 0,
-            window => self.random.next_u64() % window,
-        };
         let between_frames = self.may_inject(upstream);
         let Some(conn) = self.table.get_mut(client).filter(|conn| conn.phase == Phase::Open) else {
             return;
         };
         conn.cause.get_or_insert(Cause::BackendGone);
-        if delay == 0 || !between_frames {
+        if conn.flags.close_received {
+            // It has said goodbye itself, and what an upstream does that answers by hanging up is no
+            // reason to come back.
+            return self.start_finish(client, Cause::ClientClose);
+        }
+        let leaves = conn.flags.read_done;
+        let delay = self.next_loss(upstream);
+        if leaves || delay.is_zero() || !between_frames {
             return self.fail_orphan(client, upstream);
         }
+        let conn = &mut self.table[client];
         conn.flags.orphan = true;
-        conn.deadline = self.now + Duration::from_nanos(delay);
+        conn.deadline = self.now + delay;
         self.timers.set(client.slot, conn.deadline);
         self.pause(client);
+    }
+
+    /// How long the client of an upstream that was lost is kept: nothing for the first, so that one
+    /// connection that breaks is told at once, and then a step more for each. The steps are as wide as
+    /// it takes for all that are there to go evenly.
+    fn next_loss(&mut self, upstream: ConnId) -> Duration {
+        let now = self.now;
+        let Some(counted) = self.table.get(upstream).and_then(|conn| conn.counted) else {
+            return Duration::ZERO;
+        };
+        // There are no more of them than upstreams.
+        self.losses.retain(|loss| loss.next > now);
+        if let Some(loss) = self.losses.iter_mut().find(|loss| loss.upstream == counted) {
+            let delay = loss.next.since(now);
+            loss.next = loss.next + loss.step;
+            return delay;
+        }
+        let group = self.groups[usize::from(counted.backend)].as_ref();
+        let clients = group.map_or(0, |group| group.connections(counted.upstream)).max(1);
+        let step = pace(clients, self.config.limits.lost_window) / clients;
+        self.losses.push(Loss { upstream: counted, next: now + step, step });
+        Duration::ZERO
     }
 
     /// Tells a client that its upstream has gone.
@@ -231,6 +335,10 @@ impl<R: Ring> Shard<R> {
     /// Asked to stop: accepts no more, asks everybody to leave, and `stop_timeout` after that
     /// closes what is left.
     pub(super) fn stop_join(&mut self) {
+        if self.stop_deadline.is_some() && !self.is_accepting() {
+            // A client that were left in the backlog would wait for all the others.
+            self.ring.stop_listening();
+        }
         match self.stop_deadline {
             None => {
                 let window = self.config.server.drain_window;

@@ -8,10 +8,10 @@ use super::attempt::{new_group, upstreams_of};
 use super::drain::Whom;
 use super::mailbox::Order;
 use super::outlet::{new_rooms, room_limits};
-use crate::config::{BackendKind, Clients, Config, Websocket};
+use crate::config::{BackendKind, Config, Websocket};
 use crate::conn::Counted;
 use crate::ring::Ring;
-use crate::upstream::{Health, Mode, UpstreamId, UpstreamName};
+use crate::upstream::{UpstreamId, UpstreamName};
 
 impl<R: Ring> Shard<R> {
     pub(super) fn on_order(&mut self, order: Order) {
@@ -27,12 +27,12 @@ impl<R: Ring> Shard<R> {
         // Either may have left the configuration since the check began.
         let Some(Some(group)) = self.groups.get_mut(usize::from(backend)) else { return };
         let Some(id) = group.find(upstream) else { return };
-        let Some(health) = group.on_check_result(id, ok, self.now) else { return };
+        if group.on_check_result(id, ok, self.now).is_none() {
+            return;
+        }
         self.room_made = true;
-        if let BackendKind::Websocket(websocket) = &self.config.backends[usize::from(backend)].kind
-            && health == Health::Down
-            && websocket.down_clients == Clients::Move
-        {
+        // It may be another's: while too few were fit, nobody had to leave for his health.
+        for id in self.emptied(backend) {
             self.empty(backend, id);
         }
     }
@@ -40,10 +40,13 @@ impl<R: Ring> Shard<R> {
     /// Goes by another configuration from here on. Connections, rooms and groups stay what they are:
     /// the numbers of routes and backends mean the same as before, or are ones that nobody was on.
     fn on_config(&mut self, config: &Arc<Config>) {
+        let mut emptied: Vec<_> =
+            (0..self.groups.len()).map(|it| self.emptied(it as u16)).collect();
         let before = std::mem::replace(&mut self.config, Arc::clone(config));
         for (index, (before, after)) in before.backends.iter().zip(&config.backends).enumerate() {
             if !before.is_same(after) {
                 self.forget_backend(index);
+                emptied[index].clear();
             }
         }
         for (index, backend) in config.backends.iter().enumerate() {
@@ -67,6 +70,14 @@ impl<R: Ring> Shard<R> {
             }
         }
         self.sessions.set_limits(&config.limits);
+        for backend in 0..self.groups.len() {
+            let before = emptied.get(backend).map_or(&[][..], Vec::as_slice);
+            for id in self.emptied(backend as u16) {
+                if !before.contains(&id) {
+                    self.empty(backend as u16, id);
+                }
+            }
+        }
         self.room_made = true;
         self.accept_again_when_room();
         self.metrics.config_generation.set(config.generation);
@@ -91,20 +102,10 @@ impl<R: Ring> Shard<R> {
             *place = Some(new_group(websocket, self.index, shards, &mut self.random));
             return;
         };
-        let serves = |group: &crate::upstream::Group, id: UpstreamId| {
-            group.get(id).is_some_and(|upstream| upstream.spec().mode == Mode::Active)
-        };
-        let before: Vec<UpstreamId> = group.upstreams().iter().map(|it| it.id()).collect();
-        let before = before.into_iter().filter(|id| serves(group, *id)).collect::<Vec<_>>();
         let list = upstreams_of(websocket, self.index, shards);
         if let Err(fault) = group.reconfigure(websocket.options.clone(), list, self.now) {
             // The control thread has checked the list; only numbers can have run out.
             debug_assert!(false, "{fault}");
-            return;
-        }
-        if websocket.drained_clients == Clients::Move {
-            let gone: Vec<_> = before.into_iter().filter(|id| !serves(group, *id)).collect();
-            gone.into_iter().for_each(|id| self.empty(backend, id));
         }
     }
 

@@ -108,7 +108,8 @@ impl<R: Ring> Shard<R> {
 
     pub(super) fn resume(&mut self, id: ConnId) {
         let flags = &mut self.table[id].flags;
-        if flags.paused {
+        // There is nobody to read an orphan for.
+        if flags.paused && !flags.orphan {
             flags.paused = false;
             // The answer to a Ping may be among what waits to be read.
             flags.ping_pending = false;
@@ -119,6 +120,7 @@ impl<R: Ring> Shard<R> {
 
     /// Reads a peer that is leaving, whatever kept us from it: its own goodbye is what we wait for.
     pub(super) fn hear_out(&mut self, id: ConnId) {
+        self.table[id].flags.orphan = false;
         self.unthrottle(id);
         self.resume(id);
     }

@@ -117,6 +117,7 @@ impl<R: Ring> Shard<R> {
                 if self.table.get_mut(id).is_some_and(|conn| conn.phase == Phase::Open) {
                     self.relay_buffer(id, rest);
                 }
+                self.leave_emptied(client);
             }
             Ok(UpstreamAnswer::Refused) => {
                 self.attempt_answered(client, response.status);
@@ -462,6 +463,7 @@ impl<R: Ring> Shard<R> {
         if self.table[id].flags.orphan {
             return self.fail_orphan(id, other);
         }
+        let evicted = self.table[id].flags.evicted;
         let heard = self.table[id].received_at;
         let heard = self.table.get_mut(other).map_or(heard, |conn| conn.received_at.max(heard));
         let patience = heard + self.config.limits.close_timeout;
@@ -470,6 +472,10 @@ impl<R: Ring> Shard<R> {
             return;
         }
         let cause = self.table[id].cause.unwrap_or(Cause::InternalError);
+        if evicted && let Some((client, upstream)) = self.sides_of(id) {
+            // Whichever side is not in the middle of a frame is told.
+            return self.end_evicted(client, upstream, cause);
+        }
         self.start_close(id, cause);
         if self.table.get_mut(other).is_some() {
             self.start_close(other, cause);
@@ -603,6 +609,14 @@ impl<R: Ring> Shard<R> {
     pub(super) fn may_inject(&self, source: ConnId) -> bool {
         match self.table.get(source).map(|conn| &conn.state) {
             Some(State::Relay(relay)) => relay.scanner.at_frame_boundary(),
+            _ => true,
+        }
+    }
+
+    /// Whether what `source` has sent so far ends with a whole message.
+    pub(super) fn is_between_messages(&self, source: ConnId) -> bool {
+        match self.table.get(source).map(|conn| &conn.state) {
+            Some(State::Relay(relay)) => relay.scanner.at_message_boundary(),
             _ => true,
         }
     }

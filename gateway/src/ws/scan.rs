@@ -167,6 +167,12 @@ impl Scanner {
         }
     }
 
+    /// Whether all that was forwarded so far ends with a whole message, so that a message of our own
+    /// may follow it.
+    pub fn at_message_boundary(&self) -> bool {
+        self.at_frame_boundary() && self.sequence.is_between_messages()
+    }
+
     /// The length of the Pong that `bytes` begin with, if it carries `payload`, is whole, and the
     /// scanner has read everything before it: the answer to a Ping of ours, of which the other side
     /// knows nothing. Whoever takes it out does not show it to [`Scanner::scan`].

@@ -2,9 +2,15 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::support::{ECHO_AND_ROOMS, Gateway, HEAD, PATIENCE, Peer, Upstream, to_upstream};
+use rustix::process::Signal;
+
+use crate::support::{
+    ECHO_AND_ROOMS, Gateway, HEAD, PATIENCE, Peer, Program, Upstream, switching, to_upstream,
+    upgrade,
+};
 
 const TOTAL_BYTES: usize = 200 << 20;
 const PAYLOAD_BYTES: usize = 65_536;
@@ -39,6 +45,49 @@ fn a_client_that_does_not_read_its_echo_is_not_read_on() {
     stall_and_drain(&gateway, (write, FROM_CLIENT), (client, FROM_SERVER));
 }
 
+/// The reader is a process that is stopped, as by a debugger or a host that is suspended.
+#[test]
+fn a_client_that_is_stopped_pauses_its_upstream() {
+    let upstream = Upstream::listen();
+    let gateway = Gateway::start(&format!("{HEAD}{}", to_upstream(upstream.address())));
+    let count = (TOTAL_BYTES / PAYLOAD_BYTES).to_string();
+    let client = Program::node("bulk_reader.js", &["client", &gateway.url("/"), &count]);
+    let (mut server, head) = upstream.accept();
+    server.write(switching(&head, ""));
+    stop_and_go_on(&gateway, client, (server.stream, FROM_SERVER));
+}
+
+#[test]
+fn an_upstream_that_is_stopped_pauses_its_client() {
+    let count = (TOTAL_BYTES / PAYLOAD_BYTES).to_string();
+    let mut server = Program::node("bulk_reader.js", &["server", &count]);
+    let gateway = Gateway::start(&format!("{HEAD}{}", to_upstream(server.listening())));
+    let mut client = Peer::connect(gateway.address());
+    client.write(upgrade("/", ""));
+    client.head();
+    stop_and_go_on(&gateway, server, (client.stream, FROM_CLIENT));
+}
+
+fn stop_and_go_on(
+    gateway: &Gateway,
+    mut reader: Program,
+    (mut from, header): (TcpStream, &'static [u8]),
+) {
+    reader.line_with("open");
+    let resident = gateway.resident_bytes();
+    let mut frame = frames(header);
+    reader.signal(Signal::STOP);
+    let sent = stall(gateway, &mut from, resident, &mut frame);
+    reader.signal(Signal::CONT);
+    let writer = write_rest(from, sent, frame);
+    // It has looked at every byte.
+    reader.line_with("whole ");
+    drop(writer.join().expect("all was written"));
+    let growth = gateway.resident_bytes().saturating_sub(resident);
+    assert!(growth <= GROWTH_BYTES_MAX, "{growth} bytes more, after {TOTAL_BYTES} were passed");
+    println!("{TOTAL_BYTES} bytes have passed; {growth} bytes of memory more than before");
+}
+
 /// The header of every frame: binary, and 65,536 bytes in 64 bits.
 const FROM_SERVER: &[u8] = b"\x82\x7F\0\0\0\0\0\x01\0\0";
 
@@ -63,6 +112,46 @@ fn stall_and_drain(
 ) {
     let resident = gateway.resident_bytes();
     let (mut frame, mut want) = (frames(header), frames(header_read));
+    let sent = stall(gateway, &mut from, resident, &mut frame);
+
+    let count = TOTAL_BYTES / PAYLOAD_BYTES;
+    let writer = write_rest(from, sent, frame);
+    let mut got = vec![0; want(0).len()];
+    for number in 0..count {
+        to.read_exact(&mut got).expect("all of it");
+        assert!(got == want(number), "frame {number} is not what was sent");
+    }
+    drop(writer.join().expect("all was written"));
+    let growth = gateway.resident_bytes().saturating_sub(resident);
+    assert!(growth <= GROWTH_BYTES_MAX, "{growth} bytes more, after {TOTAL_BYTES} were passed");
+}
+
+/// Writes all of it that is not written yet.
+fn write_rest(
+    mut from: TcpStream,
+    sent: usize,
+    mut frame: impl FnMut(usize) -> Vec<u8> + Send + 'static,
+) -> JoinHandle<TcpStream> {
+    from.set_write_timeout(Some(PATIENCE)).expect("a socket");
+    std::thread::spawn(move || {
+        let frame_bytes = frame(0).len();
+        let mut written = sent % frame_bytes;
+        for number in sent / frame_bytes..TOTAL_BYTES / PAYLOAD_BYTES {
+            from.write_all(&frame(number)[written..]).expect("it is read now");
+            written = 0;
+        }
+        from
+    })
+}
+
+/// Writes until nothing more is taken, and holds that and the gateway's memory against their bounds.
+/// Returns how many bytes were taken.
+fn stall(
+    gateway: &Gateway,
+    from: &mut TcpStream,
+    resident: u64,
+    frame: &mut impl FnMut(usize) -> Vec<u8>,
+) -> usize {
     let frame_bytes = frame(0).len();
     // Nothing taken for a second counts as a pause. On a machine that is busy otherwise that may be
     // too early, and then less is asserted, nothing wrong.
@@ -80,23 +169,6 @@ fn stall_and_drain(
     }
     let growth = gateway.resident_bytes().saturating_sub(resident);
     assert!(growth <= GROWTH_BYTES_MAX, "{growth} bytes more, for one connection");
-
-    let count = TOTAL_BYTES / PAYLOAD_BYTES;
-    from.set_write_timeout(Some(PATIENCE)).expect("a socket");
-    let writer = std::thread::spawn(move || {
-        let mut written = sent % frame_bytes;
-        for number in sent / frame_bytes..count {
-            from.write_all(&frame(number)[written..]).expect("it is read now");
-            written = 0;
-        }
-        from
-    });
-    let mut got = vec![0; want(0).len()];
-    for number in 0..count {
-        to.read_exact(&mut got).expect("all of it");
-        assert!(got == want(number), "frame {number} is not what was sent");
-    }
-    drop(writer.join().expect("all was written"));
-    let growth = gateway.resident_bytes().saturating_sub(resident);
-    assert!(growth <= GROWTH_BYTES_MAX, "{growth} bytes more, after {TOTAL_BYTES} were passed");
+    println!("{sent} bytes were taken and nobody reads; {growth} bytes of memory more than before");
+    sent
 }

@@ -567,6 +567,17 @@ impl Peer {
         std::mem::take(&mut self.read)
     }
 
+    /// Whether there are so many bytes to read, or there is the end before.
+    #[track_caller]
+    pub fn has(&mut self, count: usize) -> bool {
+        while self.read.len() < count {
+            if !self.fill() {
+                return false;
+            }
+        }
+        true
+    }
+
     #[track_caller]
     pub fn bytes(&mut self, count: usize) -> Vec<u8> {
         while self.read.len() < count {

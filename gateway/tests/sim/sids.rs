@@ -17,7 +17,7 @@ fn sids() {
 }
 
 /// Where the upstreams of the route `/sids/*` listen.
-const UPSTREAMS: [SocketAddr; 3] = [upstream(9001), upstream(9002), upstream(9003)];
+pub(crate) const UPSTREAMS: [SocketAddr; 3] = [upstream(9001), upstream(9002), upstream(9003)];
 
 const fn upstream(port: u16) -> SocketAddr {
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), port)

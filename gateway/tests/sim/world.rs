@@ -30,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) buffers: u16,
     pub(crate) buffer_bytes: u32,
     pub(crate) stop_timeout: Duration,
+    pub(crate) drain_window: Duration,
+    pub(crate) drain_message: String,
     pub(crate) limits: gateway::limits::Limits,
     /// Of the rooms.
     pub(crate) slow: SlowLimits,
@@ -61,6 +63,8 @@ impl Plan {
             buffers: buffers as u16,
             buffer_bytes: buffer_bytes as u32,
             stop_timeout: Duration::from_secs(10),
+            drain_window: Duration::from_secs(30),
+            drain_message: String::new(),
             limits,
             slow: SlowLimits::default(),
         }
@@ -75,6 +79,8 @@ pub(crate) struct World {
     pub(crate) shards: Vec<Shard<SimRing>>,
     pub(crate) inboxes: Arc<[Inbox]>,
     pub(crate) shared: Arc<Shared>,
+    /// As the shards began.
+    pub(crate) config: Arc<Config>,
     rounds: u64,
     connects: Cell<u64>,
 }
@@ -131,6 +137,8 @@ impl World {
         config.server.receive_buffers = plan.buffers;
         config.server.receive_buffer_bytes = plan.buffer_bytes;
         config.server.stop_timeout = plan.stop_timeout;
+        config.server.drain_window = plan.drain_window;
+        config.server.drain_message = plan.drain_message.clone();
         config.limits = plan.limits.clone();
         for backend in &mut config.backends {
             if let BackendKind::Local(local) = &mut backend.kind {
@@ -165,7 +173,17 @@ impl World {
         let shards = shards.collect();
         network.listen(UPSTREAM);
         let dice = RefCell::new(dice);
-        World { plan, network, dice, shards, inboxes, shared, rounds: 0, connects: Cell::new(0) }
+        World {
+            plan,
+            network,
+            dice,
+            shards,
+            inboxes,
+            shared,
+            config,
+            rounds: 0,
+            connects: Cell::new(0),
+        }
     }
 
     pub(crate) fn connect(&self, shard: u64) -> Peer {
