@@ -1,21 +1,32 @@
 //! The access log: a line per client when its connection is over.
 //!
 //! Lines are bounded per second, so that a storm of closes does not fill a disk; those left out are
-//! counted in a line of their own.
+//! counted in a line of their own. All lines and all that were left out are together what the counters
+//! of close causes say.
+//!
+//! Nothing that a client has chosen gets into a line, but its address where a trusted proxy names it:
+//! no path, no query, no header. There is no secret to be kept out, and no way to forge a line.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tracing::{info, warn};
+use tracing::{field, info, warn};
 
 use crate::config::{BackendKind, Config, LogOptions};
 use crate::journal::Closed;
+use crate::route::{HostPattern, Route, RouteIndex};
 use crate::upstream::UpstreamName;
 
 /// Where the lines go out.
+#[derive(Debug)]
 pub struct AccessLog {
     wanted: bool,
-    lines_per_second: u64,
-    /// Lines that may still be written in this second.
+    lines: Lines,
+}
+
+/// How many lines may still be written in a second, and how many were not.
+#[derive(Debug)]
+struct Lines {
+    per_second: u64,
     left: u64,
     left_out: u64,
     second: Instant,
@@ -23,76 +34,137 @@ pub struct AccessLog {
 
 impl AccessLog {
     /// A log that has written nothing yet.
-    pub fn new(options: &LogOptions) -> AccessLog {
-        let mut log = AccessLog {
-            wanted: false,
-            lines_per_second: 0,
-            left: 0,
-            left_out: 0,
-            second: Instant::now(),
-        };
-        log.set_options(options);
-        log.left = log.lines_per_second;
-        log
+    pub fn new(options: &LogOptions, now: Instant) -> AccessLog {
+        let per_second = options.access_lines_per_second;
+        AccessLog { wanted: options.access, lines: Lines::new(per_second, now) }
     }
 
     /// Goes by other options from the next second on.
     pub fn set_options(&mut self, options: &LogOptions) {
         self.wanted = options.access;
-        self.lines_per_second = options.access_lines_per_second;
+        self.lines.per_second = options.access_lines_per_second;
     }
 
     /// Writes a line, unless this second has had its share.
     pub fn write(&mut self, closed: &Closed, config: &Config) {
-        if !self.wanted {
-            return;
+        if self.wanted && self.lines.take() {
+            write_line(closed, config);
         }
-        if self.left == 0 {
-            self.left_out += 1;
-            return;
-        }
-        self.left -= 1;
-        let Closed { peer, client, state, route, upstream, cause, opened_at, closed_at, traffic } =
-            closed;
-        let duration_ms = closed_at.since(*opened_at).as_millis() as u64;
-        let route = config.routes.get(crate::route::RouteIndex(*route));
-        let upstream = upstream.and_then(|(backend, name)| url_of(config, backend, name));
-        info!(
-            target: "access",
-            %client,
-            %peer,
-            cause = cause.name(),
-            state,
-            route = %format_args!("{}{}", route.host, route.path),
-            backend = config.backend(route).name,
-            upstream = upstream.as_deref().unwrap_or("-"),
-            duration_ms,
-            received_bytes = traffic.received_bytes,
-            sent_bytes = traffic.sent_bytes,
-            received_messages = traffic.received_messages,
-            sent_messages = traffic.sent_messages,
-            "closed"
-        );
     }
 
     /// Begins another second when the last is over. `lost`: entries that no journal had room for.
-    pub fn end_of_tick(&mut self, lost: u64) {
+    pub fn end_of_tick(&mut self, lost: u64, now: Instant) {
         if self.wanted {
-            self.left_out += lost;
+            self.lines.left_out += lost;
         }
-        if self.second.elapsed().as_secs() == 0 {
-            return;
+        write_left_out(self.lines.turn(now));
+    }
+
+    /// Says what was left out and has not been told, as nothing follows.
+    pub fn finish(&mut self) {
+        write_left_out(std::mem::take(&mut self.lines.left_out));
+    }
+}
+
+impl Lines {
+    fn new(per_second: u64, now: Instant) -> Lines {
+        Lines { per_second, left: per_second, left_out: 0, second: now }
+    }
+
+    /// Whether another line may be written; if not, it is counted.
+    fn take(&mut self) -> bool {
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                true
+            }
+            None => {
+                self.left_out += 1;
+                false
+            }
         }
-        self.second = Instant::now();
-        self.left = self.lines_per_second;
-        if self.left_out > 0 {
-            warn!(
-                target: "access",
-                left_out = self.left_out,
-                "more connections have ended than log.access_lines_per_second allows lines for"
-            );
-            self.left_out = 0;
+    }
+
+    /// Begins another second when the last is over. Returns what was left out since the one before.
+    fn turn(&mut self, now: Instant) -> u64 {
+        if now.saturating_duration_since(self.second) < Duration::from_secs(1) {
+            return 0;
         }
+        self.second = now;
+        self.left = self.per_second;
+        std::mem::take(&mut self.left_out)
+    }
+}
+
+fn write_line(closed: &Closed, config: &Config) {
+    let Closed {
+        peer,
+        client,
+        state,
+        route,
+        requests,
+        code,
+        upstream,
+        cause,
+        opened_at,
+        closed_at,
+        traffic,
+    } = closed;
+    let route = route.map(|route| config.routes.get(RouteIndex(route)));
+    // An earlier request may have been with an upstream of another backend.
+    let upstream = upstream.filter(|(backend, _)| route.is_some_and(|it| it.backend == *backend));
+    let upstream = upstream.and_then(|(backend, name)| url_of(config, backend, name));
+    let (status, close_code) = answers(*code);
+    info!(
+        target: "access",
+        cause = %cause.name(),
+        initiator = %cause.initiator().name(),
+        state = %state,
+        status,
+        close_code,
+        %client,
+        %peer,
+        route = route.map(name_of).map(field::display),
+        backend = route.map(|route| field::display(&config.backend(route).name)),
+        upstream = upstream.map(field::display),
+        duration_ms = closed_at.since(*opened_at).as_millis() as u64,
+        received_bytes = traffic.received_bytes,
+        sent_bytes = traffic.sent_bytes,
+        received_messages = traffic.received_messages,
+        sent_messages = traffic.sent_messages,
+        requests,
+        "closed"
+    );
+}
+
+fn write_left_out(count: u64) {
+    if count > 0 {
+        warn!(
+            target: "access",
+            left_out = count,
+            "more connections have ended than log.access_lines_per_second allows lines for"
+        );
+    }
+}
+
+/// The status that a client was answered with, and the code of the first Close frame, of
+/// [`Conn::code`](crate::conn::Conn::code). Statuses end below 1000, where codes begin (RFC 6455 §7.4.2);
+/// who has got as far as a Close frame was answered with 101.
+fn answers(code: u16) -> (Option<u16>, Option<u16>) {
+    match code {
+        0 => (None, None),
+        1..1000 => (Some(code), None),
+        1000.. => (Some(101), Some(code)),
+    }
+}
+
+/// A route as it is told from others, without spaces.
+fn name_of(route: &Route) -> String {
+    let Route { host, path, subprotocol, .. } = route;
+    let protocol = subprotocol.as_ref().map(|name| format!("+{name}")).unwrap_or_default();
+    match host {
+        HostPattern::Any => format!("*{path}{protocol}"),
+        host => format!("{host}{path}{protocol}"),
     }
 }
 
@@ -104,4 +176,79 @@ pub fn url_of(config: &Config, backend: u16, name: UpstreamName) -> Option<Strin
     let mut upstreams = websocket.upstreams.iter();
     let found = upstreams.find(|it| UpstreamName::new(&it.url, &it.address) == name)?;
     Some(found.url.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// So many lines in a row; how many may be written.
+    fn take(lines: &mut Lines, count: u64) -> u64 {
+        (0..count).filter(|_| lines.take()).count() as u64
+    }
+
+    #[test]
+    fn a_second_has_so_many_lines_and_the_others_are_counted() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut lines = Lines::new(10, start);
+        assert_eq!(take(&mut lines, 25), 10);
+        assert_eq!(lines.turn(at(999)), 0, "the second is not over");
+        assert_eq!(take(&mut lines, 5), 0);
+        assert_eq!(lines.turn(at(1000)), 20);
+        assert_eq!(lines.turn(at(2000)), 0, "they are told once");
+        // What one second does not use is not saved for the next.
+        assert_eq!(lines.turn(at(60_000)), 0);
+        assert_eq!(take(&mut lines, 11), 10);
+        // A clock that stands still, or a caller that mixes two readings up.
+        assert_eq!(lines.turn(start), 0);
+        assert_eq!(take(&mut lines, 1), 0);
+    }
+
+    #[test]
+    fn other_options_hold_from_the_next_second_on() {
+        let start = Instant::now();
+        let mut options = Config::embedded().log;
+        options.access_lines_per_second = 3;
+        let mut log = AccessLog::new(&options, start);
+        options.access_lines_per_second = 5;
+        log.set_options(&options);
+        assert_eq!(take(&mut log.lines, 10), 3);
+        log.end_of_tick(2, start + Duration::from_millis(100));
+        assert_eq!(log.lines.left_out, 9, "what no journal had room for counts as well");
+        log.end_of_tick(0, start + Duration::from_secs(1));
+        assert_eq!(log.lines.left_out, 0);
+        assert_eq!(take(&mut log.lines, 10), 5);
+        log.finish();
+        assert_eq!(log.lines.left_out, 0);
+        // Who wants no lines misses none.
+        options.access = false;
+        log.set_options(&options);
+        log.end_of_tick(7, start + Duration::from_secs(1));
+        assert_eq!(log.lines.left_out, 0);
+    }
+
+    #[test]
+    fn a_code_says_what_it_is() {
+        for (code, want) in [
+            (0, (None, None)),
+            (404, (Some(404), None)),
+            (999, (Some(999), None)),
+            (1000, (Some(101), Some(1000))),
+            (4999, (Some(101), Some(4999))),
+        ] {
+            assert_eq!(answers(code), want, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_route_is_one_word() {
+        let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nbackend = \"e\"\n\
+                    [[route]]\nbackend = \"e\"\nhost = \"*.example.org\"\npath = \"/a/*\"\n\
+                    subprotocol = \"v2\"\n[backend.e]\nkind = \"echo\"\n";
+        let config = Config::parse("test", text).expect("it is in order");
+        let names: Vec<String> =
+            (0..2).map(|index| name_of(config.routes.get(RouteIndex(index)))).collect();
+        assert_eq!(names, ["*.example.org/a/*+v2", "*/*"]);
+    }
 }

@@ -51,6 +51,11 @@ pub struct Conn {
     pub flags: Flags,
     /// The route it was given, an index into the configuration's.
     pub route: u16,
+    /// Requests of a client that were whole, the upgrade among them; counted up to 65,535.
+    pub requests: u16,
+    /// What a client was told last: the status of an answer, or from the first Close frame on, whoever
+    /// sent it, the code of that. 0: nothing yet.
+    pub code: u16,
     /// Of an upstream that has accepted: where it counts as a connection. Of a client: where its
     /// last one did.
     pub counted: Option<Counted>,
@@ -173,6 +178,8 @@ pub struct Flags {
     pub ping_pending: bool,
     /// A Pong may still be in the outbox.
     pub pong_waits: bool,
+    /// Its last request has a route.
+    pub routed: bool,
     /// A request on this connection has been answered: to end it now is no failure.
     pub served: bool,
     /// It has been asked to leave, or is as soon as a frame of ours may stand in its stream.
@@ -409,6 +416,14 @@ impl Conn {
     /// Whose connection it is: where it came from, or whom a trusted proxy names.
     pub fn client_ip(&self) -> std::net::IpAddr {
         self.addresses.client()
+    }
+
+    /// Notes the code of a Close frame, sent or received; the first one stays. No code is 1005
+    /// (RFC 6455 §7.1.5).
+    pub fn note_close(&mut self, code: Option<u16>) {
+        if self.code < 1000 {
+            self.code = code.unwrap_or(1005);
+        }
     }
 
     /// Whether its WebSocket is open, and neither side has begun to end it.

@@ -13,7 +13,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -75,6 +75,7 @@ pub struct Control {
     config: watch::Sender<Arc<Config>>,
     phase: watch::Sender<Phase>,
     drain: watch::Sender<bool>,
+    access: std::sync::Mutex<AccessLog>,
     /// Held from reading a file until every shard goes by it.
     reloading: Mutex<()>,
 }
@@ -118,6 +119,7 @@ async fn serve(config: Config, source: Option<Source>) -> Result<(), String> {
         config: watch::Sender::new(Arc::clone(gateway.config())),
         phase: watch::Sender::new(Phase::Serving),
         drain: watch::Sender::new(false),
+        access: std::sync::Mutex::new(AccessLog::new(&gateway.config().log, Instant::now())),
         reloading: Mutex::new(()),
         gateway,
     });
@@ -127,7 +129,8 @@ async fn serve(config: Config, source: Option<Source>) -> Result<(), String> {
     control.gateway.greet(admin.as_ref().map(|admin| admin.path()));
     control.follow(&mut signals).await;
     drop(admin);
-    control.write_journals(&mut AccessLog::new(&control.config().log));
+    control.write_journals();
+    control.access().finish();
     println!("{}", summary(&control.gateway.metrics()));
     Ok(())
 }
@@ -320,8 +323,13 @@ impl Control {
         }
     }
 
-    fn write_journals(&self, log: &mut AccessLog) {
+    fn access(&self) -> std::sync::MutexGuard<'_, AccessLog> {
+        self.access.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_journals(&self) {
         let config = self.config();
+        let mut log = self.access();
         let mut lost = 0;
         for journal in self.gateway.journals() {
             while let Some(closed) = journal.pop() {
@@ -329,7 +337,7 @@ impl Control {
             }
             lost += journal.take_lost();
         }
-        log.end_of_tick(lost);
+        log.end_of_tick(lost, Instant::now());
     }
 }
 
@@ -372,13 +380,12 @@ async fn check_health(control: Arc<Control>) {
 /// Makes lines of what the shards have written down.
 async fn write_log(control: Arc<Control>) {
     let mut configs = control.config.subscribe();
-    let mut log = AccessLog::new(&control.config().log);
     loop {
         tokio::time::sleep(TICK).await;
         if configs.has_changed().unwrap_or(false) {
-            log.set_options(&configs.borrow_and_update().log);
+            control.access().set_options(&configs.borrow_and_update().log);
         }
-        control.write_journals(&mut log);
+        control.write_journals();
     }
 }
 

@@ -26,15 +26,19 @@ pub struct Closed {
     pub client: IpAddr,
     /// What it was: see [`Record::state`](crate::conn::record::Record::state).
     pub state: &'static str,
-    /// The number of its route; of the first one where no request came.
-    pub route: u16,
+    /// The number of the route of its last request, if that has one.
+    pub route: Option<u16>,
+    /// Its requests.
+    pub requests: u16,
+    /// What it was told last: see [`Conn::code`](crate::conn::Conn::code).
+    pub code: u16,
     /// The backend and upstream that it was at last.
     pub upstream: Option<(u16, UpstreamName)>,
     /// Why it ended.
     pub cause: Cause,
-    /// From the accept to the close.
+    /// When it was accepted; of a WebSocket, when that was open.
     pub opened_at: Time,
-    /// See `opened_at`.
+    /// When its descriptor was closed.
     pub closed_at: Time,
     /// What went through it.
     pub traffic: Traffic,
@@ -81,8 +85,13 @@ impl Journal {
     /// Writes an entry down, or counts it as lost.
     pub fn push(&self, entry: Closed) {
         if self.closed.push(entry).is_err() {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+            self.leave_out();
         }
+    }
+
+    /// Counts an entry as lost that there was nothing to write of.
+    pub fn leave_out(&self) {
+        self.lost.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The oldest entry that nobody has taken.
@@ -93,5 +102,40 @@ impl Journal {
     /// Entries that were not written since this was asked last.
     pub fn take_lost(&self) -> u64 {
         self.lost.swap(0, Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn closed(number: u64) -> Closed {
+        Closed {
+            peer: SocketAddr::from(([127, 0, 0, 1], 1)),
+            client: IpAddr::from([127, 0, 0, 1]),
+            state: "head",
+            route: None,
+            requests: 0,
+            code: 0,
+            upstream: None,
+            cause: Cause::ClientGone,
+            opened_at: Time(0),
+            closed_at: Time(number),
+            traffic: Traffic::default(),
+        }
+    }
+
+    #[test]
+    fn a_full_journal_keeps_what_it_has_and_counts_the_rest() {
+        let journal = Journal::default();
+        let many = ENTRIES_MAX as u64 + 7;
+        (0..many).for_each(|number| journal.push(closed(number)));
+        assert_eq!((journal.take_lost(), journal.take_lost()), (7, 0));
+        let kept = std::iter::from_fn(|| journal.pop());
+        assert!(kept.map(|closed| closed.closed_at.0).eq(0..ENTRIES_MAX as u64));
+        // And there is room again.
+        journal.push(closed(0));
+        assert!(journal.pop().is_some() && journal.pop().is_none());
+        assert_eq!(journal.take_lost(), 0);
     }
 }

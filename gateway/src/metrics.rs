@@ -109,6 +109,55 @@ impl Cause {
     }
 }
 
+/// Who ended a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Initiator {
+    /// The client, in order or not.
+    Client,
+    /// The gateway: a limit, a rule or its operator.
+    Gateway,
+    /// The upstream.
+    Backend,
+}
+
+impl Initiator {
+    /// The name in logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Initiator::Client => "client",
+            Initiator::Gateway => "gateway",
+            Initiator::Backend => "backend",
+        }
+    }
+}
+
+impl Cause {
+    /// Who ended a connection that was closed for this.
+    pub fn initiator(self) -> Initiator {
+        match self {
+            Cause::ClientClose | Cause::ClientGone | Cause::HttpDone => Initiator::Client,
+            Cause::BackendClose | Cause::BackendGone => Initiator::Backend,
+            Cause::ClientTimeoutPing
+            | Cause::ClientTimeoutIdle
+            | Cause::DurationLimit
+            | Cause::ClientTimeoutHandshake
+            | Cause::HandshakeRejected
+            | Cause::ProtocolError
+            | Cause::BadUtf8
+            | Cause::TooBig
+            | Cause::RateLimited
+            | Cause::OriginDenied
+            | Cause::IpDenied
+            | Cause::SlowConsumer
+            | Cause::BackendTimeout
+            | Cause::Drain
+            | Cause::AdminClose
+            | Cause::MemoryPressure
+            | Cause::InternalError => Initiator::Gateway,
+        }
+    }
+}
+
 /// Declares the counters once, and of them the shard's own form and the form that is read.
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {

@@ -127,6 +127,8 @@ impl Conn {
             cause: None,
             flags: Flags::default(),
             route: 0,
+            requests: 0,
+            code: 0,
             counted: None,
             state: State::None,
             meter: None,

@@ -93,6 +93,8 @@ impl<R: Ring> Shard<R> {
     pub(super) fn on_accept_refused(&mut self) {
         self.metrics.accepted.add(1);
         self.metrics.count_close(Cause::MemoryPressure);
+        // Who it was, the ring has not told.
+        self.journal.leave_out();
         self.stop_accepting_when_full();
     }
 

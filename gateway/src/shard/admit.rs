@@ -83,6 +83,7 @@ impl<R: Ring> Shard<R> {
     pub(super) fn set_route(&mut self, id: ConnId, route: RouteIndex) {
         let Shard { table, shared, .. } = self;
         let conn = &mut table[id];
+        conn.flags.routed = true;
         if conn.route == route.0 {
             return;
         }

@@ -17,6 +17,7 @@ impl<R: Ring> Shard<R> {
     /// The client has sent its Close frame: it gets one back, and then the end (RFC 6455 §5.5.1).
     pub(super) fn on_client_close(&mut self, id: ConnId, code: Option<u16>) {
         self.table[id].flags.close_received = true;
+        self.table[id].note_close(code);
         if !self.table[id].flags.close_sent {
             self.queue_close(id, code, "");
         }
@@ -192,7 +193,9 @@ impl<R: Ring> Shard<R> {
                 peer: conn.addresses.peer(),
                 client: conn.client_ip(),
                 state: name,
-                route: conn.route,
+                route: conn.flags.routed.then_some(conn.route),
+                requests: conn.requests,
+                code: conn.code,
                 upstream: conn.counted.and_then(|counted| {
                     let group = groups[usize::from(counted.backend)].as_ref()?;
                     Some((counted.backend, group.get(counted.upstream)?.name()))
@@ -236,6 +239,7 @@ impl<R: Ring> Shard<R> {
         let Shard { table, stores, now, metrics, .. } = self;
         let conn = &mut table[id];
         conn.flags.close_sent = true;
+        conn.note_close(code);
         conn.outbox.settle(stores, metrics);
         conn.outbox.write(stores, *now, |out| {
             // A Close frame without a code is answered by one without (§7.1.5).

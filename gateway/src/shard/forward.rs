@@ -200,6 +200,7 @@ impl<R: Ring> Shard<R> {
                 answering.body = Some(body);
                 answering.opening = opens.then(OpenScanner::default);
             }
+            table[client].code = response.status;
             if (502..=504).contains(&response.status) {
                 self.attempt_answered(client, response.status);
             } else {

@@ -101,6 +101,7 @@ impl<R: Ring> Shard<R> {
                 self.stores.spares.give(head);
                 let cookie = self.attempt_opened(id, client);
                 let Shard { table, stores, now, .. } = self;
+                table[client].code = 101;
                 table[client].outbox.write(stores, *now, |out| {
                     handshake::encode_switching_from_upstream(
                         out,
@@ -123,6 +124,7 @@ impl<R: Ring> Shard<R> {
                 self.attempt_answered(client, response.status);
                 let body = BodyReader::new(response, "GET");
                 let Shard { table, stores, now, .. } = self;
+                table[client].code = response.status;
                 table[client].outbox.write(stores, *now, |out| {
                     handshake::encode_refusal(out, response);
                 });
@@ -306,7 +308,12 @@ impl<R: Ring> Shard<R> {
         if let Some(conn) = self.table.get_mut(other) {
             conn.traffic.sent(scanned.messages);
         }
-        if scanned.close.is_some() {
+        if let Some(code) = scanned.close {
+            for end in [id, other] {
+                if let Some(conn) = self.table.get_mut(end) {
+                    conn.note_close(code);
+                }
+            }
             self.relay_close_passed(id, other);
         } else if let Some(error) = scanned.error {
             match self.table[id].side {

@@ -67,6 +67,10 @@ impl<R: Ring> Shard<R> {
             Ok(request) => request,
             Err(error) => return self.refuse_head(id, error),
         };
+        let conn = &mut self.table[id];
+        conn.requests = conn.requests.saturating_add(1);
+        conn.flags.routed = false;
+        conn.code = 0;
         if !self.admit_client(id) || !self.identify(id, &request) {
             return;
         }
@@ -119,6 +123,7 @@ impl<R: Ring> Shard<R> {
         let Shard { table, stores, now, .. } = self;
         let conn = &mut table[id];
         conn.state = state;
+        conn.code = 101;
         conn.outbox.write(stores, *now, |out| {
             handshake::encode_switching(out, &accept, protocol, None, &[]);
         });
@@ -164,7 +169,7 @@ impl<R: Ring> Shard<R> {
 
     fn answer_with_page(&mut self, id: ConnId, page: &[u8], with_body: bool) {
         let headers = [("Cache-Control", "no-cache"), ("X-Content-Type-Options", "nosniff")];
-        self.answer(id, Cause::HttpDone, |out| {
+        self.answer(id, 200, Cause::HttpDone, |out| {
             handshake::encode_response(out, 200, &headers, "text/html; charset=utf-8", page);
             if !with_body {
                 out.truncate(out.len() - page.len());
@@ -177,7 +182,9 @@ impl<R: Ring> Shard<R> {
     }
 
     fn refuse_head(&mut self, id: ConnId, error: HttpError) {
-        self.answer(id, Cause::HandshakeRejected, |out| handshake::encode_error(out, error));
+        self.answer(id, error.status(), Cause::HandshakeRejected, |out| {
+            handshake::encode_error(out, error);
+        });
     }
 
     /// Refuses a client that has no WebSocket yet with an HTTP status. One that may come back is told
@@ -187,7 +194,7 @@ impl<R: Ring> Shard<R> {
         let seconds = (1 + self.random.next_u64() % most).to_string();
         let retry_after = [("Retry-After", seconds.as_str())];
         let headers = if matches!(status, 429 | 503) { &retry_after[..] } else { &[] };
-        self.answer(id, cause, |out| {
+        self.answer(id, status, cause, |out| {
             handshake::encode_response(
                 out,
                 status,
@@ -200,8 +207,9 @@ impl<R: Ring> Shard<R> {
 
     /// Answers with HTTP and ends the stream. Whatever else the client has sent is not looked at:
     /// behind a refused upgrade it could be taken for anything.
-    fn answer(&mut self, id: ConnId, cause: Cause, encode: impl FnOnce(&mut Vec<u8>)) {
+    fn answer(&mut self, id: ConnId, status: u16, cause: Cause, encode: impl FnOnce(&mut Vec<u8>)) {
         let Shard { table, stores, now, .. } = self;
+        table[id].code = status;
         table[id].outbox.write(stores, *now, encode);
         self.mark_dirty(id);
         self.start_finish(id, cause);

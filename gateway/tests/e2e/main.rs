@@ -19,6 +19,7 @@ mod support;
 
 mod autobahn;
 mod backpressure;
+mod causes;
 mod check;
 mod drain;
 mod forward;

@@ -315,6 +315,8 @@ pub struct Stopped {
     pub closed: BTreeMap<String, u64>,
     /// What it printed at the end.
     pub lines: Vec<String>,
+    /// Its log.
+    pub errors: String,
 }
 
 impl Gateway {
@@ -409,7 +411,8 @@ impl Gateway {
             (pair[0].to_owned(), count)
         });
         let closed = closed.collect();
-        Stopped { status, closed, lines }
+        let errors = self.program.errors();
+        Stopped { status, closed, lines, errors }
     }
 }
 
@@ -441,6 +444,9 @@ pub fn binary() -> PathBuf {
 pub struct Peer {
     pub stream: TcpStream,
     read: Vec<u8>,
+    /// Bytes written and read so far.
+    pub wrote: u64,
+    pub got: u64,
 }
 
 /// A frame as it was received, unmasked.
@@ -468,7 +474,7 @@ impl Peer {
         stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
         stream.set_write_timeout(Some(PATIENCE)).expect("a socket");
         stream.set_nodelay(true).expect("a socket");
-        Peer { stream, read: Vec::new() }
+        Peer { stream, read: Vec::new(), wrote: 0, got: 0 }
     }
 
     pub fn connect(address: SocketAddr) -> Peer {
@@ -489,6 +495,7 @@ impl Peer {
     #[track_caller]
     pub fn write(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.write_all(bytes.as_ref()).expect("it is read");
+        self.wrote += bytes.as_ref().len() as u64;
     }
 
     /// A head of HTTP, with its empty line.
@@ -594,6 +601,7 @@ impl Peer {
         match self.stream.read(&mut buffer) {
             Ok(count) => {
                 self.read.extend_from_slice(&buffer[..count]);
+                self.got += count as u64;
                 count > 0
             }
             Err(error) if error.kind() == ErrorKind::ConnectionReset => false,
