@@ -210,7 +210,8 @@ fn a_route_that_leads_elsewhere_moves_nobody() {
 
     it.reload(&to(None));
     assert_eq!(it.refusal("/", ""), "404");
-    for (client, upstream) in [&mut old, &mut new, &mut (waiting, slow)] {
+    let mut late = (waiting, slow);
+    for (client, upstream) in [&mut old, &mut new, &mut late] {
         client.send(0x81, b"up");
         assert_eq!(upstream.frame().payload, b"up");
         upstream.write(b"\x81\x04down");
