@@ -257,11 +257,21 @@ pub fn installed(name: &str) -> PathBuf {
 /// A loopback address that no connection comes from by itself.
 pub const QUIET: [u8; 4] = [127, 77, 0, 1];
 
-/// An address that nobody listens at, for a server that has to be told one. On `QUIET` no connection
-/// takes the port until the server has it.
+/// An address that nobody listens at, for a server that has to be told one. Its port is below those that
+/// the kernel hands out (`ip_local_port_range` begins at 32,768), so nobody takes it meanwhile; and it is
+/// free on every address, as some servers listen on more than they are told.
 pub fn free_address(ip: [u8; 4]) -> SocketAddr {
-    let listener = TcpListener::bind(SocketAddr::from((ip, 0))).expect("loopback");
-    listener.local_addr().expect("it is bound")
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    // Other processes of these tests begin elsewhere.
+    let first = std::process::id().wrapping_mul(131) % 10_000;
+    for _ in 0..10_000 {
+        let next = (first + COUNT.fetch_add(1, Ordering::Relaxed)) % 10_000;
+        let port = 20_000 + u16::try_from(next).expect("below 10,000");
+        if TcpListener::bind(("0.0.0.0", port)).is_ok() {
+            return SocketAddr::from((ip, port));
+        }
+    }
+    panic!("no port from 20,000 to 30,000 is free");
 }
 
 /// A directory that is removed when it is dropped.
