@@ -5,6 +5,7 @@
 //! in a closure or a future, so that a connection can be written down as a [`record::Record`].
 
 pub mod addresses;
+pub mod delays;
 pub mod outbox;
 pub mod record;
 mod slow;
@@ -23,6 +24,7 @@ use crate::upstream::{OpenScanner, Sticky, Tried, UpstreamId};
 use crate::ws::Decoder;
 use crate::ws::scan::Scanner;
 use addresses::Addresses;
+use delays::MarkId;
 use outbox::Outbox;
 
 /// A connection of one shard: a place in its table, and whose turn it is in that place.
@@ -65,6 +67,10 @@ pub struct Conn {
     pub meter: Option<Box<Meter>>,
     /// What waits to be sent.
     pub outbox: Outbox,
+    /// When the messages among that were queued.
+    pub mark: MarkId,
+    /// When it was last sent a Ping, in microseconds that wrap.
+    pub pinged_us: u32,
     /// Its other end, and the client that one speaks for.
     pub addresses: Addresses,
     /// What went through it.
@@ -283,6 +289,8 @@ pub struct Attempt {
     pub cookie: Option<UpstreamId>,
     /// What it has to do with a session of Engine.IO.
     pub session: Session,
+    /// When it began.
+    pub began_at: Time,
     /// The upstream that is tried: picked, and the group has not heard how it went.
     pub picked: Option<UpstreamId>,
     /// The connection to it, once its socket is open.

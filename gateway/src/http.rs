@@ -27,9 +27,10 @@ pub struct HeadLimits {
 /// Finds the end of a head as its bytes arrive and reads none of them twice.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HeadScanner {
-    scanned: usize,
-    line_start: usize,
-    lines: usize,
+    // In 32 bits, of which `head_bytes_max` uses few: each client has one at first.
+    scanned: u32,
+    line_start: u32,
+    lines: u32,
     failed: Option<HttpError>,
 }
 
@@ -53,11 +54,12 @@ impl HeadScanner {
         if head.starts_with(b"PROXY ") {
             return Err(HttpError::ProxyHeaderOnPlainPort);
         }
-        while let Some(&byte) = head.get(self.scanned) {
-            if self.scanned >= limits.head_bytes_max {
+        while let Some(&byte) = head.get(self.scanned as usize) {
+            let scanned = self.scanned as usize;
+            if scanned >= limits.head_bytes_max {
                 return Err(HttpError::HeadTooLarge);
             }
-            let after_return = self.scanned > 0 && head[self.scanned - 1] == b'\r';
+            let after_return = scanned > 0 && head[scanned - 1] == b'\r';
             if after_return != (byte == b'\n') {
                 return Err(HttpError::BadLineEnd);
             }
@@ -69,12 +71,12 @@ impl HeadScanner {
                         return Err(HttpError::BadHead);
                     }
                     if is_empty {
-                        return Ok(Some(self.scanned));
+                        return Ok(Some(self.scanned as usize));
                     }
                     self.lines += 1;
                     self.line_start = self.scanned;
                     // The first line is not a header.
-                    if self.lines > limits.headers_max.min(HEADERS_MAX) + 1 {
+                    if self.lines as usize > limits.headers_max.min(HEADERS_MAX) + 1 {
                         return Err(HttpError::TooManyHeaders);
                     }
                 }
@@ -83,7 +85,7 @@ impl HeadScanner {
                 _ => {}
             }
             // Longest method we know, two spaces and the version around the target.
-            if self.lines == 0 && self.scanned > limits.target_bytes_max + 20 {
+            if self.lines == 0 && scanned > limits.target_bytes_max + 19 {
                 return Err(HttpError::TargetTooLong);
             }
         }

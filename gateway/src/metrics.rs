@@ -2,6 +2,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::recorder::Recorder;
+use crate::rooms::{self, Gauges};
+
 /// Why a connection was closed. Every close has exactly one cause, the first that was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -160,24 +163,35 @@ impl Cause {
 
 /// Declares the counters once, and of them the shard's own form and the form that is read.
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
+    ($($(#[doc = $doc:literal])* $name:ident,)*) => {
         /// The counters of one shard. It alone counts; anyone may read, without its help.
         #[derive(Debug, Default)]
         pub struct Counters {
-            $($(#[$doc])* pub $name: Counter,)*
+            $($(#[doc = $doc])* pub $name: Counter,)*
             closed: [Counter; Cause::ALL.len()],
             /// Clients in the table.
             pub clients: Counter,
             /// Connections to upstreams in the table.
             pub upstreams: Counter,
+            /// Peers that do not keep up: those for whose sake another is not read, and members of
+            /// rooms with a backlog.
+            pub slow_consumers: Counter,
+            /// Peers that have messages waiting in an outbox.
+            pub waiting: Counter,
+            /// Rooms whose home is this shard.
+            pub rooms: Counter,
+            /// Memberships of clients of this shard.
+            pub subscriptions: Counter,
             /// The configuration that it goes by.
             pub config_generation: Counter,
+            /// How long things take, and how large they are.
+            pub recorder: Recorder,
         }
 
         /// What was counted, by one shard or by all.
         #[derive(Clone, Debug, Default)]
         pub struct Metrics {
-            $($(#[$doc])* pub $name: u64,)*
+            $($(#[doc = $doc])* pub $name: u64,)*
             closed: [u64; Cause::ALL.len()],
         }
 
@@ -192,6 +206,11 @@ macro_rules! counters {
         }
 
         impl Metrics {
+            /// Every counter but the causes: its name here, what it means, and what it has come to.
+            pub fn each(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+                [$((stringify!($name), concat!($($doc,)*), self.$name),)*].into_iter()
+            }
+
             /// Adds another shard's counters.
             pub fn merge(&mut self, other: &Metrics) {
                 $(self.$name += other.$name;)*
@@ -228,6 +247,14 @@ counters! {
     sids_unknown,
     /// Times that a client was read no further because it had sent more than its rates allow.
     throttled,
+    /// Requests of clients of rooms, refused ones included.
+    room_requests,
+    /// Those refused by the client's shard.
+    room_errors,
+    /// Messages published into rooms.
+    messages_published,
+    /// Messages of rooms given to members, slow ones included.
+    messages_delivered,
     /// Receives that found no buffer.
     starved,
     /// Messages of rooms that slow members did not get, conflated ones not included.
@@ -243,10 +270,20 @@ counters! {
 pub struct Counter(AtomicU64);
 
 impl Counter {
+    /// One at zero.
+    pub const fn new() -> Counter {
+        Counter(AtomicU64::new(0))
+    }
+
     /// Counts `more`. Only the thread that owns the counter may: there is no read-modify-write here,
     /// which is what makes it cost as little as a plain integer.
     pub fn add(&self, more: u64) {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+    }
+
+    /// Counts `fewer` off, of what has been added before.
+    pub fn sub(&self, fewer: u64) {
+        self.add(fewer.wrapping_neg());
     }
 
     /// The number is this from here on.
@@ -264,6 +301,27 @@ impl Counters {
     /// Counts one closed client.
     pub fn count_close(&self, cause: Cause) {
         self.closed[cause as usize].add(1);
+    }
+
+    /// A member of rooms had a backlog or not, and has one now or not.
+    pub fn count_backlogged(&self, before: bool, now: bool) {
+        match (before, now) {
+            (false, true) => self.slow_consumers.add(1),
+            (true, false) => self.slow_consumers.sub(1),
+            _ => {}
+        }
+    }
+
+    /// What the room engine of a backend has counted and holds, from one look to the next.
+    pub fn count_rooms(&self, before: &(rooms::Counters, Gauges), now: &(rooms::Counters, Gauges)) {
+        let ((counted, held), (counts, holds)) = (before, now);
+        self.room_requests.add(counts.requests - counted.requests);
+        self.room_errors.add(counts.errors - counted.errors);
+        self.messages_published.add(counts.published - counted.published);
+        self.messages_delivered.add(counts.delivered - counted.delivered);
+        let difference = |before: usize, now: usize| (now as u64).wrapping_sub(before as u64);
+        self.rooms.add(difference(held.home_rooms, holds.home_rooms));
+        self.subscriptions.add(difference(held.memberships, holds.memberships));
     }
 }
 

@@ -46,6 +46,9 @@ pub const DEMO_PAGE: &str = include_str!("rooms/demo.html");
 
 /// What the room engine asks of its shard.
 pub trait Outlet {
+    /// What is delivered from here on, until this call of the engine is over, was published by a
+    /// client at `at_us` ([`Time::wrapping_us`]).
+    fn published(&mut self, at_us: u32);
     /// Queues a finished server WebSocket frame (header and payload, encoded once, shared) for a
     /// client of this shard.
     fn deliver(&mut self, to: ConnId, frame: &Bytes);
@@ -90,6 +93,8 @@ pub struct Counters {
 pub struct Gauges {
     /// Clients that have a name or have said something.
     pub clients: usize,
+    /// Memberships of clients of this shard, those that wait for an answer included.
+    pub memberships: usize,
     /// Rooms with members in this shard.
     pub local_rooms: usize,
     /// Rooms whose home is this shard.
@@ -220,7 +225,8 @@ impl Rooms {
             }
             Letter::Ask(ask) => homes.on_ask(&ask, now, limits, out),
             Letter::Joined(joined) => self.on_joined(*joined, out),
-            Letter::Deliver { room, offset, frame } => {
+            Letter::Deliver { room, offset, at_us, frame } => {
+                out.published(at_us);
                 counters.delivered += members.deliver(&room, offset, &frame, out) as u64;
             }
             Letter::Notify { room, frame } => members.notify(&room, &frame, out),
@@ -284,6 +290,7 @@ impl Rooms {
     pub fn gauges(&self) -> Gauges {
         Gauges {
             clients: self.members.client_count(),
+            memberships: self.members.memberships(),
             local_rooms: self.members.room_count(),
             home_rooms: self.homes.len(),
             history_bytes: self.homes.history_bytes(),
@@ -336,7 +343,8 @@ impl Rooms {
                 let from = self.requester(client, id);
                 // The one copy that the data needs to outlive the receive buffer.
                 let key = key.as_deref().map(Into::into);
-                let publish = Publish { from, room, key, data: data.into() };
+                let at_us = now.wrapping_us();
+                let publish = Publish { from, room, at_us, key, data: data.into() };
                 out.post(home, Mail(Letter::Publish(Box::new(publish))));
             }
             Operation::Presence { room } => {

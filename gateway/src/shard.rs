@@ -30,6 +30,7 @@ pub mod mailbox;
 mod meter;
 mod orders;
 mod outlet;
+mod record;
 mod recv;
 mod relay;
 mod request;
@@ -42,6 +43,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::Config;
+use crate::conn::delays::Delays;
 use crate::conn::outbox::Stores;
 use crate::conn::record::Record;
 use crate::conn::table::Table;
@@ -62,6 +64,9 @@ use mailbox::{Letter, Mailroom};
 /// Completions taken in one turn. More are left to the next, so that outboxes are flushed, timers
 /// kept and mail read however much arrives.
 const COMPLETIONS_PER_TURN: usize = 256;
+
+/// Whether messages are timed and measured: false is for finding out what that costs.
+const RECORDS: bool = !cfg!(feature = "no-record");
 
 /// How long a shard sleeps at most while mail of its own waits for another's full inbox.
 const STUCK_MAIL_WAIT: Duration = Duration::from_millis(1);
@@ -84,6 +89,8 @@ pub struct Shard<R: Ring> {
     table: Table,
     timers: Wheel,
     stores: Stores,
+    /// When messages were queued that have not been taken.
+    delays: Delays,
     mail: Mailroom,
     metrics: Arc<Counters>,
     journal: Arc<Journal>,
@@ -184,6 +191,7 @@ impl<R: Ring> Shard<R> {
             table: Table::new(slots),
             timers: Wheel::new(now, slots),
             stores: Stores::default(),
+            delays: Delays::default(),
             mail,
             metrics: counters,
             journal,
@@ -232,7 +240,7 @@ impl<R: Ring> Shard<R> {
         let wait = self.next_wait();
         self.ring.submit_and_wait(wait);
         self.mail.awake();
-        self.now = self.ring.now(); // The only clock read of the turn.
+        self.now = self.ring.now(); // The time of all that happens in this turn.
         for _ in 0..COMPLETIONS_PER_TURN {
             let Some(completion) = self.ring.next_completion() else { break };
             self.dispatch(completion);
@@ -251,6 +259,10 @@ impl<R: Ring> Shard<R> {
         let (open, clients) = (self.table.open(), self.table.clients());
         self.metrics.clients.set(clients.into());
         self.metrics.upstreams.set((open - clients).into());
+        self.metrics.waiting.set(self.delays.waiting() as u64);
+        if RECORDS {
+            self.metrics.recorder.record_turn(self.now, self.ring.now());
+        }
     }
 
     fn dispatch(&mut self, completion: Completion) {

@@ -35,8 +35,8 @@ use utf8::Utf8;
 #[derive(Debug, Default)]
 pub struct Decoder {
     assembly: Vec<u8>,
-    /// `message_bytes <= assembly.len()`
-    message_bytes: usize,
+    /// `message_bytes <= assembly.len()`. In 32 bits, as the lengths that are admitted.
+    message_bytes: u32,
     step: Step,
     sequence: Sequence,
     utf8: Utf8,
@@ -84,7 +84,8 @@ enum Step {
     /// Between frames, with the beginning of a header that was cut.
     Header { bytes: [u8; 13], count: u8 },
     /// In the payload of an admitted frame.
-    Payload { left: u64, mask: [u8; 4], phase: u8, fin: bool, belongs_to: Frame },
+    /// `left` has 32 bits, as longer ones are not admitted (`Sequence::admit`).
+    Payload { left: u32, mask: [u8; 4], phase: u8, fin: bool, belongs_to: Frame },
     /// A Close frame has been read.
     Closed,
     /// A rule was broken (§7.1.7).
@@ -172,7 +173,7 @@ impl Decoder {
 
     /// Bytes here of a message that is not complete.
     pub fn partial_bytes(&self) -> usize {
-        self.message_bytes
+        self.message_bytes as usize
     }
 
     /// Gives the assembly back. For a connection that closes: the decoder reads no more.
@@ -189,7 +190,7 @@ impl Decoder {
     fn drop_last_event(&mut self, spares: &mut Spares) {
         let between_frames = matches!(self.step, Step::Header { .. });
         if between_frames || matches!(self.step, Step::Closed) {
-            self.assembly.truncate(self.message_bytes);
+            self.assembly.truncate(self.message_bytes as usize);
             if self.assembly.is_empty() && self.assembly.capacity() > 0 {
                 spares.give(std::mem::take(&mut self.assembly));
             }
@@ -265,7 +266,7 @@ impl Decoder {
                 }
                 Step::Payload { left, mask, phase, fin, belongs_to } => {
                     let start = *consumed;
-                    let here = left.min((buffer.len() - start) as u64) as usize;
+                    let here = (left as usize).min(buffer.len() - start);
                     let end = start + here;
                     *consumed = end;
                     let part = &mut buffer[start..end];
@@ -273,7 +274,7 @@ impl Decoder {
                     if belongs_to == Frame::Data(MessageKind::Text) {
                         self.utf8.push(part).map_err(|_| ProtocolError::TextNotUtf8)?;
                     }
-                    let left = left - here as u64;
+                    let left = left - here as u32;
                     let phase = (usize::from(phase) + here) as u8 % 4;
                     self.step = Step::Payload { left, mask, phase, fin, belongs_to };
                     let range = if left == 0 && self.is_whole_in_buffer(belongs_to, fin) {
@@ -281,7 +282,7 @@ impl Decoder {
                     } else {
                         let begin = match belongs_to {
                             Frame::Data(_) => 0,
-                            Frame::Control(_) => self.message_bytes,
+                            Frame::Control(_) => self.message_bytes as usize,
                         };
                         self.assemble(&buffer[start..end], belongs_to, limits, spares);
                         Place::Assembly(begin..self.assembly.len())
@@ -314,7 +315,7 @@ impl Decoder {
             (None, _) => Frame::Control(Control::Pong),
         };
         self.step = Step::Payload {
-            left: header.payload_bytes,
+            left: u32::try_from(header.payload_bytes).expect("`admit` refuses longer ones"),
             mask: header.mask.expect("`admit` refuses a client's frame without one"),
             phase: 0,
             fin: header.fin,
@@ -327,7 +328,7 @@ impl Decoder {
     fn is_whole_in_buffer(&self, belongs_to: Frame, fin: bool) -> bool {
         match belongs_to {
             Frame::Data(_) => fin && self.assembly.is_empty(),
-            Frame::Control(_) => self.assembly.len() == self.message_bytes,
+            Frame::Control(_) => self.assembly.len() == self.message_bytes as usize,
         }
     }
 
@@ -350,7 +351,7 @@ impl Decoder {
         }
         self.assembly.extend_from_slice(part);
         if let Frame::Data(_) = belongs_to {
-            self.message_bytes = self.assembly.len();
+            self.message_bytes = self.assembly.len() as u32;
         }
     }
 }

@@ -24,6 +24,8 @@ struct Said {
 }
 
 impl Outlet for Said {
+    fn published(&mut self, _at_us: u32) {}
+
     fn deliver(&mut self, _: ConnId, frame: &Bytes) {
         assert_eq!(frame[0], 0x81, "an unfragmented text frame");
         assert_eq!(frame.last(), Some(&b'}'));

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::ops::{Index, IndexMut};
 
 use super::addresses::Addresses;
+use super::delays::MarkId;
 use super::outbox::Outbox;
 use super::{Conn, ConnId, Flags, Phase, Side, State};
 use crate::journal::Traffic;
@@ -133,6 +134,8 @@ impl Conn {
             state: State::None,
             meter: None,
             outbox: Outbox::default(),
+            mark: MarkId::NONE,
+            pinged_us: 0,
             addresses: Addresses::NOWHERE,
             opened_at: Time(0),
             traffic: Traffic::default(),

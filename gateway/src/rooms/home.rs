@@ -160,7 +160,7 @@ impl Homes {
         counters: &mut Counters,
         out: &mut impl Outlet,
     ) {
-        let Publish { from, room, key, data } = publish;
+        let Publish { from, room, at_us, key, data } = publish;
         // The publisher is a member, or is about to hear that its join was refused.
         let Some(home) = self.rooms.get_mut(&**room).filter(|home| !home.reach.is_empty()) else {
             answer_error(from, ErrorCode::NotMember, out);
@@ -184,7 +184,8 @@ impl Homes {
             .into_frame();
         for reach in &home.reach {
             let (room, frame) = (Arc::clone(room), frame.clone());
-            out.post(reach.shard, Mail(Letter::Deliver { room, offset: home.offset, frame }));
+            let letter = Letter::Deliver { room, offset: home.offset, at_us: *at_us, frame };
+            out.post(reach.shard, Mail(letter));
         }
         if from.id.is_some() {
             let frame = Object::ack(from.id.as_deref(), "publish")

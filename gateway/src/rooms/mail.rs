@@ -38,7 +38,7 @@ pub(super) enum Letter {
     /// To the client's shard: the join was done or refused.
     Joined(Box<Joined>),
     /// To a shard with members: one message, already encoded.
-    Deliver { room: Arc<str>, offset: u64, frame: Bytes },
+    Deliver { room: Arc<str>, offset: u64, at_us: u32, frame: Bytes },
     /// To a shard with members that asked for presence: somebody came or went.
     Notify { room: Arc<str>, frame: Bytes },
     /// To the client's shard: a finished answer.
@@ -98,6 +98,8 @@ pub(super) struct Leave {
 pub(super) struct Publish {
     pub(super) from: Requester,
     pub(super) room: Arc<str>,
+    /// When it came from the client: see [`Time::wrapping_us`](crate::time::Time::wrapping_us).
+    pub(super) at_us: u32,
     /// What a newer message has to share with this one to take its place; see docs/ROOMS.md.
     pub(super) key: Option<Box<str>>,
     /// Any JSON value, as it came.

@@ -57,6 +57,8 @@ pub(super) struct Members {
     rooms: Slab<LocalRoom>,
     room_by_name: Names<u32>,
     next_ticket: u32,
+    /// Of all clients.
+    memberships: usize,
 }
 
 pub(super) struct Client {
@@ -111,6 +113,7 @@ impl Members {
             rooms: Slab::default(),
             room_by_name: HashMap::with_hasher(SeededHash(seed)),
             next_ticket: 0,
+            memberships: 0,
         }
     }
 
@@ -120,6 +123,11 @@ impl Members {
 
     pub(super) fn room_count(&self) -> usize {
         self.rooms.len()
+    }
+
+    /// All memberships, those that wait for their home's answer included.
+    pub(super) fn memberships(&self) -> usize {
+        self.memberships
     }
 
     /// The client behind `conn`, if it has a name or has said something.
@@ -187,6 +195,7 @@ impl Members {
         self.clients.get_mut(client).rooms.push(membership);
         let local = self.rooms.get_mut(index);
         local.memberships += 1;
+        self.memberships += 1;
         (Arc::clone(&local.name), ticket)
     }
 
@@ -322,6 +331,7 @@ impl Members {
         }
 
         local.memberships -= 1;
+        self.memberships -= 1;
         let name = Arc::clone(&local.name);
         if local.memberships == 0 {
             rooms.remove(ended.room);

@@ -30,6 +30,8 @@ struct Said {
 }
 
 impl Outlet for Said {
+    fn published(&mut self, _at_us: u32) {}
+
     fn deliver(&mut self, to: ConnId, frame: &Bytes) {
         self.frames.push((to, frame.clone()));
     }

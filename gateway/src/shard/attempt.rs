@@ -100,6 +100,7 @@ impl<R: Ring> Shard<R> {
             sticky,
             cookie,
             session,
+            began_at: self.now,
             picked: None,
             upstream: None,
             tried: Tried::default(),
@@ -270,6 +271,7 @@ impl<R: Ring> Shard<R> {
             let why = format!("the upstream could not be reached: {failure}");
             return self.attempt_failed(id, client, 502, Cause::BackendGone, &why);
         }
+        self.record_connected(id);
         let Some(attempt) = attempt_of(&mut self.table[client].state) else {
             return self.start_close(id, Cause::ClientGone);
         };

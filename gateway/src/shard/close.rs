@@ -175,9 +175,14 @@ impl<R: Ring> Shard<R> {
     /// The descriptor is closed: the slot is free, and may be taken again at once.
     pub(super) fn on_closed(&mut self, id: ConnId) {
         self.release_places(id);
-        let Shard { table, stores, metrics, journal, groups, now, .. } = self;
+        let Shard { table, stores, delays, metrics, journal, groups, now, .. } = self;
         let conn = &mut table[id];
+        metrics.count_backlogged(conn.outbox.is_backlogged(), false);
+        if conn.flags.paused {
+            metrics.slow_consumers.sub(1);
+        }
         conn.outbox.clear(stores);
+        delays.forget(&mut conn.mark, &metrics.recorder);
         let state = std::mem::take(&mut conn.state);
         let name = state.name();
         match state {
@@ -240,6 +245,7 @@ impl<R: Ring> Shard<R> {
         let conn = &mut table[id];
         conn.flags.close_sent = true;
         conn.note_close(code);
+        metrics.count_backlogged(conn.outbox.is_backlogged(), false);
         conn.outbox.settle(stores, metrics);
         conn.outbox.write(stores, *now, |out| {
             // A Close frame without a code is answered by one without (§7.1.5).

@@ -5,9 +5,10 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::Shard;
 use super::mailbox::{Letter, Mailroom};
+use super::{RECORDS, Shard};
 use crate::config::{BackendKind, Config, Local};
+use crate::conn::delays::Delays;
 use crate::conn::outbox::{Full, Stores};
 use crate::conn::table::Table;
 use crate::conn::{ConnId, Phase};
@@ -20,7 +21,9 @@ use crate::time::Time;
 impl<R: Ring> Shard<R> {
     /// Lends the rooms of one backend together with what they reach of the shard.
     pub(super) fn with_rooms(&mut self, backend: u16, act: impl FnOnce(&mut Rooms, &mut Post<'_>)) {
-        let Shard { rooms, table, stores, dirty, doomed, mail, now, config, metrics, .. } = self;
+        let Shard {
+            rooms, table, stores, delays, dirty, doomed, mail, now, config, metrics, ..
+        } = self;
         let index = usize::from(backend);
         let Some(rooms) = &mut rooms[index] else {
             unreachable!("backend {backend} has no rooms");
@@ -32,8 +35,22 @@ impl<R: Ring> Shard<R> {
             SlowPolicy::DropOldest | SlowPolicy::Conflate => slow.outbox_bytes,
         };
         let bounds = Bounds { fast_bytes_max, outbox_bytes_max, slow };
-        let mut post = Post { table, stores, dirty, doomed, mail, metrics, now, bounds, backend };
+        let mut post = Post {
+            table,
+            stores,
+            delays,
+            dirty,
+            doomed,
+            mail,
+            metrics,
+            now,
+            published: None,
+            bounds,
+            backend,
+        };
+        let before = (*rooms.counters(), rooms.gauges());
         act(rooms, &mut post);
+        metrics.count_rooms(&before, &(*rooms.counters(), rooms.gauges()));
         let has_rooms = !rooms.is_empty();
         if has_rooms != self.has_rooms[index] {
             self.count_rooms(index, has_rooms);
@@ -55,11 +72,14 @@ impl<R: Ring> Shard<R> {
 pub(super) struct Post<'a> {
     table: &'a mut Table,
     stores: &'a mut Stores,
+    delays: &'a mut Delays,
     dirty: &'a mut VecDeque<u32>,
     doomed: &'a mut Vec<Doomed>,
     mail: &'a mut Mailroom,
     metrics: &'a Counters,
     now: Time,
+    /// When what is delivered was published, if it is a publication.
+    published: Option<Time>,
     bounds: Bounds,
     backend: u16,
 }
@@ -76,6 +96,10 @@ struct Bounds {
 const SLOW_CONSUMER: &str = "slow consumer: connect again and resume from your last offset";
 
 impl Outlet for Post<'_> {
+    fn published(&mut self, at_us: u32) {
+        self.published = Some(self.now.back_to(at_us));
+    }
+
     fn deliver(&mut self, to: ConnId, frame: &Bytes) {
         let Some(conn) = self.table.get_mut(to) else { return };
         // Nothing comes behind a message that had no room: the member would resume after the gap.
@@ -84,6 +108,8 @@ impl Outlet for Post<'_> {
         }
         let bytes = conn.outbox.bytes() + frame.len();
         if bytes > self.bounds.fast_bytes_max || conn.outbox.is_backlogged() {
+            self.delays.forget(&mut conn.mark, &self.metrics.recorder);
+            let was_backlogged = conn.outbox.is_backlogged();
             let Bounds { outbox_bytes_max, slow, .. } = &self.bounds;
             let pushed = match slow.policy {
                 SlowPolicy::Disconnect => Err(Full),
@@ -96,6 +122,7 @@ impl Outlet for Post<'_> {
                     self.now,
                 ),
             };
+            self.metrics.count_backlogged(was_backlogged, conn.outbox.is_backlogged());
             if pushed == Err(Full) {
                 // A member cannot be waited for: the room goes on without it, and it may come back
                 // and resume from the offset that it has seen.
@@ -106,6 +133,18 @@ impl Outlet for Post<'_> {
             }
         } else {
             conn.outbox.push_shared(frame, self.stores, self.now);
+            if RECORDS {
+                match self.published {
+                    Some(at) => self.delays.published(
+                        &mut conn.mark,
+                        bytes,
+                        at,
+                        self.now,
+                        &self.metrics.recorder,
+                    ),
+                    None => self.delays.queued(&mut conn.mark, 1, bytes, self.now),
+                }
+            }
         }
         conn.data_at = self.now;
         conn.traffic.sent(1);

@@ -1,8 +1,8 @@
 //! Bytes arrive, and messages of the clients that we talk to ourselves.
 
-use super::Shard;
 use super::meter::{Allowance, REST, Used, is_counted};
 use super::send::PAUSE_AT_BYTES;
+use super::{RECORDS, Shard};
 use crate::conn::{ConnId, Phase, State};
 use crate::metrics::Cause;
 use crate::ring::{Buffer, Failure, Ring};
@@ -34,7 +34,11 @@ impl<R: Ring> Shard<R> {
                 let conn = &mut self.table[id];
                 self.rested = self.now.since(conn.received_at) >= REST;
                 conn.received_at = self.now;
-                conn.flags.ping_pending = false;
+                if conn.flags.ping_pending {
+                    conn.flags.ping_pending = false;
+                    let pinged_at = self.now.back_to(conn.pinged_us);
+                    self.metrics.recorder.ping.record_since(pinged_at, self.now);
+                }
                 conn.traffic.received_bytes += buffer.len() as u64;
                 self.on_bytes(id, buffer);
             }
@@ -100,6 +104,7 @@ impl<R: Ring> Shard<R> {
         let flags = &mut self.table[id].flags;
         if !flags.paused {
             flags.paused = true;
+            self.metrics.slow_consumers.add(1);
             if flags.recv_armed {
                 self.ring.cancel_recv(id);
             }
@@ -111,6 +116,7 @@ impl<R: Ring> Shard<R> {
         // There is nobody to read an orphan for.
         if flags.paused && !flags.orphan {
             flags.paused = false;
+            self.metrics.slow_consumers.sub(1);
             // The answer to a Ping may be among what waits to be read.
             flags.ping_pending = false;
             // When the cancelled receive has not ended yet, its end arms it again.
@@ -250,6 +256,10 @@ impl<R: Ring> Shard<R> {
                 self.table[id].data_at = self.now;
                 self.metrics.messages_received.add(1);
                 self.table[id].traffic.received(1);
+                if RECORDS {
+                    let route = self.metrics.recorder.route(self.table[id].route);
+                    route.client_sizes.record(payload.len() as u64, 1);
+                }
                 if self.table[id].phase != Phase::Open {
                     // We have said goodbye; what was on its way is no longer served.
                 } else if rooms {
@@ -297,12 +307,15 @@ impl<R: Ring> Shard<R> {
 
     /// Queues one unfragmented frame for a client.
     pub(super) fn send_frame(&mut self, id: ConnId, opcode: Opcode, payload: &[u8]) {
-        let Shard { table, stores, now, dirty, metrics, .. } = self;
+        let Shard { table, stores, delays, now, dirty, metrics, .. } = self;
         let conn = &mut table[id];
         conn.outbox.write(stores, *now, |out| {
             encode_server_header(out, opcode, payload.len());
             out.extend_from_slice(payload);
         });
+        if RECORDS && !opcode.is_control() {
+            delays.queued(&mut conn.mark, 1, conn.outbox.bytes(), *now);
+        }
         metrics.frames_sent.add(1);
         conn.traffic.sent(u32::from(!opcode.is_control()));
         super::mark_dirty(conn, id.slot, dirty);

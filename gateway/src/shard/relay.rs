@@ -20,10 +20,10 @@
 //! stand. Toward the upstream we never
 //! make up a Close frame for a client that has gone: it sees 1006, as it would without us.
 
-use super::Shard;
 use super::answer::NOT_ANSWERED;
 use super::meter::{Allowance, Used, is_counted};
 use super::send::PAUSE_AT_BYTES;
+use super::{RECORDS, Shard};
 use crate::conn::{Conn, ConnId, Connecting, Phase, Refusing, Relay, Side, State};
 use crate::handshake::{self, UpstreamAnswer};
 use crate::http::{BodyReader, Request, Response};
@@ -99,6 +99,7 @@ impl<R: Ring> Shard<R> {
                 let early = std::mem::take(&mut connecting.early);
                 let head = std::mem::take(&mut connecting.attempt.head);
                 self.stores.spares.give(head);
+                self.record_upgrade(client, Some(id));
                 let cookie = self.attempt_opened(id, client);
                 let Shard { table, stores, now, .. } = self;
                 table[client].code = 101;
@@ -265,7 +266,16 @@ impl<R: Ring> Shard<R> {
         let limits = policy.frame_limits();
         let State::Relay(relay) = &mut conn.state else { return None };
         let (other, between_frames) = (relay.other, relay.scanner.at_frame_boundary());
-        let scanned = relay.scanner.scan(bytes, &limits);
+        let route = self.metrics.recorder.route(conn.route);
+        let sizes = match conn.side {
+            Side::Client => &route.client_sizes,
+            Side::Upstream => &route.upstream_sizes,
+        };
+        let scanned = relay.scanner.scan_sizes(bytes, &limits, |size| {
+            if RECORDS {
+                sizes.record(size as u64, 1);
+            }
+        });
         let counts = policy.rates.limit_data() || scanned.control_frames > 0;
         if counts && conn.side == Side::Client && is_counted(conn) {
             let used = Used {
@@ -307,6 +317,10 @@ impl<R: Ring> Shard<R> {
         self.table[id].traffic.received(scanned.messages);
         if let Some(conn) = self.table.get_mut(other) {
             conn.traffic.sent(scanned.messages);
+            if RECORDS && scanned.messages > 0 && conn.phase == Phase::Open {
+                let bytes = conn.outbox.bytes();
+                self.delays.queued(&mut conn.mark, scanned.messages, bytes, self.now);
+            }
         }
         if let Some(code) = scanned.close {
             for end in [id, other] {

@@ -71,6 +71,7 @@ impl<R: Ring> Shard<R> {
         conn.requests = conn.requests.saturating_add(1);
         conn.flags.routed = false;
         conn.code = 0;
+        self.record_head(id);
         if !self.admit_client(id) || !self.identify(id, &request) {
             return;
         }
@@ -129,6 +130,7 @@ impl<R: Ring> Shard<R> {
         });
         self.metrics.upgraded.add(1);
         self.mark_dirty(id);
+        self.record_upgrade(id, None);
         self.start_timeouts(id);
     }
 

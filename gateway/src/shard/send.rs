@@ -2,8 +2,9 @@
 
 use std::io::IoSlice;
 
-use super::Shard;
-use crate::conn::{ConnId, Phase, State};
+use super::{RECORDS, Shard};
+use crate::conn::delays::MarkId;
+use crate::conn::{ConnId, Phase, Side, State};
 use crate::ring::linux::SEND_PARTS_MAX;
 use crate::ring::{Failure, Ring, SendMode};
 
@@ -75,12 +76,22 @@ impl<R: Ring> Shard<R> {
     }
 
     pub(super) fn on_sent(&mut self, id: ConnId, result: Result<usize, Failure>) {
-        let Shard { table, stores, now, .. } = self;
+        let Shard { table, stores, delays, metrics, now, .. } = self;
         let conn = &mut table[id];
         conn.flags.send_in_flight = false;
         let tried = conn.flags.send_try_now;
         conn.traffic.sent_bytes += result.unwrap_or(0) as u64;
         let whole = conn.outbox.sent(result.unwrap_or(0), stores, *now);
+        if RECORDS && conn.mark != MarkId::NONE {
+            let route = metrics.recorder.route(conn.route);
+            let to = match conn.side {
+                Side::Client => &route.to_client,
+                Side::Upstream => &route.to_upstream,
+            };
+            let left = conn.outbox.bytes();
+            let count = result.unwrap_or(0);
+            delays.sent(&mut conn.mark, count, left, *now, to, &metrics.recorder);
+        }
         if conn.phase == Phase::Closing {
             return self.close_join(id);
         }
@@ -110,13 +121,18 @@ impl<R: Ring> Shard<R> {
     fn refill_backlogged(&mut self, id: ConnId) {
         if matches!(self.table[id].state, State::Rooms(_)) {
             let backend = self.backend_of(id);
-            let Shard { table, stores, rooms, metrics, now, .. } = self;
+            let Shard { table, stores, delays, rooms, metrics, now, .. } = self;
             let Some(rooms) = &rooms[usize::from(backend)] else { return };
             let conn = &mut table[id];
+            let was_backlogged = conn.outbox.is_backlogged();
             if conn.outbox.refill(&rooms.slow_limits(), stores, metrics, *now) {
                 // The outbox may never be empty again, and every Ping deserves its Pong.
                 conn.flags.pong_waits = false;
             }
+            if conn.outbox.is_backlogged() {
+                delays.forget(&mut conn.mark, &metrics.recorder);
+            }
+            metrics.count_backlogged(was_backlogged, conn.outbox.is_backlogged());
         }
     }
 }

@@ -194,6 +194,7 @@ impl<R: Ring> Shard<R> {
         let Shard { table, stores, now, timers, ping_frame, .. } = self;
         let conn = &mut table[id];
         conn.flags.ping_pending = true;
+        conn.pinged_us = now.wrapping_us();
         conn.deadline = *now + ping_timeout;
         // Where Pings are close together, it may have answered long before that.
         timers.set(id.slot, *now + interval);

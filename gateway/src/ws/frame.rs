@@ -143,6 +143,11 @@ impl Sequence {
         self.open.is_none()
     }
 
+    /// Payload of the frames of a message that has begun; 0 between messages.
+    pub fn message_bytes(&self) -> u64 {
+        self.message_bytes.into()
+    }
+
     /// The one place that decides whether a header is allowed here: mask, RSV1, the rules of
     /// fragmentation (§5.4), the size of a client's frame and of the message, before a byte of it is stored.
     ///

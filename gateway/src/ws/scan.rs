@@ -83,6 +83,17 @@ impl Scanner {
 
     /// Reads on. All of `bytes` counts as read afterwards, whatever is to be forwarded of it.
     pub fn scan(&mut self, bytes: &[u8], limits: &Limits) -> Scanned {
+        self.scan_sizes(bytes, limits, |_| {})
+    }
+
+    /// The same; `on_size` is told the size of each message, in bytes of payload as they are on the wire,
+    /// when the header of its last frame is read.
+    pub fn scan_sizes(
+        &mut self,
+        bytes: &[u8],
+        limits: &Limits,
+        mut on_size: impl FnMut(usize),
+    ) -> Scanned {
         let mut scanned = Scanned {
             carried: Carried::default(),
             forward: 0,
@@ -94,7 +105,7 @@ impl Scanner {
         };
         // Each turn of the loop consumes a header or reaches the end of `bytes`.
         loop {
-            self.skip_small(bytes, &mut scanned, limits);
+            self.skip_small(bytes, &mut scanned, limits, &mut on_size);
             let rest = &bytes[scanned.forward..];
             match &mut self.step {
                 Step::Failed(error) => {
@@ -110,7 +121,7 @@ impl Scanner {
                             cut.count = (held + rest.len()) as u8;
                             return scanned;
                         }
-                        Ok(Some(header)) => match self.start_frame(&header, limits) {
+                        Ok(Some(header)) => match self.start_frame(&header, limits, &mut on_size) {
                             Ok(step) => {
                                 let counts = matches!(header.opcode, Opcode::Ping | Opcode::Pong);
                                 scanned.control_frames += u32::from(counts);
@@ -195,7 +206,13 @@ impl Scanner {
     /// What nearly everybody sends: messages in one frame of at most 125 bytes, which are here as a
     /// whole. They leave no trace in the state. The loop reads them too; the tests cut every wire,
     /// so that both do.
-    fn skip_small(&self, bytes: &[u8], scanned: &mut Scanned, limits: &Limits) {
+    fn skip_small(
+        &self,
+        bytes: &[u8],
+        scanned: &mut Scanned,
+        limits: &Limits,
+        on_size: &mut impl FnMut(usize),
+    ) {
         let between_frames = matches!(self.step, Step::Header(Carried { count: 0, .. }));
         if !between_frames || !self.sequence.is_between_messages() {
             return;
@@ -213,10 +230,17 @@ impl Scanner {
             scanned.forward = end;
             scanned.messages += 1;
             scanned.data = true;
+            on_size(len);
         }
     }
 
-    fn start_frame(&mut self, header: &Header, limits: &Limits) -> Result<Step, ProtocolError> {
+    fn start_frame(
+        &mut self,
+        header: &Header,
+        limits: &Limits,
+        on_size: &mut impl FnMut(usize),
+    ) -> Result<Step, ProtocolError> {
+        let before = self.sequence.message_bytes();
         let kind = self.sequence.admit(header, self.direction, self.rsv1_allowed, limits)?;
         if header.opcode == Opcode::Close {
             let [first, second, ..] = header.mask.unwrap_or_default();
@@ -225,6 +249,9 @@ impl Scanner {
         }
         let is_data = kind.is_some();
         let ends_message = is_data && header.fin;
+        if ends_message {
+            on_size((before + header.payload_bytes) as usize);
+        }
         Ok(Step::Payload { left: header.payload_bytes, is_data, ends_message })
     }
 }

@@ -5,9 +5,8 @@
 /// A sequence that can no longer become a character fails with its first impossible byte.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Utf8 {
-    /// The beginning of a character whose end has not arrived.
-    partial: [u8; 4],
-    /// `partial_bytes <= 3` between calls
+    /// The beginning of a character whose end has not arrived: at most three of its four bytes.
+    partial: [u8; 3],
     partial_bytes: u8,
 }
 
@@ -22,12 +21,17 @@ impl Utf8 {
             let Some((&byte, rest)) = bytes.split_first() else { return Ok(()) };
             bytes = rest;
             let end = usize::from(self.partial_bytes);
-            self.partial[end] = byte;
-            match std::str::from_utf8(&self.partial[..=end]) {
+            let [first, second, third] = self.partial;
+            let mut character = [first, second, third, 0];
+            character[end] = byte;
+            match std::str::from_utf8(&character[..=end]) {
                 Ok(_) => self.partial_bytes = 0,
                 Err(error) if error.error_len().is_some() => return Err(NotUtf8),
-                // Four bytes are always a character or an error, so `end` stays below 3 here.
-                Err(_) => self.partial_bytes += 1,
+                // Four bytes are always a character or an error, so `end` is below 3 here.
+                Err(_) => {
+                    self.partial[end] = byte;
+                    self.partial_bytes += 1;
+                }
             }
         }
         match simdutf8::compat::from_utf8(bytes) {

@@ -1,0 +1,152 @@
+//! The histograms of one shard. It alone records; whoever reads them does not ask it.
+//!
+//! A bounded set: some of the shard, and some of each of the first [`ROUTES_RECORDED`] routes; the
+//! others share one more set. A route's are made when a client is first let in to it, never for a
+//! message.
+
+use std::sync::OnceLock;
+
+use crate::histogram::{Durations, Histogram, Sizes};
+use crate::metrics::Counter;
+use crate::time::Time;
+
+/// Routes that have histograms of their own, by their number.
+pub const ROUTES_RECORDED: usize = 64;
+
+/// A turn of the loop that takes longer than this counts as a stall: in milliseconds.
+pub const STALL_MS: u64 = 10;
+
+/// The histograms of one shard.
+#[derive(Debug)]
+pub struct Recorder {
+    /// From the accept of a client until its (first) request head was read.
+    pub head: Durations,
+    /// From the accept of a client until its 101 was queued.
+    pub upgrade: Durations,
+    /// From a Ping of ours to a client of echo or rooms until the next that came from it.
+    pub ping: Durations,
+    /// From a publication until the first member in this shard that had nothing waiting was sent it;
+    /// those of one turn count as one.
+    pub fanout_first: Durations,
+    /// The same, until the last such member was.
+    pub fanout_last: Durations,
+    /// Such members of each fan-out.
+    pub fanout_members: Sizes,
+    /// Deliveries to members that had not taken everything before.
+    pub fanout_behind: Counter,
+    /// How old the oldest message for a peer was when it was taken, where others had come for that
+    /// peer meanwhile: the age of outboxes that are not emptied at once.
+    pub outbox_age: Durations,
+    /// From the moment that the kernel gave back control until all that it brought was worked on.
+    pub turn: Durations,
+    /// Turns that took longer than [`STALL_MS`].
+    pub stalls: Counter,
+    routes: Box<[OnceLock<Box<RouteRecorder>>]>,
+}
+
+/// The histograms of one route, or of those that share them.
+#[derive(Debug, Default)]
+pub struct RouteRecorder {
+    /// From a request head until the upstream's 101: placing, all attempts, and their handshakes.
+    pub upstream: Durations,
+    /// From trying one upstream until it was connected.
+    pub connect: Durations,
+    /// From then until it has accepted the upgrade.
+    pub answer: Durations,
+    /// From the receive of a client's message until the upstream's socket took it.
+    pub to_upstream: Durations,
+    /// From the receive of an upstream's message (of a publication; of the message that is echoed)
+    /// until the client's socket took it.
+    pub to_client: Durations,
+    /// Sizes of messages that clients sent.
+    pub client_sizes: Sizes,
+    /// Sizes of messages that upstreams sent.
+    pub upstream_sizes: Sizes,
+}
+
+impl Default for Recorder {
+    fn default() -> Recorder {
+        Recorder {
+            head: Histogram::default(),
+            upgrade: Histogram::default(),
+            ping: Histogram::default(),
+            fanout_first: Histogram::default(),
+            fanout_last: Histogram::default(),
+            fanout_members: Histogram::default(),
+            fanout_behind: Counter::default(),
+            outbox_age: Histogram::default(),
+            turn: Histogram::default(),
+            stalls: Counter::default(),
+            routes: (0..=ROUTES_RECORDED).map(|_| OnceLock::new()).collect(),
+        }
+    }
+}
+
+impl Recorder {
+    /// Those of the route with this number.
+    pub fn route(&self, number: u16) -> &RouteRecorder {
+        let place = usize::from(number).min(ROUTES_RECORDED);
+        self.routes[place].get_or_init(Box::default)
+    }
+
+    /// Those that have recorded something, by the place of their route; [`ROUTES_RECORDED`] is the
+    /// place of all others.
+    pub fn routes(&self) -> impl Iterator<Item = (usize, &RouteRecorder)> {
+        let made = self.routes.iter().enumerate();
+        made.filter_map(|(place, route)| Some((place, &**route.get()?)))
+    }
+
+    /// A turn of the loop began at `from` and has ended.
+    pub fn record_turn(&self, from: Time, now: Time) {
+        let nanoseconds = now.0.saturating_sub(from.0);
+        self.turn.record(nanoseconds, 1);
+        if nanoseconds > STALL_MS * 1_000_000 {
+            self.stalls.add(1);
+        }
+    }
+}
+
+impl<const SHIFT: u32, const BUCKETS: usize> Histogram<SHIFT, BUCKETS> {
+    /// Counts the time from `from` to `now`, once.
+    pub fn record_since(&self, from: Time, now: Time) {
+        self.record(now.0.saturating_sub(from.0), 1);
+    }
+}
+
+/// The most that the histograms of one shard take.
+pub const RECORDER_BYTES_MAX: usize =
+    size_of::<Recorder>() + (ROUTES_RECORDED + 1) * (size_of::<RouteRecorder>() + 16);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::histogram::Snapshot;
+
+    #[test]
+    fn routes_beyond_the_bound_share() {
+        let recorder = Recorder::default();
+        assert_eq!(recorder.routes().count(), 0, "made when they are needed");
+        for number in [0, 63, 64, 65, u16::MAX] {
+            recorder.route(number).to_client.record(1, 1);
+        }
+        let places: Vec<_> = recorder.routes().map(|(place, _)| place).collect();
+        assert_eq!(places, [0, 63, 64]);
+        let mut snapshot = Snapshot::default();
+        recorder.route(1000).to_client.add_to(&mut snapshot);
+        assert_eq!(snapshot.count(), 3);
+    }
+
+    #[test]
+    fn a_stall_is_a_long_turn() {
+        let recorder = Recorder::default();
+        recorder.record_turn(Time(0), Time(STALL_MS * 1_000_000));
+        assert_eq!(recorder.stalls.get(), 0);
+        recorder.record_turn(Time(0), Time(STALL_MS * 1_000_000 + 1));
+        assert_eq!(recorder.stalls.get(), 1);
+    }
+
+    #[test]
+    fn the_set_is_small() {
+        assert!(RECORDER_BYTES_MAX <= 4 << 20, "{RECORDER_BYTES_MAX}");
+    }
+}
