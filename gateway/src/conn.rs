@@ -413,6 +413,9 @@ pub struct Relay {
     pub other: ConnId,
     /// Reads the headers of what this peer sends.
     pub scanner: Scanner,
+    /// Of an upstream: when the oldest message that it has not answered by one of its own came from
+    /// the client; else never.
+    pub asked_at: Time,
     /// We have put a Ping into what this peer is sent, and its Pong has not been taken out of what
     /// comes from it.
     pub pong_awaited: bool,

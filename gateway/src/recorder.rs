@@ -53,15 +53,19 @@ pub struct RouteRecorder {
     pub connect: Durations,
     /// From then until it has accepted the upgrade.
     pub answer: Durations,
+    /// From a client's message until the next message that its upstream sent on that connection; of
+    /// ordinary HTTP, from the request's way out until the head of the answer. What an upstream takes
+    /// to answer, where it answers; where it speaks unasked as well, the shorter of the two.
+    pub reply: Durations,
     /// From the receive of a client's message until the upstream's socket took it.
     pub to_upstream: Durations,
     /// From the receive of an upstream's message (of a publication; of the message that is echoed)
     /// until the client's socket took it.
     pub to_client: Durations,
     /// Sizes of messages that clients sent.
-    pub client_sizes: Sizes,
-    /// Sizes of messages that upstreams sent.
-    pub upstream_sizes: Sizes,
+    pub from_client_sizes: Sizes,
+    /// Sizes of messages for clients: from an upstream, a room, or the echo.
+    pub to_client_sizes: Sizes,
 }
 
 impl Default for Recorder {

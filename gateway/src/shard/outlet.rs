@@ -17,6 +17,7 @@ use crate::random::Random;
 use crate::ring::Ring;
 use crate::rooms::{Mail, Outlet, RoomLimits, Rooms, SlowLimits, SlowPolicy};
 use crate::time::Time;
+use crate::ws::frame::server_payload_bytes;
 
 impl<R: Ring> Shard<R> {
     /// Lends the rooms of one backend together with what they reach of the shard.
@@ -145,6 +146,10 @@ impl Outlet for Post<'_> {
                     None => self.delays.queued(&mut conn.mark, 1, bytes, self.now),
                 }
             }
+        }
+        if RECORDS {
+            let sizes = &self.metrics.recorder.route(conn.route).to_client_sizes;
+            sizes.record(server_payload_bytes(frame) as u64, 1);
         }
         conn.data_at = self.now;
         conn.traffic.sent(1);

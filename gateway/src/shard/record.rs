@@ -1,8 +1,9 @@
 //! What a handshake took is recorded, stage by stage.
 
 use super::{RECORDS, Shard};
-use crate::conn::{ConnId, State};
+use crate::conn::{ConnId, Side, State};
 use crate::ring::Ring;
+use crate::time::Time;
 
 impl<R: Ring> Shard<R> {
     /// A client's request head has been read. Of a later one on the same connection nobody knows how
@@ -22,6 +23,30 @@ impl<R: Ring> Shard<R> {
             route.connect.record_since(conn.opened_at, self.now);
         }
         conn.opened_at = self.now;
+    }
+
+    /// `from` has sent messages to `to`: a client asks, or an upstream answers.
+    pub(super) fn record_turn_of_talk(&mut self, from: ConnId, to: ConnId) {
+        let Shard { table, metrics, now, .. } = self;
+        let is_answer = table[from].side == Side::Upstream;
+        let upstream = if is_answer { from } else { to };
+        let Some(conn) = table.get_mut(upstream) else { return };
+        let State::Relay(relay) = &mut conn.state else { return };
+        if !is_answer {
+            relay.asked_at = relay.asked_at.min(*now);
+        } else if relay.asked_at != Time::NEVER {
+            metrics.recorder.route(conn.route).reply.record_since(relay.asked_at, *now);
+            relay.asked_at = Time::NEVER;
+        }
+    }
+
+    /// The head of an upstream's answer to an ordinary request is here.
+    pub(super) fn record_answer(&self, upstream: ConnId) {
+        let conn = &self.table[upstream];
+        if RECORDS {
+            // Since it was connected: see `record_connected`.
+            self.metrics.recorder.route(conn.route).reply.record_since(conn.opened_at, self.now);
+        }
     }
 
     /// A client's 101 is queued, and `upstream`, if it is for one, has just accepted.

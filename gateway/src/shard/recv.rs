@@ -258,7 +258,7 @@ impl<R: Ring> Shard<R> {
                 self.table[id].traffic.received(1);
                 if RECORDS {
                     let route = self.metrics.recorder.route(self.table[id].route);
-                    route.client_sizes.record(payload.len() as u64, 1);
+                    route.from_client_sizes.record(payload.len() as u64, 1);
                 }
                 if self.table[id].phase != Phase::Open {
                     // We have said goodbye; what was on its way is no longer served.
@@ -315,6 +315,8 @@ impl<R: Ring> Shard<R> {
         });
         if RECORDS && !opcode.is_control() {
             delays.queued(&mut conn.mark, 1, conn.outbox.bytes(), *now);
+            let sizes = &metrics.recorder.route(conn.route).to_client_sizes;
+            sizes.record(payload.len() as u64, 1);
         }
         metrics.frames_sent.add(1);
         conn.traffic.sent(u32::from(!opcode.is_control()));

@@ -29,6 +29,7 @@ use crate::handshake::{self, UpstreamAnswer};
 use crate::http::{BodyReader, Request, Response};
 use crate::metrics::Cause;
 use crate::ring::{Buffer, Ring};
+use crate::time::Time;
 use crate::ws::frame::{self, Direction};
 use crate::ws::scan::{Scanned, Scanner};
 
@@ -131,7 +132,7 @@ impl<R: Ring> Shard<R> {
                 });
                 table[id].state = State::Refusing(Box::new(Refusing { client, body }));
                 // It was answered in time; from here on it is the body that has to come.
-                table[client].deadline = crate::time::Time::NEVER;
+                table[client].deadline = Time::NEVER;
                 table[id].deadline = *now + self.config.limits.connect_timeout;
                 self.timers.set(id.slot, table[id].deadline);
                 self.mark_dirty(client);
@@ -152,7 +153,13 @@ impl<R: Ring> Shard<R> {
     fn join(&mut self, client: ConnId, upstream: ConnId, rsv1: bool) {
         let side = |other, direction| {
             let scanner = Scanner::new(direction, rsv1);
-            State::Relay(Relay { other, scanner, pong_awaited: false, frame_awaited: false })
+            State::Relay(Relay {
+                other,
+                scanner,
+                asked_at: Time::NEVER,
+                pong_awaited: false,
+                frame_awaited: false,
+            })
         };
         self.table[client].state = side(upstream, Direction::ClientToUpstream);
         self.table[upstream].state = side(client, Direction::UpstreamToClient);
@@ -268,8 +275,8 @@ impl<R: Ring> Shard<R> {
         let (other, between_frames) = (relay.other, relay.scanner.at_frame_boundary());
         let route = self.metrics.recorder.route(conn.route);
         let sizes = match conn.side {
-            Side::Client => &route.client_sizes,
-            Side::Upstream => &route.upstream_sizes,
+            Side::Client => &route.from_client_sizes,
+            Side::Upstream => &route.to_client_sizes,
         };
         let scanned = relay.scanner.scan_sizes(bytes, &limits, |size| {
             if RECORDS {
@@ -321,6 +328,9 @@ impl<R: Ring> Shard<R> {
                 let bytes = conn.outbox.bytes();
                 self.delays.queued(&mut conn.mark, scanned.messages, bytes, self.now);
             }
+        }
+        if RECORDS && scanned.messages > 0 {
+            self.record_turn_of_talk(id, other);
         }
         if let Some(code) = scanned.close {
             for end in [id, other] {

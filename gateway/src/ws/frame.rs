@@ -219,6 +219,16 @@ pub fn encode_server_header(out: &mut Vec<u8>, opcode: Opcode, payload_bytes: us
     }
 }
 
+/// The payload of a whole frame that [`encode_server_header`] began, in bytes.
+pub fn server_payload_bytes(frame: &[u8]) -> usize {
+    let header = match frame.get(1) {
+        Some(126) => 4,
+        Some(127) => 10,
+        _ => 2,
+    };
+    frame.len().saturating_sub(header)
+}
+
 /// Appends a Close frame from the server. [`encode_close_payload`] says what becomes of a code that
 /// may not be sent and of a reason that is too long.
 pub fn encode_close(out: &mut Vec<u8>, code: Option<u16>, reason: &str) {
@@ -283,6 +293,17 @@ mod tests {
 
     fn header(opcode: Opcode, payload_bytes: u64, header_bytes: usize) -> Header {
         Header { fin: true, rsv1: false, opcode, mask: None, payload_bytes, header_bytes }
+    }
+
+    #[test]
+    fn a_frame_of_ours_tells_its_payload() {
+        for bytes in [0, 1, 125, 126, 0xFFFF, 0x1_0000] {
+            let mut frame = Vec::new();
+            encode_server_header(&mut frame, Opcode::Text, bytes);
+            frame.resize(frame.len() + bytes, 0);
+            assert_eq!(server_payload_bytes(&frame), bytes);
+        }
+        assert_eq!(server_payload_bytes(&[]), 0);
     }
 
     #[test]
