@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gateway::config::{BackendKind, Config};
-use gateway::metrics::{Cause, Metrics};
+use gateway::metrics::{Cause, Counter, Counters, Metrics};
 use gateway::policy::Policy;
 use gateway::random::Random as Keys;
 use gateway::ring::sim::{Faults, Leftovers, Network, Peer, Random, SimRing};
@@ -78,6 +78,7 @@ pub(crate) struct World {
     pub(crate) dice: RefCell<Random>,
     pub(crate) shards: Vec<Shard<SimRing>>,
     pub(crate) inboxes: Arc<[Inbox]>,
+    pub(crate) counters: Vec<Arc<Counters>>,
     pub(crate) shared: Arc<Shared>,
     /// As the shards began.
     pub(crate) config: Arc<Config>,
@@ -152,6 +153,7 @@ impl World {
         let config = Arc::new(config);
         let inboxes: Arc<[Inbox]> = (0..plan.shards).map(|_| Inbox::default()).collect();
         let shared: Arc<Shared> = Arc::default();
+        let counters: Vec<Arc<Counters>> = (0..plan.shards).map(|_| Arc::default()).collect();
         let shards = (0..plan.shards).map(|index| {
             let ring = network.ring(plan.slots, plan.buffers, plan.buffer_bytes, 1);
             inboxes[usize::from(index)].set_waker(gateway::ring::Ring::waker(&ring));
@@ -162,7 +164,7 @@ impl World {
                 mail: Mailroom::new(index, Arc::clone(&inboxes)),
                 slots: plan.slots,
                 random: Keys::new([seed, u64::from(index)]),
-                counters: Arc::default(),
+                counters: Arc::clone(&counters[usize::from(index)]),
                 journal: Arc::default(),
                 unix_origin_ms: 1_700_000_000_000,
             };
@@ -179,6 +181,7 @@ impl World {
             dice,
             shards,
             inboxes,
+            counters,
             shared,
             config,
             rounds: 0,
@@ -289,6 +292,10 @@ impl World {
             let metrics = shard.metrics();
             let closed: u64 = Cause::ALL.iter().map(|cause| metrics.closed(*cause)).sum();
             assert_eq!(metrics.accepted, closed, "{metrics:?}");
+            let Counters { clients, upstreams, slow_consumers, waiting, subscriptions, .. } =
+                &*self.counters[index];
+            let gauges = [clients, upstreams, slow_consumers, waiting, subscriptions];
+            assert_eq!(gauges.map(Counter::get), [0; 5], "gauges of shard {index}");
         }
     }
 }
