@@ -1,5 +1,5 @@
-//! The admin interface: HTTP over a Unix socket, for `penstock reload`, `drain` and `status`, and for
-//! whoever automates them.
+//! The admin interface: HTTP over a Unix socket, for the commands of `cli.rs` and for whoever automates
+//! them, and over TCP where that is wanted.
 //!
 //! | Request | Answer |
 //! | --- | --- |
@@ -11,13 +11,18 @@
 //! | `GET /api/v1/connections` | clients, by route, address, user and more; in pages |
 //! | `POST /api/v1/connections/close` | closes those, and says how many they were |
 //!
-//! Who may open the socket may do all of this; its permissions are the lock.
+//! Who may open the socket may do all of this; its permissions are the lock. Over TCP it takes a token
+//! (`guard.rs`), and there is no such listener unless the file asks for one.
 
 pub mod client;
 mod connections;
+mod guard;
+mod serve;
+pub mod token;
 
 use std::fs::{self, Permissions};
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -25,45 +30,88 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{HeaderValue, Method, StatusCode};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use serde_json::json;
-use tokio::net::UnixListener;
-use tracing::{error, warn};
+use tokio::net::{TcpListener, UnixListener};
+use tracing::warn;
 
 use crate::config::AdminOptions;
 use crate::control::{Control, Phase, Reloaded};
 use crate::metrics::Cause;
+use guard::{Guard, Open};
+use serve::Bounds;
 
 /// The socket's name in the directory that is its own.
 const SOCKET: &str = "admin.sock";
 
-/// A socket that listens, until [`Admin::serve`].
+/// What the interface answers to: a line per path and method.
+fn table() -> Vec<Entry> {
+    use Open::{Health, Never};
+    let entry = |method, path, open, handler| Entry { method, path, open, handler };
+    let (read, order) = (Method::GET, Method::POST);
+    vec![
+        entry(read.clone(), "/api/v1/health/live", Health, get(live)),
+        entry(read.clone(), "/api/v1/health/ready", Health, get(ready)),
+        entry(read.clone(), "/api/v1/status", Never, get(status)),
+        entry(order.clone(), "/api/v1/reload", Never, post(reload)),
+        entry(order.clone(), "/api/v1/drain", Never, post(drain)),
+        entry(read.clone(), "/api/v1/connections", Never, get(connections::list)),
+        entry(order.clone(), "/api/v1/connections/close", Never, post(connections::close)),
+    ]
+}
+
+struct Entry {
+    method: Method,
+    path: &'static str,
+    /// Whether it takes the token over TCP.
+    open: Open,
+    handler: MethodRouter<Arc<Control>>,
+}
+
+/// The methods and paths of the interface, parameters in braces.
+pub fn routes() -> impl Iterator<Item = (Method, &'static str)> {
+    table().into_iter().map(|entry| (entry.method, entry.path))
+}
+
+/// Sockets that listen, until [`Admin::serve`].
 pub struct Admin {
-    listener: UnixListener,
-    path: PathBuf,
+    unix: Option<(UnixListener, PathBuf)>,
+    tcp: Option<(TcpListener, SocketAddr)>,
 }
 
-/// A socket that is served; its file goes with this.
+/// Sockets that are served; the Unix socket's file goes with this.
 pub struct Serving {
-    path: PathBuf,
+    path: Option<PathBuf>,
+    address: Option<SocketAddr>,
 }
 
-/// Opens the socket.
+/// Opens the sockets.
 ///
 /// # Errors
 ///
 /// One that the file asks for cannot be had. Without the default one the gateway runs all the same.
-pub fn listen(options: &AdminOptions) -> Result<Option<Admin>, String> {
+pub async fn listen(options: &AdminOptions) -> Result<Admin, String> {
+    let unix = listen_unix(options)?;
+    let tcp = match options.listen {
+        Some(address) => Some(listen_tcp(address).await?),
+        None => None,
+    };
+    Ok(Admin { unix, tcp })
+}
+
+fn listen_unix(options: &AdminOptions) -> Result<Option<(UnixListener, PathBuf)>, String> {
     let (path, wanted) = match options {
         AdminOptions { socket: Some(path), .. } if path.as_os_str() == "off" => return Ok(None),
         AdminOptions { socket: Some(path), .. } => (path.clone(), true),
         AdminOptions { socket: None, .. } => (default_socket(), false),
     };
     match open(&path, options.socket_mode, !wanted) {
-        Ok(listener) => Ok(Some(Admin { listener, path })),
+        Ok(listener) => Ok(Some((listener, path))),
         Err(error) if wanted => Err(format!(
             "admin.socket {}: {error}; choose a path whose directory exists and is writable, or \
              \"off\"",
@@ -74,6 +122,21 @@ pub fn listen(options: &AdminOptions) -> Result<Option<Admin>, String> {
             Ok(None)
         }
     }
+}
+
+async fn listen_tcp(address: SocketAddr) -> Result<(TcpListener, SocketAddr), String> {
+    let refused = |error: io::Error| {
+        format!("admin.listen {address}: {error}; {}", crate::server::listen_advice(error.kind()))
+    };
+    let listener = TcpListener::bind(address).await.map_err(refused)?;
+    let address = listener.local_addr().map_err(refused)?;
+    if !address.ip().is_loopback() {
+        warn!(
+            "admin: the token travels in the clear to {address}; let only a network that you trust \
+             reach it, or a TLS terminator"
+        );
+    }
+    Ok((listener, address))
 }
 
 /// Where the socket is when nobody says: systemd's runtime directory, root's, or the user's.
@@ -117,37 +180,56 @@ fn open(path: &Path, mode: u32, make_directory: bool) -> io::Result<UnixListener
 
 impl Admin {
     /// Answers from here on, on the runtime that this is called in.
-    pub fn serve(self, control: Arc<Control>) -> Serving {
-        let router = Router::new()
-            .route("/api/v1/health/live", get(live))
-            .route("/api/v1/health/ready", get(ready))
-            .route("/api/v1/status", get(status))
-            .route("/api/v1/reload", post(reload))
-            .route("/api/v1/drain", post(drain))
-            .route("/api/v1/connections", get(connections::list))
-            .route("/api/v1/connections/close", post(connections::close))
-            .with_state(control);
-        let Admin { listener, path } = self;
-        tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
-                error!("the admin interface has ended: {error}");
-            }
+    pub fn serve(self, control: &Arc<Control>) -> Serving {
+        let Admin { unix, tcp } = self;
+        let path = unix.map(|(listener, path)| {
+            tokio::spawn(serve::unix(listener, router(control), Bounds::default()));
+            path
         });
-        Serving { path }
+        let address = tcp.map(|(listener, address)| {
+            let open = table().iter().map(|entry| (entry.path, entry.open)).collect();
+            let guard = Arc::new(Guard::new(Arc::clone(control), open));
+            let guard = middleware::from_fn_with_state(guard, guard::guard);
+            tokio::spawn(serve::tcp(listener, router(control).layer(guard), Bounds::default()));
+            address
+        });
+        Serving { path, address }
     }
 }
 
+fn router(control: &Arc<Control>) -> Router {
+    let mut router = Router::new();
+    for Entry { path, handler, .. } in table() {
+        router = router.route(path, handler);
+    }
+    router.layer(middleware::map_response(harden)).with_state(Arc::clone(control))
+}
+
+/// What every answer says to browsers: it is what it says it is, is not kept, and is in nobody's frame.
+async fn harden(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    let nobodys = HeaderValue::from_static("frame-ancestors 'none'");
+    headers.entry(CONTENT_SECURITY_POLICY).or_insert(nobodys);
+    response
+}
+
 impl Serving {
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Where it is, a line for each place.
+    pub fn places(&self) -> Vec<String> {
+        let path = self.path.iter().map(|path| format!("admin socket {}", path.display()));
+        let address = self.address.iter().map(|address| format!("admin at http://{address}/"));
+        path.chain(address).collect()
     }
 }
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        // Whoever finds it gone has nothing to ask any more.
-        let _ = fs::remove_file(&self.path);
+        if let Some(path) = &self.path {
+            // Whoever finds it gone has nothing to ask any more.
+            let _ = fs::remove_file(path);
+        }
     }
 }
 

@@ -32,6 +32,7 @@ use std::time::Duration;
 
 pub use machine::{Machine, raise_descriptor_limit};
 
+use crate::admin::token::Token;
 use crate::checks::CheckOptions;
 use crate::client_address::Access;
 use crate::limits::Limits;
@@ -99,6 +100,21 @@ pub struct AdminOptions {
     pub socket: Option<PathBuf>,
     /// Its permissions.
     pub socket_mode: u32,
+    /// Where it is asked over TCP; `None`: nowhere. Port 0 lets the kernel choose.
+    pub listen: Option<SocketAddr>,
+    /// What has to be shown there; there is one where there is an address.
+    pub token: Option<Token>,
+    /// What may be had there without it.
+    pub open: OpenOptions,
+}
+
+/// What may be had over TCP without the token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// Liveness and readiness.
+    pub health: bool,
+    /// What Prometheus reads.
+    pub metrics: bool,
 }
 
 /// What is written to standard error.

@@ -111,7 +111,7 @@ async fn serve(config: Config, source: Option<Source>) -> Result<(), String> {
         interrupt: of(SignalKind::interrupt())?,
         hangup: of(SignalKind::hangup())?,
     };
-    let admin = admin::listen(&config.admin)?;
+    let admin = admin::listen(&config.admin).await?;
     let gateway = Gateway::start(config)?;
     let control = Arc::new(Control {
         started: Instant::now(),
@@ -125,8 +125,8 @@ async fn serve(config: Config, source: Option<Source>) -> Result<(), String> {
     });
     tokio::spawn(check_health(Arc::clone(&control)));
     tokio::spawn(write_log(Arc::clone(&control)));
-    let admin = admin.map(|admin| admin.serve(Arc::clone(&control)));
-    control.gateway.greet(admin.as_ref().map(|admin| admin.path()));
+    let admin = admin.serve(&control);
+    control.gateway.greet(&admin.places());
     control.follow(&mut signals).await;
     drop(admin);
     control.write_journals();

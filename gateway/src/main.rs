@@ -1,17 +1,16 @@
-//! `penstock`: the command line.
+//! `penstock`: the command line. What is asked of a gateway that runs is in `cli.rs`.
+
+mod cli;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use axum::http::Method;
 use clap::{Args, Parser, Subcommand};
-use gateway::admin::{self, client};
 use gateway::config::succession::{changes, succeed};
 use gateway::config::{BackendKind, Config, Faults, Overrides};
 use gateway::control::Source;
 use gateway::limits::{SHARDS_MAX, human_bytes, memory_bound, memory_bound_total};
-use serde_json::Value;
 
 /// Shards allocate and free on their own threads all the time; mimalloc keeps them apart.
 #[global_allocator]
@@ -49,16 +48,8 @@ enum Command {
     /// Run the gateway until SIGTERM or SIGINT (this is what `penstock` alone does)
     #[command(after_help = AFTER_HELP)]
     Run(Run),
-    /// Ask a running gateway to read its file again; connections stay
-    Reload(Ask),
-    /// Ask a running gateway to send its clients away in order, and to stop
-    Drain(Ask),
-    /// What a running gateway is up to, as JSON
-    Status(Ask),
-    /// List clients of a running gateway
-    Conns(Conns),
-    /// Close clients of a running gateway
-    Close(CloseClients),
+    #[command(flatten)]
+    Running(Box<cli::Running>),
     /// Report every fault in a configuration file, or what it defines
     #[command(after_help = AFTER_HELP)]
     Check {
@@ -83,92 +74,11 @@ struct Run {
     listen: Vec<SocketAddr>,
 }
 
-#[derive(Args)]
-struct Ask {
-    /// The gateway's admin socket (admin.socket in its file)
-    #[arg(long, value_name = "PATH", default_value_os_t = admin::default_socket())]
-    socket: PathBuf,
-}
-
-/// Which clients: each option narrows them.
-#[derive(Args)]
-struct Select {
-    #[command(flatten)]
-    ask: Ask,
-    /// This one: SHARD-SLOT-GENERATION, as `penstock conns` shows it
-    #[arg(long, value_name = "ID")]
-    id: Option<String>,
-    /// On this route: its host and path as `penstock check` shows them, or its path
-    #[arg(long, value_name = "ROUTE")]
-    route: Option<String>,
-    /// On routes to this backend
-    #[arg(long, value_name = "NAME")]
-    backend: Option<String>,
-    /// At this upstream: its url as in the file
-    #[arg(long, value_name = "URL")]
-    upstream: Option<String>,
-    /// From this address or range
-    #[arg(long, value_name = "CIDR")]
-    address: Option<String>,
-    /// With this name in the embedded rooms
-    #[arg(long, value_name = "NAME")]
-    user: Option<String>,
-    /// In this room
-    #[arg(long, value_name = "NAME")]
-    room: Option<String>,
-    /// In this state: head, echo, rooms, connecting, forwarding, relay
-    #[arg(long, value_name = "STATE")]
-    state: Option<String>,
-    /// Open for so many milliseconds at least
-    #[arg(long, value_name = "N")]
-    age_min_ms: Option<u64>,
-    /// Silent for so many milliseconds at least
-    #[arg(long, value_name = "N")]
-    idle_min_ms: Option<u64>,
-    /// With so many bytes that wait to be sent at least
-    #[arg(long, value_name = "N")]
-    outbox_bytes_min: Option<u64>,
-    /// So many at most
-    #[arg(long, value_name = "N")]
-    limit: Option<usize>,
-}
-
-#[derive(Args)]
-struct Conns {
-    #[command(flatten)]
-    select: Select,
-    /// Go on where an earlier list ended
-    #[arg(long, value_name = "NEXT")]
-    after: Option<String>,
-    /// As JSON, with all there is
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Args)]
-struct CloseClients {
-    #[command(flatten)]
-    select: Select,
-    /// Everybody
-    #[arg(long)]
-    all: bool,
-    /// The code of the Close frame
-    #[arg(long, value_name = "CODE", default_value_t = 1012)]
-    code: u16,
-    /// Its reason; with 1012 and without one, clients are told when to come back
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    reason: String,
-}
-
 fn main() -> ExitCode {
     match Cli::parse().command {
         None => run(Run::default()),
         Some(Command::Run(options)) => run(options),
-        Some(Command::Reload(ask)) => ask.ask(Method::POST, "/api/v1/reload"),
-        Some(Command::Drain(ask)) => ask.ask(Method::POST, "/api/v1/drain"),
-        Some(Command::Status(ask)) => ask.ask(Method::GET, "/api/v1/status"),
-        Some(Command::Conns(conns)) => conns.list(),
-        Some(Command::Close(close)) => close.close(),
+        Some(Command::Running(command)) => command.run(),
         Some(Command::Check { file, against: None }) => check(&file),
         Some(Command::Check { file, against: Some(old) }) => compare(&file, &old),
     }
@@ -194,134 +104,6 @@ fn run(options: Run) -> ExitCode {
     }
     let source = file.map(|file| Source { file, overrides });
     gateway::control::run(config, source)
-}
-
-impl Select {
-    /// As a query.
-    fn query(&self) -> form_urlencoded::Serializer<'static, String> {
-        let Select { ask: _, id, route, backend, upstream, address, user, room, state, .. } = self;
-        let number = |number: Option<u64>| number.map(|number| number.to_string());
-        let numbers = [
-            ("age_min_ms", number(self.age_min_ms)),
-            ("idle_min_ms", number(self.idle_min_ms)),
-            ("outbox_bytes_min", number(self.outbox_bytes_min)),
-            ("limit", self.limit.map(|limit| limit.to_string())),
-        ];
-        let texts = [
-            ("id", id),
-            ("route", route),
-            ("backend", backend),
-            ("upstream", upstream),
-            ("address", address),
-            ("user", user),
-            ("room", room),
-            ("state", state),
-        ];
-        let mut query = form_urlencoded::Serializer::new(String::new());
-        for (key, value) in texts.into_iter().filter_map(|(key, it)| Some((key, it.as_ref()?))) {
-            query.append_pair(key, value);
-        }
-        for (key, value) in numbers.iter().filter_map(|(key, it)| Some((key, it.as_ref()?))) {
-            query.append_pair(key, value);
-        }
-        query
-    }
-}
-
-impl Conns {
-    fn list(&self) -> ExitCode {
-        let mut query = self.select.query();
-        if let Some(after) = &self.after {
-            query.append_pair("after", after);
-        }
-        let path = format!("/api/v1/connections?{}", query.finish());
-        if self.json {
-            return self.select.ask.ask(Method::GET, &path);
-        }
-        let answer = match client::ask(&self.select.ask.socket, Method::GET, &path) {
-            Ok((status, body)) if status.is_success() => body,
-            Ok(_) => return self.select.ask.ask(Method::GET, &path),
-            Err(why) => {
-                eprintln!("penstock: {why}");
-                return ExitCode::FAILURE;
-            }
-        };
-        let answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
-        let text = |value: &Value| match value {
-            Value::String(text) => text.clone(),
-            Value::Null => "-".to_owned(),
-            other => other.to_string(),
-        };
-        println!(
-            "{:<14} {:<10} {:<24} {:<16} {:<12} {:>9} {:>9} {:>8} {:>8} {:>9} UPSTREAM",
-            "ID", "STATE", "CLIENT", "USER", "BACKEND", "AGE_MS", "IDLE_MS", "IN", "OUT", "OUTBOX"
-        );
-        for it in answer["connections"].as_array().into_iter().flatten() {
-            let traffic = &it["traffic"];
-            println!(
-                "{:<14} {:<10} {:<24} {:<16} {:<12} {:>9} {:>9} {:>8} {:>8} {:>9} {}",
-                text(&it["id"]),
-                text(&it["state"]),
-                text(&it["client"]),
-                text(&it["rooms"]["user"]),
-                text(&it["backend"]),
-                text(&it["age_ms"]),
-                text(&it["idle_ms"]),
-                text(&traffic["received_messages"]),
-                text(&traffic["sent_messages"]),
-                text(&it["outbox_bytes"]),
-                text(&it["upstream"]),
-            );
-        }
-        if let Some(next) = answer["next"].as_str() {
-            println!("there are more: --after {next}");
-        }
-        ExitCode::SUCCESS
-    }
-}
-
-impl CloseClients {
-    fn close(&self) -> ExitCode {
-        let mut query = self.select.query();
-        query.append_pair("all", if self.all { "true" } else { "false" });
-        query.append_pair("code", &self.code.to_string());
-        query.append_pair("reason", &self.reason);
-        let path = format!("/api/v1/connections/close?{}", query.finish());
-        self.select.ask.ask(Method::POST, &path)
-    }
-}
-
-impl Ask {
-    /// Asks, and says what the answer was: its changes or faults in a line each, else as it came.
-    fn ask(&self, method: Method, path: &str) -> ExitCode {
-        let (status, body) = match client::ask(&self.socket, method, path) {
-            Ok(answer) => answer,
-            Err(why) => {
-                eprintln!("penstock: {why}");
-                return ExitCode::FAILURE;
-            }
-        };
-        let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let lines = |key: &str| -> Option<Vec<&str>> {
-            answer
-                .get(key)?
-                .as_array()
-                .map(|lines| lines.iter().filter_map(Value::as_str).collect())
-        };
-        match (lines("changes"), lines("faults")) {
-            (Some(changes), _) => {
-                changes.iter().for_each(|change| println!("{change}"));
-                let generation = &answer["config_generation"];
-                println!("{} changes; configuration {generation} runs", changes.len());
-            }
-            (None, Some(faults)) => {
-                faults.iter().for_each(|fault| eprintln!("{fault}"));
-                eprintln!("penstock: nothing was done");
-            }
-            (None, None) => println!("{}", String::from_utf8_lossy(&body).trim_end()),
-        }
-        if status.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-    }
 }
 
 fn check(file: &Path) -> ExitCode {

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -136,8 +135,8 @@ impl Gateway {
         self.metrics()
     }
 
-    /// Says what runs, and what to try when it is the embedded default.
-    pub fn greet(&self, admin: Option<&Path>) {
+    /// Says what runs, where it is asked (`admin`, in lines), and what to try when it is the embedded default.
+    pub fn greet(&self, admin: &[String]) {
         let Config { server, listeners, .. } = &*self.config;
         let bound = memory_bound_total(&memory_bound(&self.config, &item_sizes()));
         println!(
@@ -151,9 +150,7 @@ impl Gateway {
         for (listener, address) in listeners.iter().zip(&self.addresses) {
             println!("listening on {address} ({})", listener.name);
         }
-        if let Some(path) = admin {
-            println!("admin socket {}", path.display());
-        }
+        admin.iter().for_each(|place| println!("{place}"));
         let demo =
             self.config.backends.iter().any(
                 |backend| matches!(&backend.kind, BackendKind::Local(local) if local.demo_page),
@@ -265,19 +262,24 @@ fn open_listener(
     let limits = &config.limits;
     let (send, receive) = (limits.send_buffer_bytes, limits.receive_buffer_bytes);
     listen(address, send as usize, receive as usize).map_err(|error| {
-        let advice = match error.kind() {
-            io::ErrorKind::AddrInUse => {
-                "another program listens there (ss -ltnp tells which), or the port lies in \
-                 net.ipv4.ip_local_port_range and serves an outgoing connection"
-            }
-            io::ErrorKind::PermissionDenied => {
-                "ports below 1024 need CAP_NET_BIND_SERVICE (the systemd unit grants it)"
-            }
-            io::ErrorKind::AddrNotAvailable => "this host has no such address (ip addr tells)",
-            _ => "check the listener's address",
-        };
+        let advice = listen_advice(error.kind());
         format!("listener {} cannot listen on {address}: {error}; {advice}", listener.name)
     })
+}
+
+/// What to do when an address cannot be listened on.
+pub fn listen_advice(why: io::ErrorKind) -> &'static str {
+    match why {
+        io::ErrorKind::AddrInUse => {
+            "another program listens there (ss -ltnp tells which), or the port lies in \
+             net.ipv4.ip_local_port_range and serves an outgoing connection"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need CAP_NET_BIND_SERVICE (the systemd unit grants it)"
+        }
+        io::ErrorKind::AddrNotAvailable => "this host has no such address (ip addr tells)",
+        _ => "check the listener's address",
+    }
 }
 
 /// What one of a kind takes in memory, for the sum printed at start.

@@ -1,5 +1,7 @@
 //! The command line as an operator meets it: exit codes, and what goes to which stream.
 
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -104,4 +106,33 @@ fn a_command_line_that_is_not_understood() {
     }
     assert_eq!(penstock(&["--version"]).status.code(), Some(0));
     assert!(text(&penstock(&["--help"]).stdout).contains("Exit codes:"));
+}
+
+#[test]
+fn a_question_that_is_refused_is_asked_once() {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.sock", std::process::id()));
+    let gateway = UnixListener::bind(&path).expect("a socket");
+    let client = std::thread::spawn({
+        let path = path.to_str().expect("UTF-8").to_owned();
+        move || penstock(&["conns", "--socket", &path, "--route", "/nowhere"])
+    });
+    let (mut stream, _) = gateway.accept().expect("it asks");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).expect("a request");
+        head.push(byte[0]);
+    }
+    assert!(head.starts_with(b"GET /api/v1/connections?route=%2Fnowhere HTTP/1.1\r\n"));
+    let body = r#"{"faults":["no route has this"]}"#;
+    let answer =
+        format!("HTTP/1.1 400 Bad Request\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    stream.write_all(answer.as_bytes()).expect("it listens");
+    // A second question would find this one gone, or wait to be accepted.
+    gateway.set_nonblocking(true).expect("a socket");
+    let output = client.join().expect("it ends");
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(text(&output.stderr), "no route has this\npenstock: nothing was done\n");
+    assert_eq!(gateway.accept().expect_err("nobody").kind(), ErrorKind::WouldBlock);
+    std::fs::remove_file(path).expect("a socket");
 }

@@ -108,7 +108,7 @@ fn read_file(
     overrides: &Overrides,
 ) -> File {
     let server = read_server(reader, root.section("server"), machine, overrides);
-    let admin = read_admin(reader, root.section("admin"));
+    let admin = read_admin(reader, root.section("admin"), machine);
     let log = read_log(root.section("log"));
     let limits = read_limits(reader, root.section("limits"), &server);
     let listeners = root.sections("listener");

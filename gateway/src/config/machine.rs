@@ -2,8 +2,11 @@
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
+
+use crate::admin::token::Token;
 
 /// What defaults are taken from and what values are held against. Tests bring their own, so that a
 /// file means the same on every machine.
@@ -16,6 +19,8 @@ pub struct Machine {
     pub descriptors: u64,
     /// Finds the address of `host` (a name or an address) and port.
     pub resolve: fn(&str, u16) -> io::Result<SocketAddr>,
+    /// Reads the token in a file.
+    pub read_token: fn(&Path) -> Result<Token, String>,
 }
 
 impl Machine {
@@ -26,6 +31,7 @@ impl Machine {
             cpus: u16::try_from(cpus).unwrap_or(u16::MAX),
             descriptors: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
             resolve,
+            read_token: Token::read,
         }
     }
 }

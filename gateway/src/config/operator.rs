@@ -1,15 +1,31 @@
 //! `[admin]` and `[log]`: what is for the operator.
 
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
+use super::keys::written;
 use super::reader::{Reader, Section};
-use super::{AdminOptions, LogFormat, LogOptions};
+use super::{AdminOptions, LogFormat, LogOptions, Machine, OpenOptions};
+use crate::admin::token::Token;
 
-pub(super) fn read_admin(reader: &Reader<'_>, mut section: Section<'_, '_>) -> AdminOptions {
+pub(super) fn read_admin(
+    reader: &Reader<'_>,
+    mut section: Section<'_, '_>,
+    machine: &Machine,
+) -> AdminOptions {
     let socket = section.string("socket");
     let mode = section.string("socket_mode");
     let text = mode.as_ref().map_or("0600", |mode| mode.value.as_str());
     section.settle("socket_mode", format_args!("\"{text}\""));
+    let listen = read_listen(reader, &mut section);
+    let token = read_token(reader, &mut section, machine);
+    let open = read_open(reader, &mut section);
+    if section.has("listen") && !section.has("token_file") {
+        let message = "`listen` needs a `token_file`: whoever reaches the address could stop the \
+                       gateway without; write a token, (umask 077; head -c 24 /dev/urandom | base64 \
+                       > /etc/penstock/admin.token), and name its file";
+        reader.fault(&section.place_of("listen"), message);
+    }
     section.finish();
     let socket = socket.map(|socket| {
         if socket.value != "off" && !socket.value.starts_with('/') {
@@ -34,7 +50,72 @@ pub(super) fn read_admin(reader: &Reader<'_>, mut section: Section<'_, '_>) -> A
             0o600
         }
     });
-    AdminOptions { socket, socket_mode }
+    AdminOptions { socket, socket_mode, listen, token, open }
+}
+
+fn read_listen(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> Option<SocketAddr> {
+    let text = section.string("listen")?;
+    let address = text.value.parse().ok();
+    if address.is_none() {
+        let message = format!(
+            "`listen` is \"{}\": not an address and a port; write them like \"127.0.0.1:9464\" or \
+             \"[::1]:9464\"",
+            text.value
+        );
+        reader.fault(&text.place, message);
+    }
+    address
+}
+
+/// The token itself: a reload finds another one though the file's name is the same.
+fn read_token(
+    reader: &Reader<'_>,
+    section: &mut Section<'_, '_>,
+    machine: &Machine,
+) -> Option<Token> {
+    let path = section.string("token_file")?;
+    if !path.value.starts_with('/') {
+        let message = format!(
+            "`token_file` is \"{}\": where that is depends on the directory that the gateway is \
+             started in; write the whole path of a file that holds the token",
+            path.value
+        );
+        reader.fault(&path.place, message);
+        return None;
+    }
+    match (machine.read_token)(Path::new(&path.value)) {
+        Ok(token) => {
+            let value = format!("{} {}", written(&path.value), token.fingerprint());
+            section.settle("token_file", value);
+            Some(token)
+        }
+        Err(why) => {
+            reader.fault(&path.place, format!("`token_file` {}: {why}", path.value));
+            None
+        }
+    }
+}
+
+fn read_open(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> OpenOptions {
+    let Some(words) = section.strings("open") else {
+        section.settle("open", "[\"health\"]");
+        return OpenOptions { health: true, metrics: false };
+    };
+    let mut open = OpenOptions::default();
+    for word in words {
+        match word.value.as_str() {
+            "health" => open.health = true,
+            "metrics" => open.metrics = true,
+            other => {
+                let message = format!(
+                    "`open` has \"{other}\": choose from \"health\" and \"metrics\"; everything else \
+                     takes the token"
+                );
+                reader.fault(&word.place, message);
+            }
+        }
+    }
+    open
 }
 
 pub(super) fn read_log(mut section: Section<'_, '_>) -> LogOptions {

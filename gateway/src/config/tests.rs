@@ -6,6 +6,7 @@ use std::io;
 
 use super::check::check;
 use super::*;
+use crate::admin::token::Token;
 use crate::checks::{CheckKind, CheckOptions, StatusSet};
 use crate::rooms::{SlowLimits, SlowPolicy};
 use crate::upstream::{Balance, GroupOptions, HashKey, Mode, UpstreamAddress, UpstreamSpec};
@@ -32,7 +33,11 @@ pub(super) fn machine() -> Machine {
                 .map_err(|_| io::Error::new(io::ErrorKind::NotFound, "no such name")),
         }
     }
-    Machine { cpus: 2, descriptors: 20_000, resolve }
+    fn read_token(path: &Path) -> Result<Token, String> {
+        // It holds its own path.
+        Token::parse(path.as_os_str().as_encoded_bytes())
+    }
+    Machine { cpus: 2, descriptors: 20_000, resolve, read_token }
 }
 
 fn read(text: &str) -> Result<Config, Faults> {
@@ -628,6 +633,41 @@ fn the_embedded_configuration_is_in_order() {
     assert_eq!(find("/echo").kind, BackendKind::Echo);
     assert!(matches!(&find("/").kind, BackendKind::Local(local) if local.demo_page));
     assert_eq!(config.listeners[0].address, SocketAddr::from(([127, 0, 0, 1], 8080)));
+}
+
+#[test]
+fn the_operators_address() {
+    let config = good(&format!(
+        "{GOOD}[admin]\nlisten = \"[::1]:9464\"\ntoken_file = \"/etc/token-to-be-shown\"\n\
+         open = [\"metrics\"]\n"
+    ));
+    let admin = &config.admin;
+    assert_eq!(admin.listen, "[::1]:9464".parse().ok());
+    assert!(admin.token.as_ref().is_some_and(|token| token.is(b"/etc/token-to-be-shown")));
+    assert!(admin.open.metrics && !admin.open.health);
+    let admin = &good(GOOD).admin;
+    assert!(admin.listen.is_none() && admin.token.is_none());
+    assert!(admin.open.health && !admin.open.metrics);
+
+    faulty_below(
+        "[admin]\nlisten = \"9464\"\ntoken_file = \"admin.token\"\nopen = [\"all\", \"health\"]\n",
+        &[
+            "2:10: `listen` is \"9464\": not an address and a port; write them like \"127.0.0.1:9464\"",
+            "3:14: `token_file` is \"admin.token\": where that is depends on",
+            "4:9: `open` has \"all\": choose from \"health\" and \"metrics\"",
+        ],
+    );
+    faulty_below(
+        "[admin]\nlisten = \"127.0.0.1:9464\"\n",
+        &[
+            "2:10: `listen` needs a `token_file`: whoever reaches the address could stop the gateway",
+        ],
+    );
+    // What is wrong with the file is said at its name, and what it holds is not.
+    faulty_below(
+        "[admin]\ntoken_file = \"/etc/short\"\n",
+        &["2:14: `token_file` /etc/short: holds a token of 10 bytes, which could be guessed"],
+    );
 }
 
 #[test]

@@ -17,6 +17,7 @@
 
 mod support;
 
+mod admin;
 mod autobahn;
 mod backpressure;
 mod causes;

@@ -1,0 +1,87 @@
+//! What is asked of a gateway that runs, over its admin socket: a variant of [`Running`] per command,
+//! and a file beside this one for what needs more than a request and its answer.
+
+mod clients;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use axum::http::{Method, StatusCode};
+use clap::{Args, Subcommand};
+use gateway::admin::{self, client};
+use serde_json::Value;
+
+/// The commands.
+#[derive(Subcommand)]
+pub(crate) enum Running {
+    /// Ask a running gateway to read its file again; connections stay
+    Reload(Ask),
+    /// Ask a running gateway to send its clients away in order, and to stop
+    Drain(Ask),
+    /// What a running gateway is up to, as JSON
+    Status(Ask),
+    /// List clients of a running gateway
+    Conns(clients::Conns),
+    /// Close clients of a running gateway
+    Close(clients::CloseClients),
+}
+
+impl Running {
+    /// Does it, and says what came of it.
+    pub(crate) fn run(&self) -> ExitCode {
+        match self {
+            Running::Reload(ask) => ask.ask(Method::POST, "/api/v1/reload"),
+            Running::Drain(ask) => ask.ask(Method::POST, "/api/v1/drain"),
+            Running::Status(ask) => ask.ask(Method::GET, "/api/v1/status"),
+            Running::Conns(conns) => conns.list(),
+            Running::Close(close) => close.close(),
+        }
+    }
+}
+
+/// Which gateway.
+#[derive(Args)]
+pub(crate) struct Ask {
+    /// The gateway's admin socket (admin.socket in its file)
+    #[arg(long, value_name = "PATH", default_value_os_t = admin::default_socket())]
+    socket: PathBuf,
+}
+
+impl Ask {
+    /// Asks, and says what the answer was: see [`tell`].
+    fn ask(&self, method: Method, path: &str) -> ExitCode {
+        match self.answer(method, path) {
+            Ok((status, body)) => tell(status, &body),
+            Err(code) => code,
+        }
+    }
+
+    /// The answer; without one that has been said, and the program ends with this.
+    fn answer(&self, method: Method, path: &str) -> Result<(StatusCode, Vec<u8>), ExitCode> {
+        client::ask(&self.socket, method, path).map_err(|why| {
+            eprintln!("penstock: {why}");
+            ExitCode::FAILURE
+        })
+    }
+}
+
+/// Says what an answer is: its changes or faults in a line each, else as it came.
+fn tell(status: StatusCode, body: &[u8]) -> ExitCode {
+    let answer: Value = serde_json::from_slice(body).unwrap_or_default();
+    let lines = |key: &str| -> Option<Vec<&str>> {
+        answer.get(key)?.as_array().map(|lines| lines.iter().filter_map(Value::as_str).collect())
+    };
+    match (lines("changes"), lines("faults")) {
+        (Some(changes), _) => {
+            changes.iter().for_each(|change| println!("{change}"));
+            let generation = &answer["config_generation"];
+            println!("{} changes; configuration {generation} runs", changes.len());
+        }
+        (None, Some(faults)) => {
+            faults.iter().for_each(|fault| eprintln!("{fault}"));
+            eprintln!("penstock: nothing was done");
+        }
+        (None, None) => println!("{}", String::from_utf8_lossy(body).trim_end()),
+    }
+    if status.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
