@@ -159,7 +159,7 @@ fn answers(code: u16) -> (Option<u16>, Option<u16>) {
 }
 
 /// A route as it is told from others, without spaces.
-fn name_of(route: &Route) -> String {
+pub(crate) fn name_of(route: &Route) -> String {
     let Route { host, path, subprotocol, .. } = route;
     let protocol = subprotocol.as_ref().map(|name| format!("+{name}")).unwrap_or_default();
     match host {

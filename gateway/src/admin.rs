@@ -6,6 +6,8 @@
 //! | `GET /api/v1/health/live` | 200 while the process serves |
 //! | `GET /api/v1/health/ready` | 200, or 503 once it is about to stop |
 //! | `GET /api/v1/status` | what runs, how many clients, what was counted |
+//! | `GET /api/v1/histograms` | how long things took since the start, and sizes: buckets by route |
+//! | `GET /api/v1/history` | the last 15 minutes in intervals; `since_ms`: those that ended later |
 //! | `POST /api/v1/reload` | the changes, or 409 and why there are none |
 //! | `POST /api/v1/drain` | 202; goes on as after SIGTERM |
 //! | `GET /api/v1/connections` | clients, by route, address, user and more; in pages |
@@ -17,6 +19,7 @@
 pub mod client;
 mod connections;
 mod guard;
+mod latency;
 mod serve;
 pub mod token;
 
@@ -60,6 +63,8 @@ fn table() -> Vec<Entry> {
         entry(read.clone(), "/api/v1/status", Never, get(status)),
         entry(order.clone(), "/api/v1/reload", Never, post(reload)),
         entry(order.clone(), "/api/v1/drain", Never, post(drain)),
+        entry(read.clone(), "/api/v1/histograms", Never, get(latency::histograms)),
+        entry(read.clone(), "/api/v1/history", Never, get(latency::history)),
         entry(read.clone(), "/api/v1/connections", Never, get(connections::list)),
         entry(order.clone(), "/api/v1/connections/close", Never, post(connections::close)),
     ]

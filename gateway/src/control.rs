@@ -24,6 +24,7 @@ use crate::access::AccessLog;
 use crate::checks::{Changes, Checker, Outcome, targets};
 use crate::config::succession::{Succession, succeed};
 use crate::config::{Config, Overrides};
+use crate::history::{self, History};
 use crate::metrics::{Cause, Metrics};
 use crate::random::Random;
 use crate::server::Gateway;
@@ -76,6 +77,7 @@ pub struct Control {
     phase: watch::Sender<Phase>,
     drain: watch::Sender<bool>,
     access: std::sync::Mutex<AccessLog>,
+    history: std::sync::Mutex<History>,
     /// Held from reading a file until every shard goes by it.
     reloading: Mutex<()>,
 }
@@ -120,11 +122,13 @@ async fn serve(config: Config, source: Option<Source>) -> Result<(), String> {
         phase: watch::Sender::new(Phase::Serving),
         drain: watch::Sender::new(false),
         access: std::sync::Mutex::new(AccessLog::new(&gateway.config().log, Instant::now())),
+        history: std::sync::Mutex::default(),
         reloading: Mutex::new(()),
         gateway,
     });
     tokio::spawn(check_health(Arc::clone(&control)));
     tokio::spawn(write_log(Arc::clone(&control)));
+    tokio::spawn(history::keep(Arc::clone(&control)));
     let admin = admin.serve(&control);
     control.gateway.greet(&admin.places());
     control.follow(&mut signals).await;
@@ -325,6 +329,11 @@ impl Control {
 
     fn access(&self) -> std::sync::MutexGuard<'_, AccessLog> {
         self.access.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was counted in the last intervals.
+    pub fn history(&self) -> std::sync::MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write_journals(&self) {
