@@ -34,8 +34,8 @@ pub struct Recorder {
     pub fanout_members: Sizes,
     /// Deliveries to members that had not taken everything before.
     pub fanout_behind: Counter,
-    /// How old the oldest message for a peer was when it was taken, where others had come for that
-    /// peer meanwhile: the age of outboxes that are not emptied at once.
+    /// How old the oldest message of an outbox was when the socket took it: once for all that was
+    /// queued together, where a route's delays count each message.
     pub outbox_age: Durations,
     /// From the moment that the kernel gave back control until all that it brought was worked on.
     pub turn: Durations,

@@ -127,9 +127,7 @@ impl Delays {
         }
         let Mark { first_at, first_messages, rest_at, rest_messages, fanout, .. } = *mark;
         record(to, first_at, now, first_messages);
-        if rest_messages > 0 {
-            recorder.outbox_age.record_since(first_at, now);
-        }
+        recorder.outbox_age.record_since(first_at, now);
         if rest_messages > 0 && left > 0 {
             *mark = Mark {
                 first_at: rest_at,

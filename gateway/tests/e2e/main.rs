@@ -27,6 +27,7 @@ mod forward;
 mod groups;
 mod http;
 mod identity;
+mod latency;
 mod limits;
 mod loss;
 mod operator;
