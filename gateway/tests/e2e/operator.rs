@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
 
-use crate::support::{ECHO_AND_ROOMS, Gateway, HEAD, Peer, Upstream, binary};
+use crate::support::{ECHO_AND_ROOMS, Gateway, HEAD, Peer, Upstream, binary, masked};
 
 /// A gateway with echo, rooms and an upstream, and its admin socket.
 struct Operated {
@@ -166,6 +166,52 @@ fn clients_are_closed_by_what_they_are() {
     }
     drop((ann, bob, client, server, echo));
     gateway.gateway.stop().expect("admin_close 4");
+}
+
+/// The frame that passes ends first, whichever way it goes; both sides are told behind it.
+#[test]
+fn a_relay_is_closed_behind_the_frame_that_passes() {
+    let gateway = Operated::start();
+    for from_server in [true, false] {
+        let (mut client, mut server) = gateway.relayed();
+        let (frame, begin) = match from_server {
+            true => (b"\x82\x06abcdef".to_vec(), 5),
+            false => (masked(0x82, b"abcdef"), 9),
+        };
+        let (from, to) = match from_server {
+            true => (&mut server, &mut client),
+            false => (&mut client, &mut server),
+        };
+        from.write(&frame[..begin]);
+        assert_eq!(to.bytes(begin), frame[..begin]);
+        let close = ["--state", "relay", "--code", "4001", "--reason", "moved"];
+        assert_eq!(gateway.close(&close), 1);
+        assert_eq!(gateway.close(&close), 0, "it leaves already");
+        from.write(&frame[begin..]);
+        assert_eq!(to.bytes(frame.len() - begin), frame[begin..]);
+        assert_eq!(client.close_frame(), (4001, "moved".to_owned()));
+        assert_eq!(server.close_frame().0, 1001);
+        client.end();
+    }
+    gateway.gateway.stop().expect("admin_close 2");
+}
+
+#[test]
+fn who_waits_for_an_answer_is_told_who_closed() {
+    let gateway = Operated::start();
+    for request in
+        [crate::support::upgrade("/app", ""), "GET /app HTTP/1.1\r\nHost: test\r\n\r\n".into()]
+    {
+        let mut client = Peer::connect(gateway.gateway.address());
+        client.write(request);
+        let _server = gateway.upstream.accept();
+        assert_eq!(gateway.close(&["--all"]), 1);
+        let answer = client.rest();
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.contains("the operator has closed this connection"), "{answer}");
+    }
+    gateway.gateway.stop().expect("admin_close 2");
 }
 
 #[test]
