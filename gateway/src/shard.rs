@@ -152,8 +152,6 @@ pub struct Setup {
     pub shared: Arc<Shared>,
     /// The post, shared by all.
     pub mail: Mailroom,
-    /// Slots of the ring's table.
-    pub slots: u32,
     /// Where keys and jitter come from.
     pub random: Random,
     /// Where it counts.
@@ -164,21 +162,31 @@ pub struct Setup {
     pub unix_origin_ms: u64,
 }
 
+#[cfg(test)]
+impl Setup {
+    /// Of shard 0 of those that share `inboxes`, which go by this configuration file.
+    fn of_test(config: &str, inboxes: &Arc<[mailbox::Inbox]>) -> Setup {
+        let config = Config::parse("test", config).unwrap_or_else(|faults| panic!("{faults}"));
+        Setup {
+            index: 0,
+            config: Arc::new(config),
+            shared: Arc::default(),
+            mail: Mailroom::new(0, Arc::clone(inboxes)),
+            random: Random::new([1, 2]),
+            counters: Arc::default(),
+            journal: Arc::default(),
+            unix_origin_ms: 0,
+        }
+    }
+}
+
 impl<R: Ring> Shard<R> {
     /// A shard that listens once [`Shard::start`] has been called.
     pub fn new(ring: R, setup: Setup) -> Shard<R> {
-        let Setup {
-            index,
-            config,
-            shared,
-            mail,
-            slots,
-            mut random,
-            counters,
-            journal,
-            unix_origin_ms,
-        } = setup;
+        let Setup { index, config, shared, mail, mut random, counters, journal, unix_origin_ms } =
+            setup;
         let now = ring.now();
+        let slots = config.server.slots_per_shard;
         let rooms = outlet::all_rooms(&config, index, unix_origin_ms, &mut random);
         let groups = attempt::new_groups(&config, index, &mut random);
         let ping_payload = random.next_u64().to_ne_bytes();

@@ -165,8 +165,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::Config;
-    use crate::random::Random;
     use crate::ring::sim::{Faults, Network, Peer, SimRing};
     use crate::shard::Setup;
     use crate::shard::mailbox::{Inbox, Mailroom, Order};
@@ -174,6 +172,7 @@ mod tests {
     const CONFIG: &str = r#"
 [server]
 shards = 2
+slots_per_shard = 64
 [[listener]]
 address = "127.0.0.1:0"
 [[route]]
@@ -199,19 +198,8 @@ mode = "draining"
     impl World {
         fn new() -> World {
             let network = Network::new(1, Faults::none());
-            let config = Config::parse("test", CONFIG).unwrap_or_else(|faults| panic!("{faults}"));
             let inboxes: Arc<[Inbox]> = (0..2).map(|_| Inbox::default()).collect();
-            let setup = Setup {
-                index: 0,
-                config: Arc::new(config),
-                mail: Mailroom::new(0, Arc::clone(&inboxes)),
-                slots: 64,
-                random: Random::new([1, 2]),
-                counters: Arc::default(),
-                journal: Arc::default(),
-                shared: Arc::default(),
-                unix_origin_ms: 0,
-            };
+            let setup = Setup::of_test(CONFIG, &inboxes);
             let mut shard = Shard::new(network.ring(64, 8, 4096, 1), setup);
             shard.start();
             (1..=2).for_each(|number| network.listen(upstream(number)));
