@@ -132,10 +132,10 @@ pub struct Shard<R: Ring> {
     ping_payload: [u8; 8],
 
     // Clients that are to go.
-    /// Those that are asked to leave at a pace, and when that went on last.
+    /// Those that are asked to leave at a pace, and when that goes on.
     sweeps: Vec<Sweep>,
     /// See `sweeps`.
-    swept_at: Time,
+    sweep_at: Time,
     /// Upstreams that lost connections just now.
     losses: Vec<Loss>,
     /// Set once we are stopping: when the last connection is closed whatever it still owes.
@@ -220,7 +220,7 @@ impl<R: Ring> Shard<R> {
             ping_frame: rooms::ping_frame(),
             ping_payload,
             sweeps: Vec::new(),
-            swept_at: Time(0),
+            sweep_at: Time(0),
             losses: Vec::new(),
             stop_deadline: None,
             config,

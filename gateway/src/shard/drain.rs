@@ -27,10 +27,10 @@ use crate::ws::frame::Opcode;
 /// A shard's clients leave no slower than this, however long the window.
 const CLIENTS_PER_SECOND_MIN: u32 = 500;
 
-/// Slots looked at in one turn by all sweeps together.
+/// Slots looked at in one turn by all sweeps together; with more to do the next turn follows at once.
 const SLOTS_PER_TURN: u32 = 4096;
 
-/// How often a sweep goes on.
+/// How often a sweep goes on that keeps up with its window.
 const PACE: Duration = Duration::from_millis(10);
 
 /// The code of all who may come back at once, or nearly (IANA's registry of close codes: "Service
@@ -107,7 +107,7 @@ impl<R: Ring> Shard<R> {
 
     /// When the next clients are to be asked.
     pub(super) fn next_sweep(&self) -> Time {
-        if self.sweeps.is_empty() { Time::NEVER } else { self.swept_at + PACE }
+        if self.sweeps.is_empty() { Time::NEVER } else { self.sweep_at }
     }
 
     /// Asks those to leave whose turn has come.
@@ -115,7 +115,6 @@ impl<R: Ring> Shard<R> {
         if self.next_sweep() > self.now {
             return;
         }
-        self.swept_at = self.now;
         let mut sweeps = std::mem::take(&mut self.sweeps);
         sweeps.retain(|sweep| match sweep.whom {
             Whom::Everybody => true,
@@ -143,6 +142,7 @@ impl<R: Ring> Shard<R> {
             }
         }
         self.sweeps.retain(|sweep| sweep.next < sweep.end);
+        self.sweep_at = if left == 0 { self.now } else { self.now + PACE };
     }
 
     fn is_swept(&self, id: ConnId, whom: Whom) -> bool {
@@ -398,5 +398,45 @@ fn why_no_answer(cause: Cause) -> &'static str {
     match cause {
         Cause::AdminClose => "the operator has closed this connection",
         _ => "the gateway is stopping",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::sim::{Faults, Network};
+    use crate::shard::Setup;
+    use crate::shard::mailbox::Inbox;
+
+    const CONFIG: &str = r#"
+[server]
+shards = 1
+slots_per_shard = 10_000
+[[listener]]
+address = "127.0.0.1:0"
+[[route]]
+backend = "echo"
+[backend.echo]
+kind = "echo"
+"#;
+
+    /// However many turns a table takes, none of them waits; unless the window has time for it.
+    #[test]
+    fn a_sweep_that_is_late_goes_on_at_once() {
+        for (window, turns) in [(Duration::ZERO, 3), (5 * PACE, 6)] {
+            let network = Network::new(1, Faults::none());
+            let setup = Setup::of_test(CONFIG, &[Inbox::default()].into());
+            let mut shard = Shard::new(network.ring(10_000, 8, 4096, 1), setup);
+            let (whom, started) = (Whom::Everybody, shard.now);
+            let (next, end) = (0, 2 * SLOTS_PER_TURN + 1);
+            shard.sweeps.push(Sweep { whom, started, window, next, end });
+            for turn in 1..=turns {
+                assert!(!shard.sweeps.is_empty(), "turn {turn} in {window:?}");
+                shard.now = shard.next_sweep().max(shard.now);
+                shard.sweep();
+            }
+            assert!(shard.sweeps.is_empty(), "{window:?}");
+            assert_eq!(shard.now, started + window);
+        }
     }
 }
