@@ -91,10 +91,7 @@ impl<R: Ring> Shard<R> {
         }
         let clients = match whom {
             Whom::Everybody => self.table.clients(),
-            Whom::Upstream(counted) => {
-                let group = self.groups[usize::from(counted.backend)].as_ref();
-                group.map_or(0, |group| group.connections(counted.upstream))
-            }
+            Whom::Upstream(counted) => self.connections_at(counted),
         };
         self.sweeps.push(Sweep {
             whom,
@@ -103,6 +100,12 @@ impl<R: Ring> Shard<R> {
             next: 0,
             end: self.table.slots_used(),
         });
+    }
+
+    /// The connections of this shard to an upstream.
+    fn connections_at(&self, Counted { backend, upstream }: Counted) -> u32 {
+        let group = self.groups[usize::from(backend)].as_ref();
+        group.map_or(0, |group| group.connections(upstream))
     }
 
     /// When the next clients are to be asked.
@@ -343,8 +346,7 @@ impl<R: Ring> Shard<R> {
             loss.next = loss.next + loss.step;
             return delay;
         }
-        let group = self.groups[usize::from(counted.backend)].as_ref();
-        let clients = group.map_or(0, |group| group.connections(counted.upstream)).max(1);
+        let clients = self.connections_at(counted).max(1);
         let step = pace(clients, self.config.limits.lost_window) / clients;
         self.losses.push(Loss { upstream: counted, next: now + step, step });
         Duration::ZERO

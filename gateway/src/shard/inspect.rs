@@ -10,6 +10,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::Shard;
+use super::close::upstream_of;
 use crate::client_address::CidrSet;
 use crate::conn::record::Record;
 use crate::conn::{Conn, ConnId, Goodbye, Phase, Side, State};
@@ -137,10 +138,7 @@ impl<R: Ring> Shard<R> {
     fn look_at(&self, id: ConnId, filter: &Filter) -> Option<Found> {
         let conn = &self.table[id];
         let age = self.now.since(conn.opened_at);
-        let upstream = conn.counted.and_then(|counted| {
-            let group = self.groups[usize::from(counted.backend)].as_ref()?;
-            Some((counted.backend, group.get(counted.upstream)?.name()))
-        });
+        let upstream = upstream_of(&self.groups, conn.counted);
         let plain = conn.side == Side::Client
             && filter.id.is_none_or(|wanted| wanted == id)
             && (filter.routes.is_empty() || filter.routes.contains(&conn.route))

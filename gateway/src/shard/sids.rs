@@ -19,14 +19,15 @@
 
 use super::Shard;
 use super::attempt::attempt_of;
+use super::close::upstream_of;
 use super::mailbox::{Letter, SidMail};
 use crate::conn::table::Table;
-use crate::conn::{Attempt, ConnId, Counted, Phase, Session, State};
+use crate::conn::{Attempt, ConnId, Phase, Session, State};
 use crate::http::Request;
 use crate::limits::Limits;
 use crate::ring::Ring;
 use crate::upstream::{
-    OpenScan, Sid, Sids, Sticky, Upstream, UpstreamId, UpstreamName, is_engine_io, sid_of,
+    OpenScan, Sid, Sids, Sticky, UpstreamId, UpstreamName, is_engine_io, sid_of,
 };
 
 /// What one shard knows of sessions.
@@ -121,11 +122,8 @@ impl<R: Ring> Shard<R> {
         let Some(scanner) = &mut answering.opening else { return };
         let sid = match (scanner.scan(b""), conn.counted) {
             (OpenScan::More, _) => return,
-            (OpenScan::Sid(sid), Some(Counted { backend, upstream })) => {
-                let group = groups[usize::from(backend)].as_ref();
-                let upstream = group.and_then(|group| group.get(upstream)).map(Upstream::name);
-                upstream.map(|upstream| (Sid::new(backend, sid), upstream))
-            }
+            (OpenScan::Sid(sid), counted) => upstream_of(groups, counted)
+                .map(|(backend, upstream)| (Sid::new(backend, sid), upstream)),
             _ => None,
         };
         answering.opening = None;
