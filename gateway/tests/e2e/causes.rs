@@ -10,9 +10,7 @@ use gateway::admin::client::ask;
 use gateway::metrics::Cause;
 use serde_json::Value;
 
-use crate::support::{
-    Gateway, HEAD, PATIENCE, Peer, Scratch, Upstream, masked, switching, upgrade,
-};
+use crate::support::{Gateway, HEAD, PATIENCE, Peer, Scratch, Upstream, masked, upgrade};
 
 /// A way to have a connection closed.
 struct Case {
@@ -144,13 +142,7 @@ impl Bench {
 
     /// A client and its upstream, joined.
     fn join(&self, target: &str) -> (Peer, Peer) {
-        let mut client = self.connect();
-        client.write(upgrade(target, ""));
-        let (mut upstream, head) = self.upstream.accept();
-        upstream.write(switching(&head, ""));
-        let head = client.head();
-        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
-        (client, upstream)
+        self.upstream.join_by(self.gateway.address(), target)
     }
 
     /// One request, answered and over.

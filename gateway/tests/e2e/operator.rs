@@ -2,28 +2,25 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
 
-use crate::support::{ECHO_AND_ROOMS, Gateway, HEAD, Peer, Upstream, binary, masked};
+use crate::support::{
+    ECHO_AND_ROOMS, Gateway, HEAD, Peer, Scratch, Upstream, binary, masked, retry_after_ms,
+};
 
 /// A gateway with echo, rooms and an upstream, and its admin socket.
 struct Operated {
     gateway: Gateway,
     upstream: Upstream,
     socket: PathBuf,
+    _scratch: Scratch,
 }
 
 impl Operated {
     fn start() -> Operated {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "operator-{}-{}.sock",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
-        let socket = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let scratch = Scratch::new("operator");
+        let socket = scratch.path().join("admin.sock");
         let upstream = Upstream::listen();
         let gateway = Gateway::start(&format!(
             "{HEAD}{ECHO_AND_ROOMS}[[route]]\npath = \"/app\"\nbackend = \"app\"\n[backend.app]\n\
@@ -31,7 +28,7 @@ impl Operated {
             upstream.address(),
             socket.display()
         ));
-        Operated { gateway, upstream, socket }
+        Operated { gateway, upstream, socket, _scratch: scratch }
     }
 
     fn ask(&self, arguments: &[&str]) -> Output {
@@ -75,12 +72,7 @@ impl Operated {
 
     /// A client of the upstream, and the upstream's end.
     fn relayed(&self) -> (Peer, Peer) {
-        let mut client = Peer::connect(self.gateway.address());
-        client.write(crate::support::upgrade("/app", ""));
-        let (mut server, head) = self.upstream.accept();
-        server.write(crate::support::switching(&head, ""));
-        client.head();
-        (client, server)
+        self.upstream.join_by(self.gateway.address(), "/app")
     }
 }
 
@@ -153,7 +145,8 @@ fn clients_are_closed_by_what_they_are() {
     assert_eq!(ann.close_frame(), (4001, "moved".to_owned()));
     assert_eq!(gateway.close(&["--backend", "app"]), 1);
     let (code, reason) = client.close_frame();
-    assert!(code == 1012 && reason.starts_with("retry-after="), "{code} {reason}");
+    retry_after_ms(&reason);
+    assert_eq!(code, 1012);
     assert_eq!(server.close_frame().0, 1001);
     // The others are as they were.
     echo.send(0x81, b"still here");

@@ -2,7 +2,8 @@
 //! between which frames, is what the simulation is about.
 
 use crate::support::{
-    ECHO_AND_ROOMS, Frame, Gateway, HEAD, Peer, Program, Upstream, masked, to_upstream,
+    ECHO_AND_ROOMS, Frame, Gateway, HEAD, Peer, Program, Upstream, masked, retry_after_ms,
+    to_upstream,
 };
 
 /// The test waits for each of these to happen, so short times make nothing flaky.
@@ -21,8 +22,7 @@ fn start_joined(limits: &str) -> (Gateway, Peer, Peer) {
 #[track_caller]
 fn expect_retry_after((code, reason): (u16, String)) {
     assert_eq!(code, 1012);
-    let ms = reason.strip_prefix("retry-after=").expect("when to come back");
-    assert!(ms.parse::<u32>().is_ok(), "{reason}");
+    retry_after_ms(&reason);
 }
 
 /// One of the gateway's own.
