@@ -421,6 +421,20 @@ pub struct Relay {
     pub pong_awaited: bool,
     /// A frame of ours is due to this peer, and one that passes has to end first.
     pub frame_awaited: bool,
+    /// Of a client that has been asked to leave: what it is told when a frame of ours may stand in
+    /// its stream.
+    pub goodbye: Option<Box<Goodbye>>,
+}
+
+/// Why a client has to leave, and what its Close frame says.
+#[derive(Clone, Debug)]
+pub struct Goodbye {
+    /// What the leaving counts as.
+    pub cause: Cause,
+    /// The code of the Close frame.
+    pub code: u16,
+    /// The reason, up to 123 bytes; empty with the code 1012: when to come back, drawn as it is sent.
+    pub reason: String,
 }
 
 impl Conn {

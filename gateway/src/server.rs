@@ -185,9 +185,8 @@ impl Plan {
         if config.server.pin {
             pin(index);
         }
-        let slots = config.server.slots_per_shard;
         let options = Options {
-            slots,
+            slots: config.server.slots_per_shard,
             buffers: config.server.receive_buffers,
             buffer_bytes: config.server.receive_buffer_bytes,
             incremental: config.server.incremental,
@@ -210,7 +209,6 @@ impl Plan {
             config,
             shared,
             mail: Mailroom::new(index, inboxes),
-            slots,
             random,
             counters,
             journal,

@@ -132,10 +132,10 @@ pub struct Shard<R: Ring> {
     ping_payload: [u8; 8],
 
     // Clients that are to go.
-    /// Those that are asked to leave at a pace, and when that went on last.
+    /// Those that are asked to leave at a pace, and when that goes on.
     sweeps: Vec<Sweep>,
     /// See `sweeps`.
-    swept_at: Time,
+    sweep_at: Time,
     /// Upstreams that lost connections just now.
     losses: Vec<Loss>,
     /// Set once we are stopping: when the last connection is closed whatever it still owes.
@@ -152,8 +152,6 @@ pub struct Setup {
     pub shared: Arc<Shared>,
     /// The post, shared by all.
     pub mail: Mailroom,
-    /// Slots of the ring's table.
-    pub slots: u32,
     /// Where keys and jitter come from.
     pub random: Random,
     /// Where it counts.
@@ -164,21 +162,31 @@ pub struct Setup {
     pub unix_origin_ms: u64,
 }
 
+#[cfg(test)]
+impl Setup {
+    /// Of shard 0 of those that share `inboxes`, which go by this configuration file.
+    fn of_test(config: &str, inboxes: &Arc<[mailbox::Inbox]>) -> Setup {
+        let config = Config::parse("test", config).unwrap_or_else(|faults| panic!("{faults}"));
+        Setup {
+            index: 0,
+            config: Arc::new(config),
+            shared: Arc::default(),
+            mail: Mailroom::new(0, Arc::clone(inboxes)),
+            random: Random::new([1, 2]),
+            counters: Arc::default(),
+            journal: Arc::default(),
+            unix_origin_ms: 0,
+        }
+    }
+}
+
 impl<R: Ring> Shard<R> {
     /// A shard that listens once [`Shard::start`] has been called.
     pub fn new(ring: R, setup: Setup) -> Shard<R> {
-        let Setup {
-            index,
-            config,
-            shared,
-            mail,
-            slots,
-            mut random,
-            counters,
-            journal,
-            unix_origin_ms,
-        } = setup;
+        let Setup { index, config, shared, mail, mut random, counters, journal, unix_origin_ms } =
+            setup;
         let now = ring.now();
+        let slots = config.server.slots_per_shard;
         let rooms = outlet::all_rooms(&config, index, unix_origin_ms, &mut random);
         let groups = attempt::new_groups(&config, index, &mut random);
         let ping_payload = random.next_u64().to_ne_bytes();
@@ -212,7 +220,7 @@ impl<R: Ring> Shard<R> {
             ping_frame: rooms::ping_frame(),
             ping_payload,
             sweeps: Vec::new(),
-            swept_at: Time(0),
+            sweep_at: Time(0),
             losses: Vec::new(),
             stop_deadline: None,
             config,

@@ -95,15 +95,17 @@ impl Clock {
     }
 }
 
-async fn ask<S>(
-    stream: Result<S, Failure>,
+/// A connection to an upstream.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
+
+async fn ask(
+    stream: Result<impl Stream, Failure>,
     target: &Target,
     random: &mut Random,
     clock: &Clock,
-) -> Result<Duration, Failure>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+) -> Result<Duration, Failure> {
     let stream = Bounded { stream: stream?, left: ANSWER_BYTES_MAX };
     match &target.options.kind {
         CheckKind::Connect => Ok(clock.begin.elapsed()),
@@ -112,15 +114,12 @@ where
     }
 }
 
-async fn ask_http<S>(
-    stream: Bounded<S>,
+async fn ask_http(
+    stream: impl Stream,
     target: &Target,
     expected: &StatusSet,
     clock: &Clock,
-) -> Result<Duration, Failure>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+) -> Result<Duration, Failure> {
     let request = request(target, &[("connection", "close"), ("accept", "*/*")])?;
     exchange(stream, request, clock, async |mut response| {
         let status = response.status().as_u16();
@@ -142,15 +141,12 @@ where
 
 /// The handshake is judged here (RFC 6455 §4.1) and not by `fastwebsockets`, which does not look at
 /// Sec-WebSocket-Accept.
-async fn ask_websocket<S>(
-    stream: Bounded<S>,
+async fn ask_websocket(
+    stream: impl Stream,
     target: &Target,
     random: &mut Random,
     clock: &Clock,
-) -> Result<Duration, Failure>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+) -> Result<Duration, Failure> {
     let key = fresh_key([random.next_u64(), random.next_u64()]);
     let ping = random.next_u64().to_ne_bytes();
     let headers = [
@@ -240,15 +236,12 @@ fn request(target: &Target, headers: &[(&str, &str)]) -> Result<Request<String>,
 }
 
 /// Sends the request, and has `judge` look at the answer while the connection goes on.
-async fn exchange<S>(
-    stream: Bounded<S>,
+async fn exchange(
+    stream: impl Stream,
     request: Request<String>,
     clock: &Clock,
     judge: impl AsyncFnOnce(Response<Incoming>) -> Result<Duration, Failure>,
-) -> Result<Duration, Failure>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+) -> Result<Duration, Failure> {
     let mut builder = http1::Builder::new();
     builder.max_buf_size(HEAD_BYTES_MAX).max_header_size(HEAD_BYTES_MAX);
     // There are servers that know Sec-WebSocket-Key in one spelling only.

@@ -7,8 +7,7 @@ use std::time::Duration;
 use super::access::{read_access, read_origins};
 use super::keys::written;
 use super::operator::{read_admin, read_log};
-use super::policy::{read_frame_bytes_max, read_policy};
-use super::rates::read_rates;
+use super::policy::{read_common, read_policy};
 use super::reader::{Place, Placed, Reader, Section, closest, not_one_of};
 use super::upstreams::read_websocket;
 use super::{
@@ -213,7 +212,18 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         125..=(MESSAGE_BYTES_MAX as u64),
         default.message_bytes_max,
     );
-    let frame_bytes_max = read_frame_bytes_max(reader, &mut section, default.frame_bytes_max);
+    let common = Policy { message_bytes_max, ..Policy::of(&default) };
+    let Policy {
+        message_bytes_max,
+        frame_bytes_max,
+        ping_interval,
+        ping_timeout,
+        upstream_ping_interval,
+        idle_timeout,
+        duration_max,
+        rates,
+        connections_max: _, // Of a route; that of the process depends on its tables.
+    } = read_common(reader, &mut section, &common);
     let outbox_bytes_max = section.size(
         "outbox_bytes_max",
         1..=OUTBOX_BYTES_MAX as u64,
@@ -221,19 +231,6 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
     );
     let outbox_age_max =
         section.milliseconds("outbox_age_max_ms", timeout.clone(), default.outbox_age_max);
-    let ping_interval =
-        section.milliseconds("ping_interval_ms", 0..=AGE_MS_MAX, default.ping_interval);
-    let ping_timeout =
-        section.milliseconds("ping_timeout_ms", timeout.clone(), default.ping_timeout);
-    let upstream_ping_interval = section.milliseconds(
-        "upstream_ping_interval_ms",
-        0..=AGE_MS_MAX,
-        default.upstream_ping_interval,
-    );
-    let idle_timeout =
-        section.milliseconds("idle_timeout_ms", 0..=AGE_MS_MAX, default.idle_timeout);
-    let duration_max =
-        section.milliseconds("duration_max_ms", 0..=DURATION_MS_MAX, default.duration_max);
     let close_timeout = section.milliseconds("close_timeout_ms", timeout, default.close_timeout);
     let lost_window = section.milliseconds("lost_window_ms", 0..=AGE_MS_MAX, default.lost_window);
     let retry_after_max =
@@ -247,7 +244,6 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
     let send_buffer_bytes = section.number("send_buffer_bytes", socket_bytes.clone(), bytes) as u32;
     let bytes = u64::from(default.receive_buffer_bytes);
     let receive_buffer_bytes = section.number("receive_buffer_bytes", socket_bytes, bytes) as u32;
-    let rates = read_rates(reader, &mut section, &default.rates, message_bytes_max);
 
     if target_bytes_max >= head_bytes_max {
         let message = format!(

@@ -24,42 +24,48 @@ pub(super) fn read_policy(
         );
         reader.fault(&section.place_of("message_bytes_max"), message);
     }
-    let frame_bytes_max = read_frame_bytes_max(reader, section, common.frame_bytes_max);
+    let connections_max = section.number(
+        "connections_max",
+        0..=u64::from(u32::MAX),
+        u64::from(common.connections_max),
+    ) as u32;
+    let common = Policy { message_bytes_max, connections_max, ..common };
+    read_common(reader, section, &common)
+}
+
+/// Reads what `[limits]` and a route say in the same words; what is left out is as in `common`, which
+/// has the largest message already.
+pub(super) fn read_common(
+    reader: &Reader<'_>,
+    section: &mut Section<'_, '_>,
+    common: &Policy,
+) -> Policy {
+    let message_bytes_max = common.message_bytes_max;
+    let age = 0..=AGE_MS_MAX;
+    let mut age = |key, default| section.milliseconds(key, age.clone(), default);
+    let ping_interval = age("ping_interval_ms", common.ping_interval);
+    let upstream_ping_interval = age("upstream_ping_interval_ms", common.upstream_ping_interval);
+    let idle_timeout = age("idle_timeout_ms", common.idle_timeout);
+    let duration = 0..=DURATION_MS_MAX;
     Policy {
         message_bytes_max,
-        frame_bytes_max,
-        ping_interval: section.milliseconds(
-            "ping_interval_ms",
-            0..=AGE_MS_MAX,
-            common.ping_interval,
-        ),
+        frame_bytes_max: read_frame_bytes_max(reader, section, common.frame_bytes_max),
+        ping_interval,
         ping_timeout: section.milliseconds(
             "ping_timeout_ms",
             1..=TIMEOUT_MS_MAX,
             common.ping_timeout,
         ),
-        upstream_ping_interval: section.milliseconds(
-            "upstream_ping_interval_ms",
-            0..=AGE_MS_MAX,
-            common.upstream_ping_interval,
-        ),
-        idle_timeout: section.milliseconds("idle_timeout_ms", 0..=AGE_MS_MAX, common.idle_timeout),
-        duration_max: section.milliseconds(
-            "duration_max_ms",
-            0..=DURATION_MS_MAX,
-            common.duration_max,
-        ),
+        upstream_ping_interval,
+        idle_timeout,
+        duration_max: section.milliseconds("duration_max_ms", duration, common.duration_max),
         rates: read_rates(reader, section, &common.rates, message_bytes_max),
-        connections_max: section.number(
-            "connections_max",
-            0..=u64::from(u32::MAX),
-            u64::from(common.connections_max),
-        ) as u32,
+        connections_max: common.connections_max,
     }
 }
 
-/// Reads `frame_bytes_max`, of `[limits]` or of a route: none, or enough for every control frame.
-pub(super) fn read_frame_bytes_max(
+/// Reads `frame_bytes_max`: none, or enough for every control frame.
+fn read_frame_bytes_max(
     reader: &Reader<'_>,
     section: &mut Section<'_, '_>,
     default: usize,

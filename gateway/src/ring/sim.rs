@@ -27,8 +27,8 @@
 //! holder, when a second operation of a kind is begun, when a descriptor is closed under an
 //! operation, and when the memory of a send changes before its completion is taken.
 //!
-//! Read `link.rs` (a connection) before `kernel.rs` (what operations do to it); `faults.rs` names
-//! what can go wrong.
+//! Read `link.rs` (a connection) before `kernel.rs` and `kernel/turn.rs` (what operations do to it);
+//! `faults.rs` names what can go wrong.
 
 mod faults;
 mod kernel;

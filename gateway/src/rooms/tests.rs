@@ -7,18 +7,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::*;
-
-/// Marsaglia's xorshift: the same numbers for the same seed, everywhere.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) as usize % bound
-    }
-}
+use crate::ring::sim::Random;
 
 /// What one shard has said in one call.
 #[derive(Default)]
@@ -581,7 +570,7 @@ fn members_see_every_message_once_and_in_order_whatever_races() {
 }
 
 fn play(seed: u64) {
-    let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let mut random = Random::new(seed);
     let limits = RoomLimits { history_messages_max: 12, ..RoomLimits::default() };
     let shards = 1 + (seed % 5) as u16;
     let mut world = World::new(shards, &limits);
@@ -592,28 +581,28 @@ fn play(seed: u64) {
     let mut gone: Vec<(String, Resume)> = Vec::new();
     let (mut next_id, mut opened) = (1_u64, 0_u32);
     for _ in 0..400 {
-        match random.below(12) {
+        match random.index(12) {
             0 if twins.len() < 12 => {
-                let user = format!("user{}", random.below(6));
+                let user = format!("user{}", random.index(6));
                 opened += 1;
-                let shard = random.below(usize::from(shards)) as u16;
+                let shard = random.index(usize::from(shards)) as u16;
                 let address = world.open(shard, opened % 40, opened, Some(&user));
                 let (rooms, unanswered) = (BTreeMap::new(), BTreeMap::new());
                 twins.push(Twin { address, user, rooms, unanswered });
             }
             1 if twins.len() > 4 => {
-                let twin = twins.swap_remove(random.below(twins.len()));
+                let twin = twins.swap_remove(random.index(twins.len()));
                 world.close(twin.address);
                 let (left, now) = (twin.rooms.into_iter(), world.now);
                 gone.extend(left.filter_map(|(room, seen)| Some((room, (seen.position?, now)))));
             }
             2..=4 if !twins.is_empty() => {
-                let index = random.below(twins.len());
+                let index = random.index(twins.len());
                 let twin = &mut twins[index];
-                let mut room = format!("room{}", random.below(3));
+                let mut room = format!("room{}", random.index(3));
                 let mut resume = None;
-                if !gone.is_empty() && random.below(2) == 0 {
-                    let (name, position) = gone.swap_remove(random.below(gone.len()));
+                if !gone.is_empty() && random.index(2) == 0 {
+                    let (name, position) = gone.swap_remove(random.index(gone.len()));
                     (room, resume) = (name, Some(position));
                 }
                 if twin.rooms.contains_key(&room) {
@@ -627,7 +616,7 @@ fn play(seed: u64) {
                 world.say(twin.address, &text.to_string());
             }
             5 if !twins.is_empty() => {
-                let index = random.below(twins.len());
+                let index = random.index(twins.len());
                 let twin = &mut twins[index];
                 read(&mut world, twin, &mut truth, seed);
                 let Some(room) = twin.rooms.keys().next().cloned() else { continue };
@@ -641,25 +630,25 @@ fn play(seed: u64) {
                 assert_eq!(last["op"], "leave", "seed {seed}: {last}");
             }
             6..=8 if !twins.is_empty() => {
-                let index = random.below(twins.len());
+                let index = random.index(twins.len());
                 let twin = &mut twins[index];
                 let count = twin.rooms.len();
                 if count == 0 {
                     continue;
                 }
-                let room = twin.rooms.keys().nth(random.below(count)).unwrap().clone();
+                let room = twin.rooms.keys().nth(random.index(count)).unwrap().clone();
                 next_id += 1;
                 let text = json!({"op": "publish", "room": room, "data": next_id, "id": next_id});
                 world.say(twin.address, &text.to_string());
                 twin.unanswered.insert(next_id, (room, next_id));
             }
-            9 if random.below(8) == 0 => {
-                let seconds = random.below(40) as u64;
+            9 if random.index(8) == 0 => {
+                let seconds = random.index(40) as u64;
                 world.pass(Duration::from_secs(seconds));
             }
             _ => {
-                for _ in 0..random.below(12) {
-                    world.step(|count| random.below(count));
+                for _ in 0..random.index(12) {
+                    world.step(|count| random.index(count));
                 }
             }
         }

@@ -7,10 +7,11 @@
 //! slot free.
 
 use super::Shard;
-use crate::conn::{ConnId, Phase, Side, State};
+use crate::conn::{ConnId, Counted, Phase, Side, State};
 use crate::journal::Closed;
 use crate::metrics::Cause;
 use crate::ring::Ring;
+use crate::upstream::{Group, UpstreamName};
 use crate::ws::close;
 
 impl<R: Ring> Shard<R> {
@@ -201,10 +202,7 @@ impl<R: Ring> Shard<R> {
                 route: conn.flags.routed.then_some(conn.route),
                 requests: conn.requests,
                 code: conn.code,
-                upstream: conn.counted.and_then(|counted| {
-                    let group = groups[usize::from(counted.backend)].as_ref()?;
-                    Some((counted.backend, group.get(counted.upstream)?.name()))
-                }),
+                upstream: upstream_of(groups, conn.counted),
                 cause,
                 opened_at: conn.opened_at,
                 closed_at: *now,
@@ -257,4 +255,14 @@ impl<R: Ring> Shard<R> {
         });
         self.mark_dirty(id);
     }
+}
+
+/// The backend and the upstream that a connection counts with, if those are still there.
+pub(super) fn upstream_of(
+    groups: &[Option<Group>],
+    counted: Option<Counted>,
+) -> Option<(u16, UpstreamName)> {
+    let Counted { backend, upstream } = counted?;
+    let group = groups[usize::from(backend)].as_ref()?;
+    Some((backend, group.get(upstream)?.name()))
 }

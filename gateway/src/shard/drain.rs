@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use super::Shard;
 use crate::config::{BackendKind, Clients};
-use crate::conn::{Conn, ConnId, Counted, Phase, Side, State};
+use crate::conn::{Conn, ConnId, Counted, Goodbye, Phase, Side, State};
 use crate::metrics::Cause;
 use crate::ring::Ring;
 use crate::time::Time;
@@ -27,15 +27,19 @@ use crate::ws::frame::Opcode;
 /// A shard's clients leave no slower than this, however long the window.
 const CLIENTS_PER_SECOND_MIN: u32 = 500;
 
-/// Slots looked at in one turn by all sweeps together.
+/// Slots looked at in one turn by all sweeps together; with more to do the next turn follows at once.
 const SLOTS_PER_TURN: u32 = 4096;
 
-/// How often a sweep goes on.
+/// How often a sweep goes on that keeps up with its window.
 const PACE: Duration = Duration::from_millis(10);
 
 /// The code of all who may come back at once, or nearly (IANA's registry of close codes: "Service
 /// Restart").
-pub(super) const SERVICE_RESTART: u16 = 1012;
+const SERVICE_RESTART: u16 = 1012;
+
+/// To those who are drained.
+const MOVE_ON: Goodbye =
+    Goodbye { cause: Cause::Drain, code: SERVICE_RESTART, reason: String::new() };
 
 /// Clients on their way out.
 pub(super) struct Sweep {
@@ -87,10 +91,7 @@ impl<R: Ring> Shard<R> {
         }
         let clients = match whom {
             Whom::Everybody => self.table.clients(),
-            Whom::Upstream(counted) => {
-                let group = self.groups[usize::from(counted.backend)].as_ref();
-                group.map_or(0, |group| group.connections(counted.upstream))
-            }
+            Whom::Upstream(counted) => self.connections_at(counted),
         };
         self.sweeps.push(Sweep {
             whom,
@@ -101,9 +102,15 @@ impl<R: Ring> Shard<R> {
         });
     }
 
+    /// The connections of this shard to an upstream.
+    fn connections_at(&self, Counted { backend, upstream }: Counted) -> u32 {
+        let group = self.groups[usize::from(backend)].as_ref();
+        group.map_or(0, |group| group.connections(upstream))
+    }
+
     /// When the next clients are to be asked.
     pub(super) fn next_sweep(&self) -> Time {
-        if self.sweeps.is_empty() { Time::NEVER } else { self.swept_at + PACE }
+        if self.sweeps.is_empty() { Time::NEVER } else { self.sweep_at }
     }
 
     /// Asks those to leave whose turn has come.
@@ -111,7 +118,6 @@ impl<R: Ring> Shard<R> {
         if self.next_sweep() > self.now {
             return;
         }
-        self.swept_at = self.now;
         let mut sweeps = std::mem::take(&mut self.sweeps);
         sweeps.retain(|sweep| match sweep.whom {
             Whom::Everybody => true,
@@ -134,11 +140,12 @@ impl<R: Ring> Shard<R> {
                 if let Some(id) = self.table.id_at(slot)
                     && self.is_swept(id, whom)
                 {
-                    self.evict(id, Cause::Drain);
+                    self.evict(id, &MOVE_ON);
                 }
             }
         }
         self.sweeps.retain(|sweep| sweep.next < sweep.end);
+        self.sweep_at = if left == 0 { self.now } else { self.now + PACE };
     }
 
     fn is_swept(&self, id: ConnId, whom: Whom) -> bool {
@@ -188,29 +195,30 @@ impl<R: Ring> Shard<R> {
             return;
         };
         if conn.counted.is_some_and(|counted| self.is_emptied(counted)) {
-            self.evict(client, Cause::Drain);
+            self.evict(client, &MOVE_ON);
         }
     }
 
-    /// Asks one client to leave and come back.
-    pub(super) fn evict(&mut self, id: ConnId, cause: Cause) {
+    /// Asks one client to leave.
+    pub(super) fn evict(&mut self, id: ConnId, goodbye: &Goodbye) {
         if self.table[id].phase != Phase::Open {
             return;
         }
+        let cause = goodbye.cause;
         self.unthrottle(id);
         match self.table[id].state {
             State::Echo(_) | State::Rooms(_) => {
-                self.announce(id);
-                let reason = self.retry_hint();
-                self.start_leave(id, cause, SERVICE_RESTART, &reason);
+                self.announce(id, cause);
+                let reason = self.reason_of(goodbye);
+                self.start_leave(id, cause, goodbye.code, &reason);
             }
-            State::Relay(_) => self.evict_relay(id, cause),
+            State::Relay(_) => self.evict_relay(id, goodbye),
             State::Connecting(_) if self.refusing_upstream_of(id).is_some() => {
                 // It is being answered already; nothing else may stand in that answer.
             }
-            State::Connecting(_) => self.refuse(id, 503, cause, "the gateway is stopping"),
+            State::Connecting(_) => self.refuse(id, 503, cause, why_no_answer(cause)),
             State::ProxyHeader(_) | State::Head(_) | State::None => self.start_close(id, cause),
-            State::Forwarding(_) => self.stop_forwarding(id),
+            State::Forwarding(_) => self.stop_forwarding(id, cause, why_no_answer(cause)),
             // Upstreams that have not accepted go with their clients.
             State::Handshaking(_) | State::Refusing(_) | State::Answering(_) => {}
         }
@@ -219,25 +227,23 @@ impl<R: Ring> Shard<R> {
     /// Both sides of a relay are told where a frame of ours may stand. Where it may not, in the
     /// middle of a frame, this is tried again when that frame has passed (`relayed`), and given up when
     /// nothing has passed for `close_timeout` (`relay_deadline`). A client that is in its closing
-    /// handshake leaves by that.
-    pub(super) fn evict_relay(&mut self, id: ConnId, cause: Cause) {
-        let State::Relay(relay) = &self.table[id].state else { return };
-        let other = relay.other;
-        let (client, upstream) = match self.table[id].side {
-            Side::Client => (id, other),
-            Side::Upstream => (other, id),
-        };
-        let ends = |conn: &Conn| conn.flags.close_sent || conn.flags.close_received;
-        if self.table.get(client).is_some_and(ends) {
+    /// handshake leaves by that; one that has been asked before leaves as it was asked first.
+    fn evict_relay(&mut self, client: ConnId, goodbye: &Goodbye) {
+        let patience = self.now + self.config.limits.close_timeout;
+        let conn = &mut self.table[client];
+        let leaves = leaves_by_itself(conn);
+        let State::Relay(relay) = &mut conn.state else { return };
+        let upstream = relay.other;
+        if leaves {
             return;
         }
-        let patience = self.now + self.config.limits.close_timeout;
+        relay.goodbye.get_or_insert_with(|| Box::new(goodbye.clone()));
         for id in [client, upstream] {
             if let Some(conn) = self.table.get_mut(id)
                 && !conn.flags.evicted
             {
                 conn.flags.evicted = true;
-                conn.cause.get_or_insert(cause);
+                conn.cause.get_or_insert(goodbye.cause);
                 // An orphan has one already, which is sooner than a client that is not read ends its
                 // frame.
                 if !conn.flags.orphan {
@@ -247,27 +253,48 @@ impl<R: Ring> Shard<R> {
             }
             self.unthrottle(id);
         }
-        if self.may_inject(upstream) && self.may_inject(client) {
-            self.end_evicted(client, upstream, cause);
+        self.evict_join(client, upstream);
+    }
+
+    /// Goes on with a relay that has to end, where both sides are at the end of a frame.
+    pub(super) fn evict_join(&mut self, client: ConnId, upstream: ConnId) {
+        let leaves = self.table.get(client).is_some_and(leaves_by_itself);
+        if !leaves && self.may_inject(upstream) && self.may_inject(client) {
+            self.end_evicted(client, upstream);
         }
     }
 
-    /// The end of a relay whose client was asked to leave.
-    pub(super) fn end_evicted(&mut self, client: ConnId, upstream: ConnId, cause: Cause) {
-        let is_open = self.table.get(client).is_some_and(|conn| conn.phase == Phase::Open);
-        // A message may not stand among the frames of another (RFC 6455 §5.4).
-        if is_open && self.is_between_messages(upstream) {
-            self.announce(client);
+    /// The end of a relay whose client was asked to leave. Whichever side is not in the middle of a
+    /// frame is told.
+    pub(super) fn end_evicted(&mut self, client: ConnId, upstream: ConnId) {
+        let goodbye = self.table.get_mut(client).and_then(|conn| match &mut conn.state {
+            State::Relay(relay) if conn.phase == Phase::Open => relay.goodbye.take(),
+            _ => None,
+        });
+        if let Some(goodbye) = goodbye {
+            // A message may not stand among the frames of another (RFC 6455 §5.4).
+            if self.is_between_messages(upstream) {
+                self.announce(client, goodbye.cause);
+            }
+            let reason = self.reason_of(&goodbye);
+            self.fail_client(client, upstream, goodbye.cause, goodbye.code, &reason);
         }
-        let reason = self.retry_hint();
-        self.fail_client(client, upstream, cause, SERVICE_RESTART, &reason);
         self.fail_upstream(upstream, client, 1001);
     }
 
-    /// The operator's word to clients that are asked to leave, for those who listen to it.
-    fn announce(&mut self, id: ConnId) {
+    /// What the Close frame to a client says.
+    fn reason_of(&mut self, goodbye: &Goodbye) -> String {
+        match (goodbye.code, goodbye.reason.as_str()) {
+            (SERVICE_RESTART, "") => self.retry_hint(),
+            (_, reason) => reason.to_owned(),
+        }
+    }
+
+    /// The operator's word to clients that are drained, for those who listen to it.
+    fn announce(&mut self, id: ConnId, cause: Cause) {
         let config = std::sync::Arc::clone(&self.config);
-        if !config.server.drain_message.is_empty() && !self.table[id].flags.close_sent {
+        let is_drained = cause == Cause::Drain && !self.table[id].flags.close_sent;
+        if is_drained && !config.server.drain_message.is_empty() {
             self.send_frame(id, Opcode::Text, config.server.drain_message.as_bytes());
         }
     }
@@ -319,8 +346,7 @@ impl<R: Ring> Shard<R> {
             loss.next = loss.next + loss.step;
             return delay;
         }
-        let group = self.groups[usize::from(counted.backend)].as_ref();
-        let clients = group.map_or(0, |group| group.connections(counted.upstream)).max(1);
+        let clients = self.connections_at(counted).max(1);
         let step = pace(clients, self.config.limits.lost_window) / clients;
         self.losses.push(Loss { upstream: counted, next: now + step, step });
         Duration::ZERO
@@ -361,5 +387,58 @@ impl<R: Ring> Shard<R> {
     /// Whether we have been asked to stop and nothing is left.
     pub fn is_drained(&self) -> bool {
         self.stop_deadline.is_some() && self.table.open() == 0 && !self.is_accepting()
+    }
+}
+
+/// Whether a client of a relay is in its closing handshake already.
+fn leaves_by_itself(conn: &Conn) -> bool {
+    conn.flags.close_sent || conn.flags.close_received
+}
+
+/// What a client is told whose request is not answered.
+fn why_no_answer(cause: Cause) -> &'static str {
+    match cause {
+        Cause::AdminClose => "the operator has closed this connection",
+        _ => "the gateway is stopping",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::sim::{Faults, Network};
+    use crate::shard::Setup;
+    use crate::shard::mailbox::Inbox;
+
+    const CONFIG: &str = r#"
+[server]
+shards = 1
+slots_per_shard = 10_000
+[[listener]]
+address = "127.0.0.1:0"
+[[route]]
+backend = "echo"
+[backend.echo]
+kind = "echo"
+"#;
+
+    /// However many turns a table takes, none of them waits; unless the window has time for it.
+    #[test]
+    fn a_sweep_that_is_late_goes_on_at_once() {
+        for (window, turns) in [(Duration::ZERO, 3), (5 * PACE, 6)] {
+            let network = Network::new(1, Faults::none());
+            let setup = Setup::of_test(CONFIG, &[Inbox::default()].into());
+            let mut shard = Shard::new(network.ring(10_000, 8, 4096, 1), setup);
+            let (whom, started) = (Whom::Everybody, shard.now);
+            let (next, end) = (0, 2 * SLOTS_PER_TURN + 1);
+            shard.sweeps.push(Sweep { whom, started, window, next, end });
+            for turn in 1..=turns {
+                assert!(!shard.sweeps.is_empty(), "turn {turn} in {window:?}");
+                shard.now = shard.next_sweep().max(shard.now);
+                shard.sweep();
+            }
+            assert!(shard.sweeps.is_empty(), "{window:?}");
+            assert_eq!(shard.now, started + window);
+        }
     }
 }

@@ -323,13 +323,13 @@ impl<R: Ring> Shard<R> {
         }
     }
 
-    /// We are stopping: a request that is not answered yet is refused, an answer that has begun is
-    /// the last one on its connection.
-    pub(super) fn stop_forwarding(&mut self, id: ConnId) {
+    /// The client has to leave: a request that is not answered yet is refused, an answer that has
+    /// begun is the last one on its connection.
+    pub(super) fn stop_forwarding(&mut self, id: ConnId, cause: Cause, why: &str) {
         let State::Forwarding(forwarding) = &mut self.table[id].state else { return };
         forwarding.keep_alive = false;
         if !forwarding.answered {
-            self.refuse(id, 503, Cause::Drain, "the gateway is stopping");
+            self.refuse(id, 503, cause, why);
         }
     }
 }

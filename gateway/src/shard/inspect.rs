@@ -10,9 +10,10 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::Shard;
+use super::close::upstream_of;
 use crate::client_address::CidrSet;
 use crate::conn::record::Record;
-use crate::conn::{ConnId, Phase, Side, State};
+use crate::conn::{Conn, ConnId, Goodbye, Phase, Side, State};
 use crate::journal::Traffic;
 use crate::metrics::Cause;
 use crate::ring::Ring;
@@ -102,6 +103,10 @@ pub struct Found {
 impl<R: Ring> Shard<R> {
     pub(super) fn on_inspect(&mut self, inspect: Inspect) {
         let Inspect { from, filter, limit, close, reply } = inspect;
+        let goodbye = close.map(|Close { code, reason }| {
+            let cause = Cause::AdminClose;
+            Goodbye { cause, code, reason }
+        });
         let limit = limit.min(CLIENTS_PER_ORDER);
         let end = self.table.slots_used().min(from.saturating_add(SLOTS_PER_ORDER));
         let mut slot = match filter.id {
@@ -112,13 +117,14 @@ impl<R: Ring> Shard<R> {
         let mut clients = Vec::new();
         while slot < end && clients.len() < limit {
             // Who is on its way out already is not closed again.
-            let concerned = |id: &ConnId| close.is_none() || self.table[*id].phase == Phase::Open;
+            let stays = |conn: &Conn| conn.phase == Phase::Open && !conn.flags.evicted;
+            let concerned = |id: &ConnId| goodbye.is_none() || stays(&self.table[*id]);
             if let Some(id) = self.table.id_at(slot).filter(concerned)
                 && let Some(found) = self.look_at(id, &filter)
             {
                 clients.push(found);
-                if let Some(close) = &close {
-                    self.close_client(id, close);
+                if let Some(goodbye) = &goodbye {
+                    self.evict(id, goodbye);
                 }
             }
             slot += 1;
@@ -132,10 +138,7 @@ impl<R: Ring> Shard<R> {
     fn look_at(&self, id: ConnId, filter: &Filter) -> Option<Found> {
         let conn = &self.table[id];
         let age = self.now.since(conn.opened_at);
-        let upstream = conn.counted.and_then(|counted| {
-            let group = self.groups[usize::from(counted.backend)].as_ref()?;
-            Some((counted.backend, group.get(counted.upstream)?.name()))
-        });
+        let upstream = upstream_of(&self.groups, conn.counted);
         let plain = conn.side == Side::Client
             && filter.id.is_none_or(|wanted| wanted == id)
             && (filter.routes.is_empty() || filter.routes.contains(&conn.route))
@@ -167,24 +170,5 @@ impl<R: Ring> Shard<R> {
             upstream,
             rooms,
         })
-    }
-
-    /// The operator closes a client that is open.
-    fn close_client(&mut self, id: ConnId, close: &Close) {
-        let reason = match (close.code, close.reason.as_str()) {
-            (super::drain::SERVICE_RESTART, "") => self.retry_hint(),
-            (_, reason) => reason.to_owned(),
-        };
-        match &self.table[id].state {
-            State::Echo(_) | State::Rooms(_) => {
-                self.start_leave(id, Cause::AdminClose, close.code, &reason);
-            }
-            State::Relay(relay) => {
-                let upstream = relay.other;
-                self.fail_client(id, upstream, Cause::AdminClose, close.code, &reason);
-                self.fail_upstream(upstream, id, 1001);
-            }
-            _ => self.evict(id, Cause::AdminClose),
-        }
     }
 }

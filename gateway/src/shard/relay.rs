@@ -159,6 +159,7 @@ impl<R: Ring> Shard<R> {
                 asked_at: Time::NEVER,
                 pong_awaited: false,
                 frame_awaited: false,
+                goodbye: None,
             })
         };
         self.table[client].state = side(upstream, Direction::ClientToUpstream);
@@ -360,8 +361,11 @@ impl<R: Ring> Shard<R> {
                     self.fail_upstream(id, other, error.close_code());
                 }
             }
-        } else if self.table[id].flags.evicted && self.table[id].phase == Phase::Open {
-            self.evict_relay(id, Cause::Drain);
+        } else if self.table[id].flags.evicted
+            && self.table[id].phase == Phase::Open
+            && let Some((client, upstream)) = self.sides_of(id)
+        {
+            self.evict_join(client, upstream);
         }
         for end in [id, other] {
             if self.table.get(end).is_some_and(awaits_frame) {
@@ -502,11 +506,10 @@ impl<R: Ring> Shard<R> {
             self.table[id].deadline = patience;
             return;
         }
-        let cause = self.table[id].cause.unwrap_or(Cause::InternalError);
         if evicted && let Some((client, upstream)) = self.sides_of(id) {
-            // Whichever side is not in the middle of a frame is told.
-            return self.end_evicted(client, upstream, cause);
+            return self.end_evicted(client, upstream);
         }
+        let cause = self.table[id].cause.unwrap_or(Cause::InternalError);
         self.start_close(id, cause);
         if self.table.get_mut(other).is_some() {
             self.start_close(other, cause);

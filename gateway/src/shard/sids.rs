@@ -19,14 +19,15 @@
 
 use super::Shard;
 use super::attempt::attempt_of;
+use super::close::upstream_of;
 use super::mailbox::{Letter, SidMail};
 use crate::conn::table::Table;
-use crate::conn::{Attempt, ConnId, Counted, Phase, Session, State};
+use crate::conn::{Attempt, ConnId, Phase, Session, State};
 use crate::http::Request;
 use crate::limits::Limits;
 use crate::ring::Ring;
 use crate::upstream::{
-    OpenScan, Sid, Sids, Sticky, Upstream, UpstreamId, UpstreamName, is_engine_io, sid_of,
+    OpenScan, Sid, Sids, Sticky, UpstreamId, UpstreamName, is_engine_io, sid_of,
 };
 
 /// What one shard knows of sessions.
@@ -121,11 +122,8 @@ impl<R: Ring> Shard<R> {
         let Some(scanner) = &mut answering.opening else { return };
         let sid = match (scanner.scan(b""), conn.counted) {
             (OpenScan::More, _) => return,
-            (OpenScan::Sid(sid), Some(Counted { backend, upstream })) => {
-                let group = groups[usize::from(backend)].as_ref();
-                let upstream = group.and_then(|group| group.get(upstream)).map(Upstream::name);
-                upstream.map(|upstream| (Sid::new(backend, sid), upstream))
-            }
+            (OpenScan::Sid(sid), counted) => upstream_of(groups, counted)
+                .map(|(backend, upstream)| (Sid::new(backend, sid), upstream)),
             _ => None,
         };
         answering.opening = None;
@@ -165,8 +163,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::Config;
-    use crate::random::Random;
     use crate::ring::sim::{Faults, Network, Peer, SimRing};
     use crate::shard::Setup;
     use crate::shard::mailbox::{Inbox, Mailroom, Order};
@@ -174,6 +170,7 @@ mod tests {
     const CONFIG: &str = r#"
 [server]
 shards = 2
+slots_per_shard = 64
 [[listener]]
 address = "127.0.0.1:0"
 [[route]]
@@ -199,19 +196,8 @@ mode = "draining"
     impl World {
         fn new() -> World {
             let network = Network::new(1, Faults::none());
-            let config = Config::parse("test", CONFIG).unwrap_or_else(|faults| panic!("{faults}"));
             let inboxes: Arc<[Inbox]> = (0..2).map(|_| Inbox::default()).collect();
-            let setup = Setup {
-                index: 0,
-                config: Arc::new(config),
-                mail: Mailroom::new(0, Arc::clone(&inboxes)),
-                slots: 64,
-                random: Random::new([1, 2]),
-                counters: Arc::default(),
-                journal: Arc::default(),
-                shared: Arc::default(),
-                unix_origin_ms: 0,
-            };
+            let setup = Setup::of_test(CONFIG, &inboxes);
             let mut shard = Shard::new(network.ring(64, 8, 4096, 1), setup);
             shard.start();
             (1..=2).for_each(|number| network.listen(upstream(number)));

@@ -10,14 +10,11 @@ use gateway::admin::client::ask;
 use gateway::metrics::Cause;
 use serde_json::Value;
 
-use crate::support::{
-    Gateway, HEAD, PATIENCE, Peer, Scratch, Upstream, masked, switching, upgrade,
-};
+use crate::support::{Gateway, HEAD, PATIENCE, Peer, Scratch, Upstream, masked, upgrade};
 
 /// A way to have a connection closed.
 struct Case {
     cause: Cause,
-    config: ConfigOf,
     /// Has one connection closed; what its line has to agree with.
     provoke: fn(&Bench) -> Seen,
     /// What its line says, but for addresses, bytes and the time it took.
@@ -31,12 +28,17 @@ enum ConfigOf {
 }
 
 /// Causes that no client, upstream or signal can bring about.
-const NOT_PROVOKED: [(Cause, &str); 2] = [
-    (Cause::AdminClose, "no order of the operator closes single connections yet"),
-    (Cause::InternalError, "what the code takes when it has no cause, which is a bug"),
-];
+const NOT_PROVOKED: [(Cause, &str); 1] =
+    [(Cause::InternalError, "what the code takes when it has no cause, which is a bug")];
 
 impl ConfigOf {
+    fn cases(self) -> &'static [Case] {
+        match self {
+            ConfigOf::Plain => PLAIN,
+            ConfigOf::Impatient => IMPATIENT,
+        }
+    }
+
     fn text(self, upstream: &Upstream) -> String {
         let url = upstream.address();
         match self {
@@ -140,13 +142,7 @@ impl Bench {
 
     /// A client and its upstream, joined.
     fn join(&self, target: &str) -> (Peer, Peer) {
-        let mut client = self.connect();
-        client.write(upgrade(target, ""));
-        let (mut upstream, head) = self.upstream.accept();
-        upstream.write(switching(&head, ""));
-        let head = client.head();
-        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
-        (client, upstream)
+        self.upstream.join_by(self.gateway.address(), target)
     }
 
     /// One request, answered and over.
@@ -198,10 +194,9 @@ fn told(mut client: Peer, frame: &[u8], code: u16) -> Seen {
     Seen::of(&client)
 }
 
-const CASES: &[Case] = &[
+const PLAIN: &[Case] = &[
     Case {
         cause: Cause::ClientClose,
-        config: ConfigOf::Plain,
         provoke: |bench| {
             let mut client = bench.open("/echo?token=secret");
             client.send(0x81, b"hi");
@@ -213,7 +208,6 @@ const CASES: &[Case] = &[
     },
     Case {
         cause: Cause::ClientClose,
-        config: ConfigOf::Plain,
         provoke: |bench| {
             let mut client = bench.open("/rooms");
             client.send(0x81, br#"{"op":"ping","id":1}"#);
@@ -227,7 +221,6 @@ const CASES: &[Case] = &[
     },
     Case {
         cause: Cause::ClientClose,
-        config: ConfigOf::Plain,
         provoke: |bench| {
             let (mut client, mut upstream) = bench.join("/app");
             client.write([masked(0x82, b"one"), masked(0x82, b"two")].concat());
@@ -244,7 +237,6 @@ const CASES: &[Case] = &[
     },
     Case {
         cause: Cause::ClientGone,
-        config: ConfigOf::Plain,
         provoke: |bench| {
             let mut client = bench.open("/echo");
             client.send(0x82, &[7; 500]);
@@ -255,7 +247,6 @@ const CASES: &[Case] = &[
     },
     Case {
         cause: Cause::ClientGone,
-        config: ConfigOf::Plain,
         provoke: |bench| {
             let (client, mut upstream) = bench.join("/app");
             let seen = Seen::of(&client);
@@ -267,7 +258,6 @@ const CASES: &[Case] = &[
     },
     Case {
         cause: Cause::ClientGone,
-        config: ConfigOf::Plain,
         provoke: |bench| {
             let mut client = bench.connect();
             client.write("GET / HT");
@@ -279,25 +269,21 @@ const CASES: &[Case] = &[
     },
     Case {
         cause: Cause::HandshakeRejected,
-        config: ConfigOf::Plain,
         provoke: |bench| bench.refused(bench.connect(), upgrade("/nowhere", "")),
         line: "state=head status=404 messages=0/0 requests=1",
     },
     Case {
         cause: Cause::HandshakeRejected,
-        config: ConfigOf::Plain,
         provoke: |bench| bench.refused(bench.connect(), "GET /echo HTTP/1.1\r\nHost: test\r\n\r\n"),
         line: "state=head status=426 route=*/echo backend=echo messages=0/0 requests=1",
     },
     Case {
         cause: Cause::HandshakeRejected,
-        config: ConfigOf::Plain,
         provoke: |bench| bench.refused(bench.connect(), "GET / HTTP/1.1\r\nHost : test\r\n\r\n"),
         line: "state=head status=400 messages=0/0 requests=0",
     },
     Case {
         cause: Cause::HandshakeRejected,
-        config: ConfigOf::Plain,
         provoke: |bench| {
             let mut client = bench.connect();
             client.write(upgrade("/app", ""));
@@ -311,7 +297,6 @@ const CASES: &[Case] = &[
     },
     Case {
         cause: Cause::HttpDone,
-        config: ConfigOf::Plain,
         provoke: |bench| {
             bench.refused(bench.connect(), "GET /rooms HTTP/1.1\r\nHost: test\r\n\r\n")
         },
@@ -320,7 +305,6 @@ const CASES: &[Case] = &[
     // One connection, several requests: the line is about the last one.
     Case {
         cause: Cause::HttpDone,
-        config: ConfigOf::Plain,
         provoke: |bench| {
             let mut client = bench.connect();
             for (target, status) in [("/app", "200 OK"), ("/more", "404 Not Found")] {
@@ -337,7 +321,6 @@ const CASES: &[Case] = &[
     // What a WebSocket came behind is counted, and nothing else is left of it.
     Case {
         cause: Cause::ClientClose,
-        config: ConfigOf::Plain,
         provoke: |bench| {
             let mut client = bench.connect();
             client.write("GET /app HTTP/1.1\r\nHost: test\r\n\r\n");
@@ -354,26 +337,22 @@ const CASES: &[Case] = &[
     },
     Case {
         cause: Cause::ProtocolError,
-        config: ConfigOf::Plain,
         // Not masked.
         provoke: |bench| told(bench.open("/echo"), b"\x81\x02hi", 1002),
         line: "state=echo status=101 close_code=1002 route=*/echo backend=echo messages=0/0 requests=1",
     },
     Case {
         cause: Cause::BadUtf8,
-        config: ConfigOf::Plain,
         provoke: |bench| told(bench.open("/echo"), &masked(0x81, b"\xFF"), 1007),
         line: "state=echo status=101 close_code=1007 route=*/echo backend=echo messages=0/0 requests=1",
     },
     Case {
         cause: Cause::TooBig,
-        config: ConfigOf::Plain,
         provoke: |bench| told(bench.open("/echo"), &masked(0x82, &[7; 1001]), 1009),
         line: "state=echo status=101 close_code=1009 route=*/echo backend=echo messages=0/0 requests=1",
     },
     Case {
         cause: Cause::TooBig,
-        config: ConfigOf::Plain,
         provoke: |bench| {
             let request = "POST /app HTTP/1.1\r\nHost: test\r\nContent-Length: 11\r\n\r\n";
             bench.refused(bench.connect(), request)
@@ -382,7 +361,6 @@ const CASES: &[Case] = &[
     },
     Case {
         cause: Cause::RateLimited,
-        config: ConfigOf::Plain,
         provoke: |bench| {
             let mut client = bench.open("/few");
             client.write(masked(0x82, b"x").repeat(40));
@@ -394,7 +372,6 @@ const CASES: &[Case] = &[
     },
     Case {
         cause: Cause::RateLimited,
-        config: ConfigOf::Plain,
         provoke: |bench| {
             let refusal = loop {
                 let mut client = bench.connect_from(4);
@@ -413,7 +390,6 @@ const CASES: &[Case] = &[
     },
     Case {
         cause: Cause::OriginDenied,
-        config: ConfigOf::Plain,
         provoke: |bench| {
             let request = upgrade("/ours", "Origin: https://evil.example\r\n");
             bench.refused(bench.connect(), request)
@@ -422,13 +398,11 @@ const CASES: &[Case] = &[
     },
     Case {
         cause: Cause::IpDenied,
-        config: ConfigOf::Plain,
         provoke: |bench| bench.refused(bench.connect_from(9), upgrade("/echo", "")),
         line: "state=head status=403 client=127.0.0.9 messages=0/0 requests=1",
     },
     Case {
         cause: Cause::IpDenied,
-        config: ConfigOf::Plain,
         provoke: |bench| {
             let proxied = Peer::connect(bench.proxied.expect("a second listener"));
             bench.refused(proxied, "not a PROXY header\r\n")
@@ -438,7 +412,6 @@ const CASES: &[Case] = &[
     // On whose behalf a proxy came.
     Case {
         cause: Cause::HandshakeRejected,
-        config: ConfigOf::Plain,
         provoke: |bench| {
             let request = upgrade("/nowhere", "X-Forwarded-For: 203.0.113.7\r\n");
             bench.refused(bench.connect_from(3), request)
@@ -447,7 +420,6 @@ const CASES: &[Case] = &[
     },
     Case {
         cause: Cause::BackendClose,
-        config: ConfigOf::Plain,
         provoke: |bench| {
             let (mut client, mut upstream) = bench.join("/app");
             upstream.write(b"\x82\x01x\x88\x02\x0F\xA7");
@@ -462,7 +434,6 @@ const CASES: &[Case] = &[
     },
     Case {
         cause: Cause::BackendGone,
-        config: ConfigOf::Plain,
         provoke: |bench| {
             let (mut client, upstream) = bench.join("/app");
             drop(upstream);
@@ -474,13 +445,24 @@ const CASES: &[Case] = &[
     },
     Case {
         cause: Cause::BackendGone,
-        config: ConfigOf::Plain,
         provoke: |bench| bench.refused(bench.connect(), upgrade("/nobody", "")),
         line: "state=connecting status=502 route=*/nobody backend=nobody messages=0/0 requests=1",
     },
     Case {
+        cause: Cause::AdminClose,
+        provoke: |bench| {
+            let mut client = bench.open("/echo");
+            let close = "/api/v1/connections/close?route=/echo&code=4002&reason=out";
+            assert_eq!(ask(&bench.socket, Method::POST, close).expect("an answer").0, 200);
+            assert_eq!(client.close_frame(), (4002, "out".to_owned()));
+            client.send(0x88, b"\x03\xE8");
+            client.end();
+            Seen::of(&client)
+        },
+        line: "state=echo status=101 close_code=4002 route=*/echo backend=echo messages=0/0 requests=1",
+    },
+    Case {
         cause: Cause::MemoryPressure,
-        config: ConfigOf::Plain,
         provoke: |bench| {
             // The route has one place, and the clients before this one may still have it.
             loop {
@@ -496,9 +478,12 @@ const CASES: &[Case] = &[
         },
         line: "state=head status=503 route=*/few backend=echo messages=0/0 requests=1",
     },
+];
+
+/// Where patience is short.
+const IMPATIENT: &[Case] = &[
     Case {
         cause: Cause::ClientTimeoutPing,
-        config: ConfigOf::Impatient,
         provoke: |bench| {
             let mut client = bench.open("/ping");
             client.frame();
@@ -509,7 +494,6 @@ const CASES: &[Case] = &[
     },
     Case {
         cause: Cause::ClientTimeoutIdle,
-        config: ConfigOf::Impatient,
         provoke: |bench| {
             let mut client = bench.open("/idle");
             let close = client.close_frame();
@@ -522,7 +506,6 @@ const CASES: &[Case] = &[
     },
     Case {
         cause: Cause::DurationLimit,
-        config: ConfigOf::Impatient,
         provoke: |bench| {
             let mut client = bench.open("/old");
             assert_eq!(client.close_frame().0, 1012);
@@ -534,7 +517,6 @@ const CASES: &[Case] = &[
     },
     Case {
         cause: Cause::ClientTimeoutHandshake,
-        config: ConfigOf::Impatient,
         provoke: |bench| {
             let mut client = bench.connect();
             client.end();
@@ -544,13 +526,11 @@ const CASES: &[Case] = &[
     },
     Case {
         cause: Cause::ClientTimeoutHandshake,
-        config: ConfigOf::Impatient,
         provoke: |bench| bench.refused(bench.connect(), "GET /echo HTTP/1.1\r\nHo"),
         line: "state=head status=408 messages=0/0 requests=0",
     },
     Case {
         cause: Cause::BackendTimeout,
-        config: ConfigOf::Impatient,
         provoke: |bench| {
             let mut client = bench.connect();
             client.write(upgrade("/app", ""));
@@ -562,7 +542,6 @@ const CASES: &[Case] = &[
     },
     Case {
         cause: Cause::BackendTimeout,
-        config: ConfigOf::Impatient,
         provoke: |bench| {
             let (mut client, _upstream) = bench.join("/app/ping");
             assert_eq!(client.close_frame().0, 1012);
@@ -573,7 +552,6 @@ const CASES: &[Case] = &[
     },
     Case {
         cause: Cause::SlowConsumer,
-        config: ConfigOf::Impatient,
         provoke: |bench| {
             let client = bench.open("/echo");
             let seen = Seen::without_bytes(&client);
@@ -619,7 +597,7 @@ fn access_lines(errors: &str) -> Vec<Value> {
 
 fn run(config: ConfigOf) {
     let bench = Bench::start(config);
-    let cases: Vec<&Case> = CASES.iter().filter(|case| case.config == config).collect();
+    let cases = config.cases();
     let mut seen = Vec::new();
     let mut counts = std::collections::BTreeMap::new();
     for (index, case) in cases.iter().enumerate() {
@@ -695,7 +673,8 @@ fn a_stop_is_in_the_log() {
 #[test]
 fn every_cause_is_provoked() {
     for cause in Cause::ALL {
-        let provoked = CASES.iter().any(|case| case.cause == cause) || cause == Cause::Drain;
+        let mut cases = PLAIN.iter().chain(IMPATIENT);
+        let provoked = cases.any(|case| case.cause == cause) || cause == Cause::Drain;
         let excused = NOT_PROVOKED.iter().any(|(other, why)| *other == cause && !why.is_empty());
         assert!(provoked != excused, "{}: a case, or a reason why there is none", cause.name());
     }

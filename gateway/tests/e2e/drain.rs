@@ -2,9 +2,8 @@
 //! taken out of service or found to be ill.
 
 use std::fmt::Write as _;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -12,12 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use axum::http::Method;
+use gateway::admin::client::ask;
 use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::{
-    ECHO_AND_ROOMS, Frame, HEAD, PATIENCE, Peer, Program, Scratch, Upstream, binary, header,
-    switching, upgrade,
+    ECHO_AND_ROOMS, Frame, HEAD, Peer, Program, Scratch, Upstream, binary, header, retry_after_ms,
+    switching,
 };
 
 /// A gateway whose log and admin interface are read. One shard, so that what it has done for a later
@@ -81,14 +82,8 @@ impl Daemon {
     /// Asks the admin interface: the status, and the body.
     #[track_caller]
     fn ask(&self, path: &str) -> (u16, String) {
-        let mut stream = UnixStream::connect(&self.socket).expect("it listens");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
-        let request = format!("GET {path} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).expect("it is read");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
-        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
-        (head[9..12].parse().expect("a status"), body.to_owned())
+        let (status, body) = ask(&self.socket, Method::GET, path).expect("it listens");
+        (status.as_u16(), String::from_utf8(body).expect("UTF-8"))
     }
 
     /// 200 or 503.
@@ -117,20 +112,13 @@ impl Daemon {
     }
 }
 
-/// The milliseconds of `retry-after=`.
-#[track_caller]
-fn hint(reason: &str) -> u64 {
-    let ms = reason.strip_prefix("retry-after=").unwrap_or_else(|| panic!("{reason:?}"));
-    ms.parse().expect("milliseconds")
-}
-
 /// A client is asked to leave: 1012, and a hint up to `most` milliseconds. It answers.
 #[track_caller]
 fn expect_restart(peer: &mut Peer, most: u64) {
     let Frame { first, payload } = peer.frame();
     assert_eq!(first, 0x88, "{payload:?}");
     assert_eq!(payload[..2], 1012_u16.to_be_bytes());
-    assert!(hint(std::str::from_utf8(&payload[2..]).expect("UTF-8")) <= most);
+    assert!(retry_after_ms(std::str::from_utf8(&payload[2..]).expect("UTF-8")) <= most);
     peer.send(0x88, &payload);
 }
 
@@ -152,18 +140,6 @@ fn stopping(upstream: SocketAddr, server: &str) -> String {
         "{head}{ECHO_AND_ROOMS}[[route]]\npath = \"/app\"\nbackend = \"app\"\n[backend.app]\n\
          kind = \"websocket\"\nurl = \"ws://{upstream}\"\n"
     )
-}
-
-/// A client of the route `/app`, and its upstream's end.
-#[track_caller]
-fn join_app(address: SocketAddr, upstream: &Upstream) -> (Peer, Peer) {
-    let mut client = Peer::connect(address);
-    client.write(upgrade("/app", ""));
-    let (mut server, head) = upstream.accept();
-    server.write(switching(&head, ""));
-    let head = client.head();
-    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
-    (client, server)
 }
 
 #[test]
@@ -190,7 +166,7 @@ fn drain(ask: impl Fn(&Daemon)) {
     room.send(0x81, br#"{"op":"join","room":"r"}"#);
     room.frame();
     room.frame();
-    let (mut relayed, mut server) = join_app(gateway.address, &upstream);
+    let (mut relayed, mut server) = upstream.join_by(gateway.address, "/app");
     assert_eq!(gateway.ready(), 200);
 
     ask(&gateway);
@@ -262,13 +238,13 @@ fn what_an_upstream_has_begun_is_ended_first() {
     let upstream = Upstream::listen();
     let config = stopping(upstream.address(), "") + "[limits]\nclose_timeout_ms = 1000\n";
     let gateway = Daemon::start(&config);
-    let (mut in_frame, mut frame_server) = join_app(gateway.address, &upstream);
+    let (mut in_frame, mut frame_server) = upstream.join_by(gateway.address, "/app");
     frame_server.write(b"\x82\x0Aabcd");
     assert_eq!(in_frame.bytes(6), b"\x82\x0Aabcd");
-    let (mut in_message, mut message_server) = join_app(gateway.address, &upstream);
+    let (mut in_message, mut message_server) = upstream.join_by(gateway.address, "/app");
     message_server.write(b"\x01\x02ab");
     assert_eq!(in_message.bytes(4), b"\x01\x02ab");
-    let (mut stuck, mut stuck_server) = join_app(gateway.address, &upstream);
+    let (mut stuck, mut stuck_server) = upstream.join_by(gateway.address, "/app");
     stuck_server.write(b"\x82\x0Aabcd");
     assert_eq!(stuck.bytes(6), b"\x82\x0Aabcd");
     // It has the highest slot: when it has been asked, all have.
@@ -520,7 +496,7 @@ fn clients_are_not_moved_when_there_is_nowhere_to_go() {
 fn a_client_that_has_said_goodbye_is_no_orphan() {
     let upstream = Upstream::listen();
     let gateway = Daemon::start(&stopping(upstream.address(), ""));
-    let (mut client, mut server) = join_app(gateway.address, &upstream);
+    let (mut client, mut server) = upstream.join_by(gateway.address, "/app");
     client.send(0x88, &1000_u16.to_be_bytes());
     assert_eq!(server.close_frame().0, 1000);
     drop(server);

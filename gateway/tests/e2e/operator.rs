@@ -2,28 +2,25 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
 
-use crate::support::{ECHO_AND_ROOMS, Gateway, HEAD, Peer, Upstream, binary};
+use crate::support::{
+    ECHO_AND_ROOMS, Gateway, HEAD, Peer, Scratch, Upstream, binary, masked, retry_after_ms,
+};
 
 /// A gateway with echo, rooms and an upstream, and its admin socket.
 struct Operated {
     gateway: Gateway,
     upstream: Upstream,
     socket: PathBuf,
+    _scratch: Scratch,
 }
 
 impl Operated {
     fn start() -> Operated {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "operator-{}-{}.sock",
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
-        let socket = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let scratch = Scratch::new("operator");
+        let socket = scratch.path().join("admin.sock");
         let upstream = Upstream::listen();
         let gateway = Gateway::start(&format!(
             "{HEAD}{ECHO_AND_ROOMS}[[route]]\npath = \"/app\"\nbackend = \"app\"\n[backend.app]\n\
@@ -31,7 +28,7 @@ impl Operated {
             upstream.address(),
             socket.display()
         ));
-        Operated { gateway, upstream, socket }
+        Operated { gateway, upstream, socket, _scratch: scratch }
     }
 
     fn ask(&self, arguments: &[&str]) -> Output {
@@ -75,12 +72,7 @@ impl Operated {
 
     /// A client of the upstream, and the upstream's end.
     fn relayed(&self) -> (Peer, Peer) {
-        let mut client = Peer::connect(self.gateway.address());
-        client.write(crate::support::upgrade("/app", ""));
-        let (mut server, head) = self.upstream.accept();
-        server.write(crate::support::switching(&head, ""));
-        client.head();
-        (client, server)
+        self.upstream.join_by(self.gateway.address(), "/app")
     }
 }
 
@@ -153,7 +145,8 @@ fn clients_are_closed_by_what_they_are() {
     assert_eq!(ann.close_frame(), (4001, "moved".to_owned()));
     assert_eq!(gateway.close(&["--backend", "app"]), 1);
     let (code, reason) = client.close_frame();
-    assert!(code == 1012 && reason.starts_with("retry-after="), "{code} {reason}");
+    retry_after_ms(&reason);
+    assert_eq!(code, 1012);
     assert_eq!(server.close_frame().0, 1001);
     // The others are as they were.
     echo.send(0x81, b"still here");
@@ -166,6 +159,52 @@ fn clients_are_closed_by_what_they_are() {
     }
     drop((ann, bob, client, server, echo));
     gateway.gateway.stop().expect("admin_close 4");
+}
+
+/// The frame that passes ends first, whichever way it goes; both sides are told behind it.
+#[test]
+fn a_relay_is_closed_behind_the_frame_that_passes() {
+    let gateway = Operated::start();
+    for from_server in [true, false] {
+        let (mut client, mut server) = gateway.relayed();
+        let (frame, begin) = match from_server {
+            true => (b"\x82\x06abcdef".to_vec(), 5),
+            false => (masked(0x82, b"abcdef"), 9),
+        };
+        let (from, to) = match from_server {
+            true => (&mut server, &mut client),
+            false => (&mut client, &mut server),
+        };
+        from.write(&frame[..begin]);
+        assert_eq!(to.bytes(begin), frame[..begin]);
+        let close = ["--state", "relay", "--code", "4001", "--reason", "moved"];
+        assert_eq!(gateway.close(&close), 1);
+        assert_eq!(gateway.close(&close), 0, "it leaves already");
+        from.write(&frame[begin..]);
+        assert_eq!(to.bytes(frame.len() - begin), frame[begin..]);
+        assert_eq!(client.close_frame(), (4001, "moved".to_owned()));
+        assert_eq!(server.close_frame().0, 1001);
+        client.end();
+    }
+    gateway.gateway.stop().expect("admin_close 2");
+}
+
+#[test]
+fn who_waits_for_an_answer_is_told_who_closed() {
+    let gateway = Operated::start();
+    for request in
+        [crate::support::upgrade("/app", ""), "GET /app HTTP/1.1\r\nHost: test\r\n\r\n".into()]
+    {
+        let mut client = Peer::connect(gateway.gateway.address());
+        client.write(request);
+        let _server = gateway.upstream.accept();
+        assert_eq!(gateway.close(&["--all"]), 1);
+        let answer = client.rest();
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.contains("the operator has closed this connection"), "{answer}");
+    }
+    gateway.gateway.stop().expect("admin_close 2");
 }
 
 #[test]

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::support::{ECHO_AND_ROOMS, Gateway, HEAD, Peer, Program, Upstream, masked};
+use crate::support::{
+    ECHO_AND_ROOMS, Gateway, HEAD, Peer, Program, Upstream, masked, retry_after_ms,
+};
 
 fn config(upstream: &Upstream) -> String {
     let app = format!(
@@ -29,11 +31,7 @@ fn everybody_is_told_1012() {
     room.send(0x81, br#"{"op":"join","room":"r"}"#);
     room.frame();
     room.frame();
-    let mut client = Peer::connect(gateway.address());
-    client.write(crate::support::upgrade("/app", ""));
-    let (mut server, head) = upstream.accept();
-    server.write(crate::support::switching(&head, ""));
-    client.head();
+    let (mut client, mut server) = upstream.join_by(gateway.address(), "/app");
     // Connected, and nothing asked yet.
     let mut silent = Peer::connect(gateway.address());
     // Its stream will simply end, once it has been accepted: a round trip later.
@@ -46,7 +44,7 @@ fn everybody_is_told_1012() {
     for peer in [&mut echo, &mut room, &mut client] {
         let (code, reason) = peer.close_frame();
         assert_eq!(code, 1012, "{reason}");
-        assert!(reason.starts_with("retry-after="), "{reason}");
+        retry_after_ms(&reason);
         peer.send(0x88, &1001_u16.to_be_bytes());
     }
     assert_eq!(server.close_frame().0, 1001, "the upstream is told, too");

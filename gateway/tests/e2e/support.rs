@@ -147,32 +147,13 @@ impl Program {
     /// The first line to come with this in it.
     #[track_caller]
     pub fn line_containing(&mut self, words: &str) -> String {
-        let mut seen = Vec::new();
-        loop {
-            match self.lines.recv_timeout(PATIENCE) {
-                Ok(line) if line.contains(words) => return line,
-                Ok(line) => seen.push(line),
-                Err(error) => {
-                    self.kill();
-                    panic!("no {words:?} from {}: {error}, but\n{}", self.name, seen.join("\n"));
-                }
-            }
-        }
+        find_line(&self.lines, words).unwrap_or_else(|why| panic!("{}: {why}", self.name))
     }
 
     /// The first line to come on its standard error with this in it.
     #[track_caller]
     pub fn error_line_containing(&mut self, words: &str) -> String {
-        let mut seen = Vec::new();
-        loop {
-            match self.error_lines.recv_timeout(PATIENCE) {
-                Ok(line) if line.contains(words) => return line,
-                Ok(line) => seen.push(line),
-                Err(error) => {
-                    panic!("no {words:?} from {}: {error}, but\n{}", self.name, seen.join("\n"));
-                }
-            }
-        }
+        find_line(&self.error_lines, words).unwrap_or_else(|why| panic!("{}: {why}", self.name))
     }
 
     /// Where a server program says that it listens: `listening PORT`.
@@ -236,6 +217,18 @@ impl Program {
 impl Drop for Program {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// The first line to come with this in it; else what came instead.
+fn find_line(lines: &Receiver<String>, words: &str) -> Result<String, String> {
+    let mut seen = Vec::new();
+    loop {
+        match lines.recv_timeout(PATIENCE) {
+            Ok(line) if line.contains(words) => return Ok(line),
+            Ok(line) => seen.push(line),
+            Err(error) => return Err(format!("no {words:?}: {error}, but\n{}", seen.join("\n"))),
+        }
     }
 }
 
@@ -670,14 +663,27 @@ impl Upstream {
     /// A client of the gateway and its connection to this upstream, joined.
     #[track_caller]
     pub fn join(&self, gateway: &Gateway) -> (Peer, Peer) {
-        let mut client = Peer::connect(gateway.address());
-        client.write(upgrade("/", ""));
+        self.join_by(gateway.address(), "/")
+    }
+
+    /// The same of a client that comes to this address, and asks for this.
+    #[track_caller]
+    pub fn join_by(&self, address: SocketAddr, target: &str) -> (Peer, Peer) {
+        let mut client = Peer::connect(address);
+        client.write(upgrade(target, ""));
         let (mut upstream, head) = self.accept();
         upstream.write(switching(&head, ""));
         let head = client.head();
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
         (client, upstream)
     }
+}
+
+/// The milliseconds of a Close frame that says when to come back.
+#[track_caller]
+pub fn retry_after_ms(reason: &str) -> u64 {
+    let ms = reason.strip_prefix("retry-after=").unwrap_or_else(|| panic!("{reason:?}"));
+    ms.parse().expect("milliseconds")
 }
 
 /// The value of a header line.

@@ -2,7 +2,8 @@
 //! between which frames, is what the simulation is about.
 
 use crate::support::{
-    ECHO_AND_ROOMS, Frame, Gateway, HEAD, Peer, Program, Upstream, masked, to_upstream,
+    ECHO_AND_ROOMS, Frame, Gateway, HEAD, Peer, Program, Upstream, masked, retry_after_ms,
+    to_upstream,
 };
 
 /// The test waits for each of these to happen, so short times make nothing flaky.
@@ -10,11 +11,25 @@ fn start(routes: &str, limits: &str) -> Gateway {
     Gateway::start(&format!("{HEAD}{routes}[limits]\n{limits}"))
 }
 
+/// A client and its upstream, joined by a gateway with these limits.
+fn start_joined(limits: &str) -> (Gateway, Peer, Peer) {
+    let upstream = Upstream::listen();
+    let gateway = start(&to_upstream(upstream.address()), limits);
+    let (client, server) = upstream.join(&gateway);
+    (gateway, client, server)
+}
+
 #[track_caller]
 fn expect_retry_after((code, reason): (u16, String)) {
     assert_eq!(code, 1012);
-    let ms = reason.strip_prefix("retry-after=").expect("when to come back");
-    assert!(ms.parse::<u32>().is_ok(), "{reason}");
+    retry_after_ms(&reason);
+}
+
+/// One of the gateway's own.
+#[track_caller]
+fn expect_ping(peer: &mut Peer) {
+    let ping = peer.frame();
+    assert_eq!((ping.first, ping.payload.len()), (0x89, 8));
 }
 
 #[test]
@@ -88,12 +103,9 @@ fn a_route_has_its_own_times() {
 
 #[test]
 fn a_client_of_a_relay_that_does_not_answer_is_closed() {
-    let upstream = Upstream::listen();
     let limits = "ping_interval_ms = 100\nping_timeout_ms = 200\n";
-    let gateway = start(&to_upstream(upstream.address()), limits);
-    let (mut client, mut server) = upstream.join(&gateway);
-    let ping = client.frame();
-    assert_eq!((ping.first, ping.payload.len()), (0x89, 8));
+    let (gateway, mut client, mut server) = start_joined(limits);
+    expect_ping(&mut client);
     client.end();
     server.end();
     gateway.stop().expect("client_timeout_ping 1");
@@ -101,12 +113,9 @@ fn a_client_of_a_relay_that_does_not_answer_is_closed() {
 
 #[test]
 fn an_upstream_that_does_not_answer_is_left() {
-    let upstream = Upstream::listen();
     let limits = "upstream_ping_interval_ms = 100\nping_timeout_ms = 200\n";
-    let gateway = start(&to_upstream(upstream.address()), limits);
-    let (mut client, mut server) = upstream.join(&gateway);
-    let ping = server.frame();
-    assert_eq!((ping.first, ping.payload.len()), (0x89, 8));
+    let (gateway, mut client, mut server) = start_joined(limits);
+    expect_ping(&mut server);
     expect_retry_after(client.close_frame());
     client.end();
     server.end();

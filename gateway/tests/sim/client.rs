@@ -37,6 +37,20 @@ pub(crate) struct Manners {
 }
 
 impl Manners {
+    /// Takes and gives all it can, at once.
+    pub(crate) const PROMPT: Manners = Manners {
+        write_max: 100_000,
+        write_pause: Duration::ZERO,
+        read_max: 100_000,
+        read_pause: Duration::ZERO,
+        rude: false,
+    };
+
+    /// Any but a rude one's.
+    pub(crate) fn pick_polite(dice: &mut Random) -> Manners {
+        Manners { rude: false, ..Manners::pick(dice) }
+    }
+
     pub(crate) fn pick(dice: &mut Random) -> Manners {
         let size = |dice: &mut Random| match dice.below(4) {
             0 => 1 + dice.below(8) as usize,
@@ -342,6 +356,30 @@ pub(crate) fn read_frame(bytes: &[u8], masked: bool) -> Option<(Frame, usize)> {
     Some((Frame { fin, opcode, payload }, at + len))
 }
 
+/// The head at the front of `bytes`, once it is whole.
+pub(crate) fn head_of(bytes: &[u8]) -> Option<String> {
+    let end = bytes.windows(4).position(|it| it == b"\r\n\r\n")? + 4;
+    Some(String::from_utf8(bytes[..end].to_vec()).expect("ASCII"))
+}
+
+/// How a server accepts the WebSocket that is asked for with `head`.
+pub(crate) fn switching(head: &str) -> Vec<u8> {
+    let is_key = |line: &&str| line.to_ascii_lowercase().starts_with("sec-websocket-key:");
+    let line = head.lines().find(is_key).expect("a key");
+    let key = line.split_once(':').expect("a colon").1.trim();
+    let accept = gateway::handshake::accept_value(key);
+    switching_with(std::str::from_utf8(&accept).expect("base64"))
+}
+
+/// The same, with this `Sec-WebSocket-Accept`.
+pub(crate) fn switching_with(accept: &str) -> Vec<u8> {
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
+         Connection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+    )
+    .into_bytes()
+}
+
 /// A client of the gateway.
 pub(crate) struct Client {
     pub(crate) line: Line,
@@ -404,18 +442,14 @@ impl Client {
 
     /// Reads what has come; true when it made something to be sent.
     pub(crate) fn read_frames(&mut self, dice: &mut Random) -> bool {
-        let received = &self.line.received;
         if self.head.is_none() {
-            let Some(end) = received.windows(4).position(|it| it == b"\r\n\r\n") else {
-                return false;
-            };
-            let head = String::from_utf8(received[..end + 4].to_vec()).expect("ASCII");
+            let Some(head) = head_of(&self.line.received) else { return false };
             if head.starts_with("HTTP/1.1 101 ") {
                 assert!(head.contains(ACCEPT), "{head}");
             }
+            self.head_bytes = head.len();
+            self.parsed = head.len();
             self.head = Some(head);
-            self.head_bytes = end + 4;
-            self.parsed = end + 4;
         }
         if !self.is_upgraded() {
             return false;

@@ -11,23 +11,13 @@ use gateway::time::Time;
 use gateway::upstream::{Mode, UpstreamName};
 
 use crate::client::{
-    CLOSE, CONTINUATION, Client, End, Farewell, Frame, Line, Manners, TEXT, masked, read_frame,
-    unmasked,
+    CLOSE, CONTINUATION, Client, End, Farewell, Frame, Line, Manners, TEXT, head_of, masked,
+    read_frame, switching, unmasked,
 };
 use crate::sids::UPSTREAMS;
 use crate::world::{Plan, World, for_seeds};
 
 const SECOND: Duration = Duration::from_secs(1);
-
-fn manners() -> Manners {
-    Manners {
-        write_max: 100_000,
-        write_pause: Duration::ZERO,
-        read_max: 100_000,
-        read_pause: Duration::ZERO,
-        rude: false,
-    }
-}
 
 /// A connection to one of three upstreams, which accepts whoever comes.
 struct Server {
@@ -42,22 +32,10 @@ struct Server {
 impl Server {
     fn play(&mut self, now: Time, dice: &mut Random) -> Time {
         let wake = self.line.play(now, dice);
-        let received = &self.line.received;
         if let Some(script) = &mut self.script {
-            let Some(end) = received.windows(4).position(|it| it == b"\r\n\r\n") else {
-                return wake;
-            };
-            self.parsed = end + 4;
-            let head = String::from_utf8(received[..end + 4].to_vec()).expect("ASCII");
-            let is_key = |it: &&str| it.to_ascii_lowercase().starts_with("sec-websocket-key:");
-            let key = head.lines().find(is_key).expect("a key").split_once(':').expect("it").1;
-            let accept = gateway::handshake::accept_value(key.trim());
-            let accept = std::str::from_utf8(&accept).expect("base64");
-            let answer = format!(
-                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
-                 Connection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
-            );
-            self.line.queue.push_back(answer.into_bytes());
+            let Some(head) = head_of(&self.line.received) else { return wake };
+            self.parsed = head.len();
+            self.line.queue.push_back(switching(&head));
             self.line.queue.extend(std::mem::take(script));
             self.script = None;
             return now;
@@ -90,7 +68,7 @@ fn accept(
 ) {
     for (at, address) in UPSTREAMS.into_iter().enumerate() {
         while let Some(peer) = world.network.accept(address) {
-            let mut line = Line::new(peer, manners(), Farewell::Wait);
+            let mut line = Line::new(peer, Manners::PROMPT, Farewell::Wait);
             let script = Some(script(&mut line));
             servers.push(Server { line, at, parsed: 0, script, ends: false });
         }
@@ -143,7 +121,7 @@ fn everybody_leaves_evenly() {
         let shards = world.shards.len() as u64;
         let mut clients: Vec<(Client, Option<Time>)> = (0..count)
             .map(|who| {
-                let line = Line::new(world.connect(who), manners(), Farewell::Wait);
+                let line = Line::new(world.connect(who), Manners::PROMPT, Farewell::Wait);
                 (Client::new(line, "/echo"), None)
             })
             .collect();
@@ -199,7 +177,7 @@ fn the_clients_of_a_dead_upstream_are_told_one_after_the_other() {
         UPSTREAMS.into_iter().for_each(|address| world.network.listen(address));
         let mut clients: Vec<(Client, Option<Time>)> = (0..count)
             .map(|who| {
-                let line = Line::new(world.connect(0), manners(), Farewell::Wait);
+                let line = Line::new(world.connect(0), Manners::PROMPT, Farewell::Wait);
                 (Client::new(line, &format!("/sids/{who}")), None)
             })
             .collect();
@@ -408,7 +386,7 @@ fn play(seed: u64) -> u64 {
         for (who, client) in clients.iter_mut().enumerate() {
             if client.is_none() && comes[who] <= now && stopped_at.is_none() {
                 let dice = &mut *world.dice.borrow_mut();
-                let manners = Manners { rude: false, ..Manners::pick(dice) };
+                let manners = Manners::pick_polite(dice);
                 let line = Line::new(world.connect(who as u64), manners, Farewell::Wait);
                 let mut new = Client::new(line, &format!("/sids/{who}"));
                 for number in 0..dice.below(6) {
@@ -429,7 +407,7 @@ fn play(seed: u64) -> u64 {
         {
             let dice = &mut *world.dice.borrow_mut();
             accept(world, &mut servers, |line| {
-                line.manners = Manners { rude: false, ..Manners::pick(dice) };
+                line.manners = Manners::pick_polite(dice);
                 script(dice)
             });
         }

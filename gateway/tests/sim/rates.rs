@@ -9,8 +9,10 @@ use gateway::rate::{Action, Flow, Rate, Rates};
 use gateway::ring::sim::{Fault, Random};
 use gateway::time::Time;
 
-use crate::client::{BINARY, Client, Farewell, Line, Manners, PING, masked, unmasked};
-use crate::client::{Frame, read_frame};
+use crate::client::{
+    BINARY, Client, Farewell, Frame, Line, Manners, PING, head_of, masked, read_frame, switching,
+    unmasked,
+};
 use crate::echo::Talker;
 use crate::world::{Plan, UPSTREAM, World, for_seeds};
 
@@ -38,7 +40,7 @@ fn kind(seed: u64, dice: &mut Random, clients: u64) -> Plan {
 /// from one address.
 fn sender(world: &World, number: u64, messages: u64, pings: u64, path: &str) -> Talker {
     let dice = &mut *world.dice.borrow_mut();
-    let manners = Manners { rude: false, ..Manners::pick(dice) };
+    let manners = Manners::pick_polite(dice);
     let from = SocketAddr::from(([10, 9, 8, 7], 1000 + number as u16));
     let line = Line::new(world.connect_from(number, from), manners, Farewell::Stay);
     let target = if path == "/relay/" { format!("/relay/{number}") } else { path.to_owned() };
@@ -61,32 +63,15 @@ struct Echo {
     line: Line,
     parsed: usize,
     seen: Vec<Frame>,
-    answered: bool,
 }
 
 impl Echo {
     fn play(&mut self, now: Time, dice: &mut Random) -> Time {
         let wake = self.line.play(now, dice);
-        let received = &self.line.received;
-        if !self.answered {
-            let Some(end) = received.windows(4).position(|it| it == b"\r\n\r\n") else {
-                return wake;
-            };
-            let head = String::from_utf8_lossy(&received[..end]).into_owned();
-            let is_key = |line: &&str| line.to_ascii_lowercase().starts_with("sec-websocket-key:");
-            let key = head.lines().find(is_key).expect("a key");
-            let accept =
-                gateway::handshake::accept_value(key.split_once(':').expect("it").1.trim());
-            let accept = std::str::from_utf8(&accept).expect("base64");
-            self.line.queue.push_back(
-                format!(
-                    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
-                     Connection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
-                )
-                .into_bytes(),
-            );
-            self.answered = true;
-            self.parsed = end + 4;
+        if self.parsed == 0 {
+            let Some(head) = head_of(&self.line.received) else { return wake };
+            self.parsed = head.len();
+            self.line.queue.push_back(switching(&head));
             return now;
         }
         let mut wake = wake;
@@ -112,9 +97,9 @@ fn play(
     let done = world.run(Duration::from_secs(3600), |world| {
         let now = world.now();
         while let Some(peer) = world.network.accept(UPSTREAM) {
-            let manners = Manners { rude: false, ..Manners::pick(&mut world.dice.borrow_mut()) };
+            let manners = Manners::pick_polite(&mut world.dice.borrow_mut());
             let line = Line::new(peer, manners, Farewell::Stay);
-            echoes.push(Echo { line, parsed: 0, seen: Vec::new(), answered: false });
+            echoes.push(Echo { line, parsed: 0, seen: Vec::new() });
         }
         let dice = &mut *world.dice.borrow_mut();
         let mut wake = Time::NEVER;

@@ -9,7 +9,8 @@ use gateway::ring::sim::{Fault, Random};
 use gateway::time::Time;
 
 use crate::client::{
-    CLOSE, Client, End, Farewell, Frame, Line, Manners, close_payload, masked, read_frame, unmasked,
+    CLOSE, Client, End, Farewell, Frame, Line, Manners, close_payload, head_of, masked, read_frame,
+    switching, switching_with, unmasked,
 };
 use crate::echo::{message, push_message};
 use crate::world::{Plan, UPSTREAM, World, for_seeds};
@@ -76,13 +77,8 @@ impl Server {
     fn play(&mut self, now: Time, dice: &mut Random) -> Time {
         let wake = self.line.play(now, dice);
         if self.head.is_none() {
-            let received = &self.line.received;
-            let Some(end) = received.windows(4).position(|it| it == b"\r\n\r\n") else {
-                return wake;
-            };
-            self.head_bytes = end + 4;
-            self.parsed = end + 4;
-            let head = String::from_utf8(received[..end + 4].to_vec()).expect("ASCII");
+            let Some(head) = head_of(&self.line.received) else { return wake };
+            (self.head_bytes, self.parsed) = (head.len(), head.len());
             let number = head.split("/relay/").nth(1).expect("its path");
             let number = number.split([' ', '?']).next().expect("a number");
             self.client = Some(number.parse().expect("a number"));
@@ -117,20 +113,9 @@ impl Server {
     }
 
     fn respond(&mut self, head: &str, dice: &mut Random) {
-        let is_key = |line: &&str| line.to_ascii_lowercase().starts_with("sec-websocket-key:");
-        let line = head.lines().find(is_key).expect("a key");
-        let key = line.split_once(':').expect("a colon").1.trim();
-        let accept = gateway::handshake::accept_value(key);
-        let switching = |accept: &str| {
-            format!(
-                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
-                 Connection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
-            )
-            .into_bytes()
-        };
         match self.answer {
             Answer::Accept => {
-                let head = switching(std::str::from_utf8(&accept).expect("base64"));
+                let head = switching(head);
                 // In pieces that may leave apart from each other.
                 let cut = dice.below(head.len() as u64) as usize;
                 self.line.queue.push_back(head[..cut].to_vec());
@@ -138,7 +123,7 @@ impl Server {
                 self.talk(dice);
             }
             Answer::WrongKey => {
-                self.line.queue.push_back(switching("AAAAAAAAAAAAAAAAAAAAAAAAAAA="));
+                self.line.queue.push_back(switching_with("AAAAAAAAAAAAAAAAAAAAAAAAAAA="));
             }
             Answer::Refuse | Answer::RefuseAndStay => {
                 let body = vec![b'n'; dice.below(3000) as usize];

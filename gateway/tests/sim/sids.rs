@@ -42,14 +42,10 @@ struct Server {
     done: bool,
 }
 
-fn manners(dice: &mut Random) -> Manners {
-    Manners { rude: false, ..Manners::pick(dice) }
-}
-
 /// The next request of a session; the first opens it.
 fn request(world: &World, dice: &mut Random, number: usize, opened: bool) -> Line {
     let peer = world.connect(dice.below(3));
-    let mut line = Line::new(peer, manners(dice), Farewell::Wait);
+    let mut line = Line::new(peer, Manners::pick_polite(dice), Farewell::Wait);
     let sid = if opened { format!("&sid=session-{number}") } else { String::new() };
     let head = format!(
         "GET /sids/{number}?EIO=4&transport=polling{sid} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n"
@@ -126,7 +122,7 @@ fn play(seed: u64) -> u64 {
         let dice = &mut *world.dice.borrow_mut();
         for (at, address) in UPSTREAMS.into_iter().enumerate() {
             while let Some(peer) = world.network.accept(address) {
-                let line = Line::new(peer, manners(dice), Farewell::Wait);
+                let line = Line::new(peer, Manners::pick_polite(dice), Farewell::Wait);
                 servers.push(Server { line, at, done: false });
             }
         }

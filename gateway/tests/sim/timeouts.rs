@@ -10,7 +10,7 @@ use gateway::time::Time;
 
 use crate::client::{
     BINARY, CLOSE, CONTINUATION, Client, End, Farewell, Frame, Line, Manners, PING, PONG, TEXT,
-    masked, read_frame, unmasked,
+    head_of, masked, read_frame, switching, unmasked,
 };
 use crate::world::{Plan, UPSTREAM, World};
 
@@ -21,16 +21,6 @@ const NEVER: Duration = Duration::MAX;
 
 /// How late a deadline may be met: the wheel's tick, the network, the turns of the test.
 const SLACK: Duration = Duration::from_millis(350);
-
-fn manners() -> Manners {
-    Manners {
-        write_max: 100_000,
-        write_pause: Duration::ZERO,
-        read_max: 100_000,
-        read_pause: Duration::ZERO,
-        rude: false,
-    }
-}
 
 /// An upstream server that accepts whoever comes, and notes when it got which frame.
 struct Server {
@@ -43,22 +33,10 @@ struct Server {
 impl Server {
     fn play(&mut self, now: Time, dice: &mut Random) -> Time {
         let wake = self.line.play(now, dice);
-        let received = &self.line.received;
         if self.parsed == 0 {
-            let Some(end) = received.windows(4).position(|it| it == b"\r\n\r\n") else {
-                return wake;
-            };
-            self.parsed = end + 4;
-            let head = String::from_utf8(received[..end + 4].to_vec()).expect("ASCII");
-            let is_key = |it: &&str| it.to_ascii_lowercase().starts_with("sec-websocket-key:");
-            let key = head.lines().find(is_key).expect("a key").split_once(':').expect("it").1;
-            let accept = gateway::handshake::accept_value(key.trim());
-            let accept = std::str::from_utf8(&accept).expect("base64");
-            let answer = format!(
-                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
-                 Connection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
-            );
-            self.line.queue.push_front(answer.into_bytes());
+            let Some(head) = head_of(&self.line.received) else { return wake };
+            self.parsed = head.len();
+            self.line.queue.push_front(switching(&head));
             return now;
         }
         let mut wake = wake;
@@ -101,7 +79,7 @@ impl Scene {
             gateway::limits::Limits { ping_interval: Duration::ZERO, ..Default::default() };
         limits(&mut plan.limits);
         let world = World::new(1, plan, Random::new(1));
-        let line = || Line::new(world.connect(0), manners(), Farewell::Wait);
+        let line = || Line::new(world.connect(0), Manners::PROMPT, Farewell::Wait);
         let clients: Vec<Client> = (0..count).map(|_| Client::new(line(), target)).collect();
         let closed_at = vec![None; count];
         let mut scene =
@@ -138,7 +116,7 @@ impl Scene {
             let now = world.now();
             let dice = &mut *world.dice.borrow_mut();
             while let Some(peer) = world.network.accept(UPSTREAM) {
-                let line = Line::new(peer, manners(), Farewell::Wait);
+                let line = Line::new(peer, Manners::PROMPT, Farewell::Wait);
                 servers.push(Server { line, parsed: 0, frames: Vec::new(), ponging: true });
             }
             let mut wake = *start + act(now.since(*start), clients, servers);

@@ -162,7 +162,6 @@ impl World {
                 config: Arc::clone(&config),
                 shared: Arc::clone(&shared),
                 mail: Mailroom::new(index, Arc::clone(&inboxes)),
-                slots: plan.slots,
                 random: Keys::new([seed, u64::from(index)]),
                 counters: Arc::clone(&counters[usize::from(index)]),
                 journal: Arc::default(),

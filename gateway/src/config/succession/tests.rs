@@ -8,6 +8,7 @@ use super::super::check::check;
 use super::super::tests::{good, machine};
 use super::super::{Machine, Overrides};
 use super::*;
+use crate::ring::sim::Random;
 
 /// Files to be changed: a listener, and a route and a backend for each kind.
 const FILE: &str = "\
@@ -402,38 +403,27 @@ fn ten_thousand_successions_take_no_more_room() {
     }
 }
 
-/// Any sequence will do, the same one each time (xorshift64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % bound as u64) as usize
-    }
-
-    fn file(&mut self) -> String {
-        let mut backends = Vec::new();
-        for name in ["a", "b", "c", "d", "e"] {
-            if self.below(2) == 0 || (name == "e" && backends.is_empty()) {
-                backends.push((name.to_owned(), ["echo", "local", "websocket"][self.below(3)]));
-            }
+/// The text of any file.
+fn any_file(random: &mut Random) -> String {
+    let mut backends = Vec::new();
+    for name in ["a", "b", "c", "d", "e"] {
+        if random.index(2) == 0 || (name == "e" && backends.is_empty()) {
+            backends.push((name.to_owned(), ["echo", "local", "websocket"][random.index(3)]));
         }
-        let mut routes: Vec<(String, String)> = Vec::new();
-        for _ in 0..=self.below(9) {
-            let host = ["", "host = \"a.x\"\n", "host = \"*.x\"\n"][self.below(3)];
-            let path = ["", "path = \"/p\"\n", "path = \"/p/*\"\n"][self.below(3)];
-            let subprotocol = ["", "subprotocol = \"s\"\n"][self.below(2)];
-            let requests = format!("{host}{path}{subprotocol}");
-            let backend = backends[self.below(backends.len())].0.clone();
-            if routes.iter().all(|(earlier, _)| !earlier.starts_with(&format!("{requests}#"))) {
-                let bytes = 1000 + self.below(3);
-                routes.push((format!("{requests}#\nmessage_bytes_max = {bytes}"), backend));
-            }
-        }
-        file(&routes, &backends)
     }
+    let mut routes: Vec<(String, String)> = Vec::new();
+    for _ in 0..=random.index(9) {
+        let host = ["", "host = \"a.x\"\n", "host = \"*.x\"\n"][random.index(3)];
+        let path = ["", "path = \"/p\"\n", "path = \"/p/*\"\n"][random.index(3)];
+        let subprotocol = ["", "subprotocol = \"s\"\n"][random.index(2)];
+        let requests = format!("{host}{path}{subprotocol}");
+        let backend = backends[random.index(backends.len())].0.clone();
+        if routes.iter().all(|(earlier, _)| !earlier.starts_with(&format!("{requests}#"))) {
+            let bytes = 1000 + random.index(3);
+            routes.push((format!("{requests}#\nmessage_bytes_max = {bytes}"), backend));
+        }
+    }
+    file(&routes, &backends)
 }
 
 /// A connection as the reference sees it: what it came by, and whom it talks to.
@@ -461,21 +451,21 @@ impl Client {
 
 #[test]
 fn a_model_agrees_about_random_successions() {
-    let mut random = Random(0x9E37_79B9_7F4A_7C15);
-    let mut config = good(&random.file());
+    let mut random = Random::new(7);
+    let mut config = good(&any_file(&mut random));
     let mut clients: Vec<Client> = Vec::new();
     let (mut reused, mut retired_seen) = (0, 0);
     for _ in 0..2000 {
         // Some leave, some come.
-        while !clients.is_empty() && random.below(5) > 0 {
-            clients.swap_remove(random.below(clients.len()));
+        while !clients.is_empty() && random.index(5) > 0 {
+            clients.swap_remove(random.index(clients.len()));
         }
         let live: Vec<RouteIndex> = config.routes.iter().map(|route| route.index).collect();
-        for _ in 0..random.below(4) {
-            clients.push(Client::new(&config, live[random.below(live.len())]));
+        for _ in 0..random.index(4) {
+            clients.push(Client::new(&config, live[random.index(live.len())]));
         }
 
-        let fresh = good(&random.file());
+        let fresh = good(&any_file(&mut random));
         let in_use = |number| {
             clients.iter().any(|client| match number {
                 Number::Route(index) => client.index == index,
@@ -484,7 +474,7 @@ fn a_model_agrees_about_random_successions() {
         };
         let next = follow(&config, fresh.clone(), in_use);
         // A client may come by a route of before until its shard has taken on the new ones.
-        clients.push(Client::new(&config, live[random.below(live.len())]));
+        clients.push(Client::new(&config, live[random.index(live.len())]));
 
         for client in &clients {
             client.check(&next);

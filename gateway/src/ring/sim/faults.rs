@@ -131,6 +131,11 @@ impl Random {
         self.next_u64() % bound.max(1)
     }
 
+    /// A place in a list of `count`, which is not empty.
+    pub fn index(&mut self, count: usize) -> usize {
+        self.below(count as u64) as usize
+    }
+
     /// Puts a list into any order.
     pub fn shuffle<T>(&mut self, list: &mut [T]) {
         for last in (1..list.len()).rev() {
