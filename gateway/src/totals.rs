@@ -61,7 +61,7 @@ const WHOLE: [Source<Recorder>; 7] = {
     use Unit::{Members, Nanoseconds};
     [
         source("handshake_seconds", Some(("stage", "head")), Nanoseconds, |r, to| {
-            r.head.add_to(to)
+            r.head.add_to(to);
         }),
         source("handshake_seconds", Some(("stage", "total")), Nanoseconds, |r, to| {
             r.upgrade.add_to(to);
