@@ -15,6 +15,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::memory::{ARC_BYTES, map_bytes};
 use crate::rate::{Bucket, Rate, SharedBucket};
 use crate::time::Time;
 
@@ -164,6 +165,18 @@ impl Addresses {
             stripe.entries.values().map(|entry| u64::from(entry.connections)).sum()
         };
         self.stripes.iter().map(of_stripe).sum()
+    }
+
+    /// Bytes of the table and of the addresses in it, for the memory ledger. Takes every lock, each
+    /// for a moment.
+    pub fn held_bytes(&self) -> usize {
+        let of_stripe = |stripe: &Mutex<Stripe>| {
+            let Stripe { entries, left } = &*lock(stripe);
+            map_bytes(entries)
+                + left.capacity() * size_of::<AddressKey>()
+                + entries.len() * (size_of::<Address>() + ARC_BYTES)
+        };
+        self.stripes.iter().map(of_stripe).sum::<usize>() + size_of_val(&*self.stripes)
     }
 
     /// Addresses in the table.

@@ -8,6 +8,7 @@
 //! | `GET /api/v1/status` | what runs, how many clients, what was counted |
 //! | `GET /api/v1/histograms` | how long things took since the start, and sizes: buckets by route |
 //! | `GET /api/v1/history` | the last 15 minutes in intervals; `since_ms`: those that ended later |
+//! | `GET /api/v1/memory` | what holds how much memory, beside what the kernel says |
 //! | `POST /api/v1/reload` | the changes, or 409 and why there are none |
 //! | `POST /api/v1/drain` | 202; goes on as after SIGTERM |
 //! | `GET /api/v1/connections` | clients, by route, address, user and more; in pages |
@@ -20,6 +21,7 @@ pub mod client;
 mod connections;
 mod guard;
 mod latency;
+mod memory;
 mod serve;
 pub mod token;
 
@@ -65,6 +67,7 @@ fn table() -> Vec<Entry> {
         entry(order.clone(), "/api/v1/drain", Never, post(drain)),
         entry(read.clone(), "/api/v1/histograms", Never, get(latency::histograms)),
         entry(read.clone(), "/api/v1/history", Never, get(latency::history)),
+        entry(read.clone(), "/api/v1/memory", Never, get(memory::ledger)),
         entry(read.clone(), "/api/v1/connections", Never, get(connections::list)),
         entry(order.clone(), "/api/v1/connections/close", Never, post(connections::close)),
     ]

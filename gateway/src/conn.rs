@@ -6,6 +6,7 @@
 
 pub mod addresses;
 pub mod delays;
+mod held;
 pub mod outbox;
 pub mod record;
 mod slow;

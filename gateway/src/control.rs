@@ -30,7 +30,7 @@ use crate::random::Random;
 use crate::server::Gateway;
 use crate::shard::drain::pace;
 use crate::shard::mailbox::{Letter, Order};
-use crate::{admin, log};
+use crate::{admin, allocator, log, memory};
 
 /// How often journals are read, and a drain is looked after.
 const TICK: Duration = Duration::from_millis(100);
@@ -76,6 +76,8 @@ pub struct Control {
     config: watch::Sender<Arc<Config>>,
     phase: watch::Sender<Phase>,
     drain: watch::Sender<bool>,
+    /// What the memory ledger knows.
+    pub memory: memory::Keeper,
     access: std::sync::Mutex<AccessLog>,
     history: std::sync::Mutex<History>,
     /// Held from reading a file until every shard goes by it.
@@ -114,6 +116,7 @@ async fn serve(config: Config, source: Option<Source>) -> Result<(), String> {
         hangup: of(SignalKind::hangup())?,
     };
     let admin = admin::listen(&config.admin).await?;
+    let in_use_at_start = allocator::bytes_in_use();
     let gateway = Gateway::start(config)?;
     let control = Arc::new(Control {
         started: Instant::now(),
@@ -121,6 +124,7 @@ async fn serve(config: Config, source: Option<Source>) -> Result<(), String> {
         config: watch::Sender::new(Arc::clone(gateway.config())),
         phase: watch::Sender::new(Phase::Serving),
         drain: watch::Sender::new(false),
+        memory: memory::Keeper::new(in_use_at_start),
         access: std::sync::Mutex::new(AccessLog::new(&gateway.config().log, Instant::now())),
         history: std::sync::Mutex::default(),
         reloading: Mutex::new(()),
@@ -129,6 +133,7 @@ async fn serve(config: Config, source: Option<Source>) -> Result<(), String> {
     tokio::spawn(check_health(Arc::clone(&control)));
     tokio::spawn(write_log(Arc::clone(&control)));
     tokio::spawn(history::keep(Arc::clone(&control)));
+    tokio::spawn(memory::keep(Arc::clone(&control)));
     let admin = admin.serve(&control);
     control.gateway.greet(&admin.places());
     control.follow(&mut signals).await;

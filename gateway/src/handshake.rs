@@ -170,6 +170,11 @@ pub struct Offer {
 }
 
 impl Offer {
+    /// Bytes on the heap, for the memory ledger.
+    pub fn held_bytes(&self) -> usize {
+        self.protocols.len() + self.extensions.len()
+    }
+
     /// What `upgrade` offers, sent on under `fresh_key`.
     pub fn new(upgrade: &Upgrade<'_>, fresh_key: &str) -> Offer {
         Offer {

@@ -82,6 +82,12 @@ impl Default for Journal {
 }
 
 impl Journal {
+    /// Bytes of the journal, full or empty. For the memory ledger.
+    pub fn held_bytes(&self) -> usize {
+        // Each place has a stamp beside the entry.
+        self.closed.capacity() * (size_of::<Closed>() + size_of::<usize>())
+    }
+
     /// Writes an entry down, or counts it as lost.
     pub fn push(&self, entry: Closed) {
         if self.closed.push(entry).is_err() {

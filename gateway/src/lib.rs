@@ -21,6 +21,7 @@ pub mod ws;
 
 pub mod access;
 pub mod admin;
+pub mod allocator;
 pub mod checks;
 pub mod config;
 pub mod control;
@@ -29,6 +30,7 @@ pub mod history;
 pub mod journal;
 pub mod limits;
 pub mod log;
+pub mod memory;
 pub mod metrics;
 pub mod random;
 pub mod recorder;

@@ -12,9 +12,10 @@ use gateway::config::{BackendKind, Config, Faults, Overrides};
 use gateway::control::Source;
 use gateway::limits::{SHARDS_MAX, human_bytes, memory_bound, memory_bound_total};
 
-/// Shards allocate and free on their own threads all the time; mimalloc keeps them apart.
+/// Shards allocate and free on their own threads all the time; mimalloc keeps them apart. The memory
+/// ledger has to know how much of it is in use.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: gateway::allocator::Counting = gateway::allocator::Counting;
 
 const AFTER_HELP: &str = "\
 Examples:

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::memory::ShardMemory;
 use crate::recorder::Recorder;
 use crate::rooms::{self, Gauges};
 
@@ -186,6 +187,8 @@ macro_rules! counters {
             pub config_generation: Counter,
             /// How long things take, and how large they are.
             pub recorder: Recorder,
+            /// What it holds.
+            pub memory: ShardMemory,
         }
 
         /// What was counted, by one shard or by all.

@@ -286,6 +286,12 @@ impl Rooms {
         homes.len() == 0 && members.room_count() == 0 && directory.len() == 0
     }
 
+    /// Bytes on the heap: of members, rooms and users, and of histories. For the memory ledger.
+    pub fn held_bytes(&self) -> (usize, usize) {
+        let (homes, history) = self.homes.held_bytes();
+        (self.members.held_bytes() + homes + self.directory.held_bytes(), history)
+    }
+
     /// What is held now.
     pub fn gauges(&self) -> Gauges {
         Gauges {

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+use crate::allocator;
 use crate::config::{BackendKind, Config, Listener};
 use crate::journal::Journal;
 use crate::limits::{ItemSizes, human_bytes, memory_bound, memory_bound_total};
@@ -86,6 +87,12 @@ impl Gateway {
     /// The configuration that it started with.
     pub fn config(&self) -> &Arc<Config> {
         &self.config
+    }
+
+    /// Bytes of inboxes and journals, for the memory ledger.
+    pub fn mailboxes_bytes(&self) -> usize {
+        self.inboxes.iter().map(Inbox::held_bytes).sum::<usize>()
+            + self.journals.iter().map(|journal| journal.held_bytes()).sum::<usize>()
     }
 
     /// What the shards count together.
@@ -182,6 +189,7 @@ struct Plan {
 impl Plan {
     fn run(self) {
         let Plan { index, config, shared, inboxes, counters, journal, listeners, ready } = self;
+        allocator::claim_place();
         if config.server.pin {
             pin(index);
         }
@@ -202,6 +210,8 @@ impl Plan {
             }
         };
         inboxes[usize::from(index)].set_waker(ring.waker());
+        let (address, bytes) = ring.receive_memory();
+        counters.memory.set_pool(address, bytes);
         let _ = ready.send(Ok(ring.describe_buffers()));
         let unix_now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let setup = Setup {

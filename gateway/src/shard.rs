@@ -18,6 +18,7 @@
 //! turn, when the outboxes are flushed and the next wait submits what was queued.
 
 mod accept;
+pub mod account;
 mod admit;
 mod answer;
 mod attempt;

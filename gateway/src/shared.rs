@@ -47,6 +47,15 @@ impl Shared {
         &piece[number % ROUTES_PER_PIECE]
     }
 
+    /// Bytes of the counts of routes and backends, without the addresses. For the memory ledger.
+    pub fn held_bytes(&self) -> usize {
+        let pieces = self.routes.iter().filter(|piece| piece.get().is_some()).count();
+        size_of::<Shared>()
+            + size_of_val(&*self.rooms)
+            + size_of_val(&*self.routes)
+            + pieces * ROUTES_PER_PIECE * size_of::<OnRoute>()
+    }
+
     /// Whether a number that is retired in the configuration of all shards means something to one of
     /// them still, so that it cannot be given away.
     pub fn is_in_use(&self, number: Number) -> bool {

@@ -35,7 +35,7 @@ impl Spares {
         }
     }
 
-    /// Bytes that the pool holds, for the memory ledger.
+    /// Bytes that the pool holds, for the memory ledger; without the list of what it holds.
     pub fn held_bytes(&self) -> usize {
         self.vectors.iter().map(Vec::capacity).sum()
     }

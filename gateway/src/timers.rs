@@ -53,6 +53,14 @@ impl Wheel {
         }
     }
 
+    /// Bytes of the buckets and of the nodes that have ever been used, and of the nodes that were only
+    /// reserved. For the memory ledger.
+    pub fn held_bytes(&self) -> (usize, usize) {
+        let reserved = self.nodes.capacity() - self.nodes.len();
+        let buckets = self.buckets.len() * size_of::<u32>();
+        (buckets + self.nodes.len() * NODE_BYTES, reserved * NODE_BYTES)
+    }
+
     /// Makes sure that `slot` comes up at `deadline` or before: an earlier deadline that is set
     /// already stays.
     pub fn set(&mut self, slot: u32, deadline: Time) {

@@ -42,12 +42,30 @@ const QUEUES_KEPT: usize = 1024;
 /// back there.
 const SEGMENT_BYTES: usize = 16 * 1024;
 
+/// Segments of one outbox, and nodes of its backlog, that are looked at to find out what it holds.
+pub(super) const SEGMENTS_MEASURED: usize = 512;
+
 /// Bytes that a congested member is given at once: what is given to a send cannot be dropped any
 /// more, and each send that is taken counts as progress.
 const REFILL_BYTES: usize = 32 * 1024;
 
 /// Segments of one refill: as many as a send takes.
 const REFILL_SEGMENTS: usize = crate::ring::linux::SEND_PARTS_MAX;
+
+impl Stores {
+    /// Bytes that are kept, for the memory ledger.
+    pub fn held_bytes(&self) -> usize {
+        let queue = |queue: &Box<VecDeque<Segment>>| queue_bytes(queue);
+        self.spares.held_bytes()
+            + self.queues.capacity() * size_of::<Box<VecDeque<Segment>>>()
+            + self.queues.iter().map(queue).sum::<usize>()
+    }
+}
+
+/// What a boxed queue takes.
+fn queue_bytes(queue: &VecDeque<Segment>) -> usize {
+    size_of::<VecDeque<Segment>>() + queue.capacity() * size_of::<Segment>()
+}
 
 /// Bytes owed to one peer.
 #[derive(Default)]
@@ -105,6 +123,28 @@ impl Outbox {
     /// When the peer last took something; meaningful while the outbox is not empty.
     pub fn progress(&self) -> Time {
         self.progress
+    }
+
+    /// Bytes on the heap, for the memory ledger, and how many segments it took to find out: no more
+    /// than [`SEGMENTS_MEASURED`], the others counting as much as those on average. What is lent or
+    /// shared is not the outbox's: see [`Segment::held_bytes`].
+    pub fn held_bytes(&self) -> (usize, usize) {
+        let (mut bytes, mut measured) = (0, 0);
+        for segment in self.segments().take(SEGMENTS_MEASURED) {
+            bytes += segment.held_bytes();
+            measured += 1;
+        }
+        let count = 1 + self.rest.as_ref().map_or(0, |rest| rest.len());
+        if count > measured && measured == SEGMENTS_MEASURED {
+            bytes = bytes / measured * count;
+        }
+        bytes += self.rest.as_ref().map_or(0, |rest| queue_bytes(rest));
+        if let Some(backlog) = &self.backlog {
+            let (held, nodes) = backlog.held_bytes();
+            bytes += size_of::<Backlog>() + held;
+            measured += nodes;
+        }
+        (bytes, measured)
     }
 
     /// Appends bytes of our own: `write` adds them to the vector that it is given and leaves what
@@ -445,6 +485,11 @@ impl Outbox {
     }
 }
 
+/// Bytes of a frame that nobody else holds; 0 when somebody does.
+pub(super) fn frame_bytes(frame: &Bytes) -> usize {
+    if frame.is_unique() { frame.len() } else { 0 }
+}
+
 fn drop_stale(backlog: &mut Backlog, slow: &SlowLimits, now: Time, metrics: &Counters) {
     if !slow.age.is_zero() {
         backlog.drop_stale(milliseconds(now), slow.age.as_millis() as u32, metrics);
@@ -471,6 +516,17 @@ impl Segment {
             Data::Owned(vector) => &vector[self.start as usize..],
             Data::Shared(bytes) => bytes,
             Data::Lent(buffer) => buffer,
+        }
+    }
+
+    /// Bytes on the heap that are this segment's alone. A frame that others hold as well is its
+    /// room's, whose history counts it; where it is nobody's any more but of several slow members, it
+    /// is not counted.
+    pub(super) fn held_bytes(&self) -> usize {
+        match &self.data {
+            Data::Owned(vector) => vector.capacity(),
+            Data::Shared(bytes) => frame_bytes(bytes),
+            Data::Empty | Data::Lent(_) => 0,
         }
     }
 

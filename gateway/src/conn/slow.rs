@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::outbox::{Data, Segment};
+use super::outbox::{Data, SEGMENTS_MEASURED, Segment, frame_bytes};
 use crate::metrics::Counters;
 use crate::rooms::{Heading, gap_frame, gap_frame_bytes, heading};
 
@@ -98,6 +98,29 @@ impl Backlog {
     /// Bytes of the messages, which can be dropped.
     pub(super) fn message_bytes(&self) -> usize {
         self.message_bytes
+    }
+
+    /// Bytes on the heap, and how many nodes it took to find out, as
+    /// [`Outbox::held_bytes`](super::outbox::Outbox::held_bytes) says.
+    pub(super) fn held_bytes(&self) -> (usize, usize) {
+        let frame = |node: &Node| match &node.item {
+            Item::Message { frame, .. } => frame_bytes(frame),
+            Item::Other(segment) => segment.held_bytes(),
+            Item::Gap { .. } => 0,
+        };
+        let measured = self.nodes.len().min(SEGMENTS_MEASURED);
+        let mut bytes: usize = self.nodes[..measured].iter().map(frame).sum();
+        if measured == SEGMENTS_MEASURED {
+            bytes = bytes / measured * self.nodes.len();
+        }
+        bytes += self.nodes.capacity() * size_of::<Node>() + self.free.capacity() * 4;
+        // A node of a map has room for eleven entries, and is two thirds full.
+        bytes += (self.rooms.len() * size_of::<(Arc<[u8]>, u32)>()
+            + self.keys.len() * size_of::<((Arc<[u8]>, Bytes), u32)>())
+            * 3
+            / 2;
+        bytes += self.rooms.keys().map(|name| 16 + name.len()).sum::<usize>();
+        (bytes, measured)
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -94,6 +94,13 @@ impl Table {
         Some(ConnId { slot, generation: conn.generation })
     }
 
+    /// Bytes of the slots that have ever been used, which stay in memory; and of those that were only
+    /// reserved. For the memory ledger.
+    pub fn held_bytes(&self) -> (usize, usize) {
+        let reserved = self.conns.capacity() - self.conns.len();
+        (self.conns.len() * size_of::<Conn>(), reserved * size_of::<Conn>())
+    }
+
     /// Slots that have ever been used; those in use are among them.
     pub fn slots_used(&self) -> u32 {
         self.conns.len() as u32

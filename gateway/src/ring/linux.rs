@@ -184,6 +184,12 @@ impl LinuxRing {
         format!("{} {kind} receive buffers of {size}", self.pool.count())
     }
 
+    /// Where its receive buffers lie, and how many bytes they are.
+    pub fn receive_memory(&self) -> (usize, usize) {
+        let bytes = usize::from(self.pool.count()) * self.pool.buffer_bytes() as usize;
+        (self.pool.address(0).addr().get(), bytes)
+    }
+
     /// Moves one byte through everything the data path relies on. A version number would not do:
     /// distributions carry fixes back and switch features off.
     fn self_test(&mut self) -> Result<(), SetupError> {

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::conn::ConnId;
+use crate::memory::{list_bytes, map_bytes};
 
 use super::Outlet;
 use super::mail::{Letter, Mail};
-use super::members::{Names, SeededHash};
+use super::members::{Names, SeededHash, push_counted};
 
 /// What the name of every guest begins with; nobody else's may.
 pub(super) const GUEST_PREFIX: &str = "guest-";
@@ -23,6 +24,8 @@ pub(super) struct Directory {
     local: Names<Vec<ConnId>>,
     /// How many connections a user has in which shard, for users whose home this shard is.
     homes: Names<Vec<(u16, u32)>>,
+    /// Bytes of the lists in both: kept where they grow and go.
+    lists_bytes: usize,
 }
 
 impl Directory {
@@ -30,7 +33,21 @@ impl Directory {
         Directory {
             local: HashMap::with_hasher(SeededHash(seed)),
             homes: HashMap::with_hasher(SeededHash(seed)),
+            lists_bytes: 0,
         }
+    }
+
+    /// Bytes on the heap, for the memory ledger. Names are counted where clients are.
+    pub(super) fn held_bytes(&self) -> usize {
+        map_bytes(&self.local) + map_bytes(&self.homes) + self.lists_bytes
+    }
+
+    /// What `held_bytes` has to say, added up anew.
+    #[cfg(test)]
+    pub(super) fn recounted_bytes(&self) -> usize {
+        let local = self.local.values().map(list_bytes);
+        let homes = self.homes.values().map(list_bytes);
+        self.held_bytes() - self.lists_bytes + local.chain(homes).sum::<usize>()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -38,13 +55,15 @@ impl Directory {
     }
 
     pub(super) fn add_local(&mut self, user: &Arc<str>, conn: ConnId) {
-        self.local.entry(Arc::clone(user)).or_default().push(conn);
+        let conns = self.local.entry(Arc::clone(user)).or_default();
+        push_counted(conns, conn, &mut self.lists_bytes);
     }
 
     pub(super) fn remove_local(&mut self, user: &str, conn: ConnId) {
         let conns = self.local.get_mut(user).expect("a named client is listed");
         conns.retain(|other| *other != conn);
         if conns.is_empty() {
+            self.lists_bytes -= list_bytes(conns);
             self.local.remove(user);
         }
     }
@@ -60,7 +79,7 @@ impl Directory {
         let shards = self.homes.entry(user).or_default();
         match shards.iter_mut().find(|(other, _)| *other == shard) {
             Some((_, connections)) => *connections += 1,
-            None => shards.push((shard, 1)),
+            None => push_counted(shards, (shard, 1), &mut self.lists_bytes),
         }
     }
 
@@ -73,6 +92,7 @@ impl Directory {
             shards.swap_remove(index);
         }
         if shards.is_empty() {
+            self.lists_bytes -= list_bytes(shards);
             self.homes.remove(user);
         }
     }

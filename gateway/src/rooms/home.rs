@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::memory::{list_bytes, map_bytes, set_bytes};
 use crate::time::Time;
 
 use super::limits::RoomLimits;
@@ -25,9 +26,31 @@ pub(super) struct Homes {
     wakes: BTreeSet<(Time, Arc<str>)>,
     /// All histories together. Equals the sum of every room's `history_bytes`.
     history_bytes: usize,
+    /// What all rooms hold beside the frames. Equals the sum of every room's `held`.
+    held: HomeBytes,
     seed: u64,
     epochs_issued: u64,
 }
+
+/// What a room has on the heap, for the memory ledger.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct HomeBytes {
+    /// The room itself: who is present, and where its members are.
+    room: usize,
+    /// Its history, without the bytes of the frames.
+    history: usize,
+}
+
+impl HomeBytes {
+    /// One room held `before`, and holds `after` now.
+    fn change(&mut self, before: HomeBytes, after: HomeBytes) {
+        self.room = self.room + after.room - before.room;
+        self.history = self.history + after.history - before.history;
+    }
+}
+
+/// What `Bytes` has beside a frame that was handed on.
+const FRAME_COUNT_BYTES: usize = 24;
 
 struct Home {
     epoch: u64,
@@ -73,9 +96,24 @@ impl Homes {
             rooms: HashMap::with_hasher(SeededHash(seed)),
             wakes: BTreeSet::new(),
             history_bytes: 0,
+            held: HomeBytes::default(),
             seed,
             epochs_issued: 0,
         }
+    }
+
+    /// Bytes on the heap, of the rooms and of their histories. For the memory ledger.
+    pub(super) fn held_bytes(&self) -> (usize, usize) {
+        let rooms = map_bytes(&self.rooms) + set_bytes(&self.wakes) + self.held.room;
+        (rooms, self.history_bytes + self.held.history)
+    }
+
+    /// Whether what is counted is what there is.
+    #[cfg(test)]
+    pub(super) fn is_counted_right(&self) -> bool {
+        let mut sum = HomeBytes::default();
+        self.rooms.values().for_each(|home| sum.change(HomeBytes::default(), home.held()));
+        sum == self.held
     }
 
     pub(super) fn len(&self) -> usize {
@@ -111,6 +149,7 @@ impl Homes {
             self.rooms.insert(Arc::clone(&room), home);
         }
         let home = self.rooms.get_mut(&*room).expect("inserted above");
+        let held = home.held();
 
         // Before the answer, so that the newcomer is in the list and is not told of itself.
         if home.add_present(&from.user) {
@@ -118,6 +157,7 @@ impl Homes {
         }
         home.add_member(from.shard, presence);
         self.history_bytes -= home.forget_old(now, limits);
+        self.held.change(held, home.held());
 
         let position = Position { epoch: home.epoch, offset: home.offset };
         let mut object = Object::ack(from.id.as_deref(), "join")
@@ -141,11 +181,13 @@ impl Homes {
     pub(super) fn on_leave(&mut self, leave: &Leave, now: Time, limits: &RoomLimits) {
         // A leave follows a join that was done, and a room with members stays.
         let home = self.rooms.get_mut(&*leave.room).expect("a room with a member exists");
+        let held = home.held();
         home.remove_member(leave.shard, leave.presence);
         if home.reach.is_empty() {
             home.emptied_at = now;
         }
         home.remove_present(&leave.user, now + limits.leave_grace);
+        self.held.change(held, home.held());
         self.schedule(&leave.room, limits);
     }
 
@@ -197,6 +239,7 @@ impl Homes {
         }
         counters.published += 1;
 
+        let held = home.held();
         self.history_bytes += frame.len();
         self.history_bytes -= home.keep(Kept { at: now, frame }, limits);
         while self.history_bytes > limits.history_bytes_per_shard_max {
@@ -204,6 +247,7 @@ impl Homes {
             let Some(freed) = home.forget_oldest() else { break };
             self.history_bytes -= freed;
         }
+        self.held.change(held, home.held());
         if home.wake_at == Time::NEVER {
             self.schedule(room, limits);
         }
@@ -227,7 +271,9 @@ impl Homes {
                 home.list_users(Object::ack(id, "presence").text("room", room), limits)
             }
             Question::History { after, limit } => {
+                let held = home.held();
                 self.history_bytes -= home.forget_old(now, limits);
+                self.held.change(held, home.held());
                 let object = Object::ack(id, "history").text("room", room);
                 home.list_history(object, after, limit, limits)
             }
@@ -245,6 +291,7 @@ impl Homes {
         while steps > 0 && self.next_deadline().is_some_and(|at| at <= now) {
             let (_, name) = self.wakes.pop_first().expect("looked at above");
             let home = self.rooms.get_mut(&*name).expect("a dropped room has no wake");
+            let held = home.held();
             home.wake_at = Time::NEVER;
             steps -= 1;
             while steps > 0 && home.leaving.first().is_some_and(|(at, _)| *at <= now) {
@@ -255,9 +302,11 @@ impl Homes {
             }
             self.history_bytes -= home.forget_old(now, limits);
             if home.dropped_at(limits).is_some_and(|at| at <= now) {
+                self.held.change(held, HomeBytes::default());
                 self.history_bytes -= home.history_bytes;
                 self.rooms.remove(&*name);
             } else {
+                self.held.change(held, home.held());
                 self.schedule(&name, limits);
             }
         }
@@ -298,6 +347,15 @@ impl Home {
             leaving: BTreeSet::new(),
             emptied_at: now,
             wake_at: Time::NEVER,
+        }
+    }
+
+    /// What it has on the heap, without the bytes of the frames. Costs a handful of additions.
+    fn held(&self) -> HomeBytes {
+        HomeBytes {
+            room: list_bytes(&self.reach) + map_bytes(&self.present) + set_bytes(&self.leaving),
+            history: self.history.capacity() * size_of::<Kept>()
+                + self.history.len() * FRAME_COUNT_BYTES,
         }
     }
 

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::conn::ConnId;
+use crate::memory::{ARC_BYTES, list_bytes, map_bytes};
 
 use super::Outlet;
 use super::protocol::Position;
@@ -59,6 +60,8 @@ pub(super) struct Members {
     next_ticket: u32,
     /// Of all clients.
     memberships: usize,
+    /// Bytes of the lists that clients and rooms have, and of names: kept where they grow and go.
+    lists_bytes: usize,
 }
 
 pub(super) struct Client {
@@ -114,7 +117,25 @@ impl Members {
             room_by_name: HashMap::with_hasher(SeededHash(seed)),
             next_ticket: 0,
             memberships: 0,
+            lists_bytes: 0,
         }
+    }
+
+    /// Bytes on the heap, for the memory ledger.
+    pub(super) fn held_bytes(&self) -> usize {
+        list_bytes(&self.by_slot)
+            + self.clients.held_bytes()
+            + self.rooms.held_bytes()
+            + map_bytes(&self.room_by_name)
+            + self.lists_bytes
+    }
+
+    /// What `held_bytes` has to say, added up anew.
+    #[cfg(test)]
+    pub(super) fn recounted_bytes(&self) -> usize {
+        let clients = self.clients.places.iter().flatten().map(Client::held_bytes);
+        let rooms = self.rooms.places.iter().flatten().map(LocalRoom::held_bytes);
+        self.held_bytes() - self.lists_bytes + clients.chain(rooms).sum::<usize>()
     }
 
     pub(super) fn client_count(&self) -> usize {
@@ -146,7 +167,9 @@ impl Members {
             self.by_slot.resize(slot + 1, NONE);
         }
         assert!(self.by_slot[slot] == NONE, "the slot's last client was not closed");
-        let client = self.clients.insert(Client { conn, user, named, rooms: Vec::new() });
+        let client = Client { conn, user, named, rooms: Vec::new() };
+        self.lists_bytes += client.held_bytes();
+        let client = self.clients.insert(client);
         self.by_slot[slot] = client;
         client
     }
@@ -155,6 +178,7 @@ impl Members {
     pub(super) fn remove_client(&mut self, client: u32) -> Client {
         let removed = self.clients.remove(client);
         assert!(removed.rooms.is_empty(), "a closed client is in no room");
+        self.lists_bytes -= removed.held_bytes();
         self.by_slot[removed.conn.slot as usize] = NONE;
         removed
     }
@@ -178,13 +202,15 @@ impl Members {
     ) -> (Arc<str>, u32) {
         let index = self.room_by_name.get(room).copied().unwrap_or_else(|| {
             let name: Arc<str> = room.into();
-            let index = self.rooms.insert(LocalRoom {
+            let local = LocalRoom {
                 name: Arc::clone(&name),
                 position: Position { epoch: 0, offset: 0 },
                 members: Vec::new(),
                 watchers: Vec::new(),
                 memberships: 0,
-            });
+            };
+            self.lists_bytes += local.held_bytes();
+            let index = self.rooms.insert(local);
             self.room_by_name.insert(name, index);
             index
         });
@@ -192,7 +218,7 @@ impl Members {
         let ticket = self.next_ticket;
         let (member_index, watcher_index) = (NONE, NONE);
         let membership = Membership { room: index, member_index, watcher_index, ticket, presence };
-        self.clients.get_mut(client).rooms.push(membership);
+        push_counted(&mut self.clients.get_mut(client).rooms, membership, &mut self.lists_bytes);
         let local = self.rooms.get_mut(index);
         local.memberships += 1;
         self.memberships += 1;
@@ -215,10 +241,10 @@ impl Members {
         let local = self.rooms.get_mut(index);
         let member = Member { conn, client, position };
         membership.member_index = local.members.len() as u32;
-        local.members.push(member);
+        push_counted(&mut local.members, member, &mut self.lists_bytes);
         if membership.presence {
             membership.watcher_index = local.watchers.len() as u32;
-            local.watchers.push(member);
+            push_counted(&mut local.watchers, member, &mut self.lists_bytes);
         }
         local.position = at;
         true
@@ -299,7 +325,7 @@ impl Members {
     }
 
     fn end(&mut self, client: u32, position: u32) -> Ended {
-        let Members { clients, rooms, room_by_name, .. } = self;
+        let Members { clients, rooms, room_by_name, lists_bytes, .. } = self;
         let memberships = &mut clients.get_mut(client).rooms;
         let ended = memberships.swap_remove(position as usize);
         // The membership that took its place has a new position, which its members must know.
@@ -334,12 +360,33 @@ impl Members {
         self.memberships -= 1;
         let name = Arc::clone(&local.name);
         if local.memberships == 0 {
-            rooms.remove(ended.room);
+            *lists_bytes -= rooms.remove(ended.room).held_bytes();
             room_by_name.remove(&*name);
         }
         let joined = ended.member_index != NONE;
         Ended { room: name, presence: ended.presence, joined }
     }
+}
+
+impl Client {
+    /// Bytes on the heap, its name among them.
+    fn held_bytes(&self) -> usize {
+        ARC_BYTES + self.user.len() + list_bytes(&self.rooms)
+    }
+}
+
+impl LocalRoom {
+    /// Bytes on the heap, its name among them.
+    fn held_bytes(&self) -> usize {
+        ARC_BYTES + self.name.len() + list_bytes(&self.members) + list_bytes(&self.watchers)
+    }
+}
+
+/// Appends to a list; `bytes` grows as it does.
+pub(super) fn push_counted<T>(list: &mut Vec<T>, value: T, bytes: &mut usize) {
+    let before = list_bytes(list);
+    list.push(value);
+    *bytes += list_bytes(list) - before;
 }
 
 /// Values at indices that stay, and are used again.
@@ -355,6 +402,10 @@ impl<T> Default for Slab<T> {
 }
 
 impl<T> Slab<T> {
+    fn held_bytes(&self) -> usize {
+        list_bytes(&self.places) + list_bytes(&self.free)
+    }
+
     fn len(&self) -> usize {
         self.places.len() - self.free.len()
     }

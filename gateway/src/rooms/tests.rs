@@ -64,7 +64,11 @@ impl World {
 
     fn call<T>(&mut self, shard: u16, call: impl FnOnce(&mut Rooms, Time, &mut Said) -> T) -> T {
         let mut said = Said { full: self.full.clone(), ..Said::default() };
-        let result = call(&mut self.shards[usize::from(shard)], self.now, &mut said);
+        let rooms = &mut self.shards[usize::from(shard)];
+        let result = call(rooms, self.now, &mut said);
+        assert_eq!(rooms.members.held_bytes(), rooms.members.recounted_bytes());
+        assert_eq!(rooms.directory.held_bytes(), rooms.directory.recounted_bytes());
+        assert!(rooms.homes.is_counted_right());
         for (conn, frame) in said.frames {
             // Nothing may be delivered to a client that has closed.
             let received = self.received.get_mut(&(shard, conn)).expect("an open client");

@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::conn::ConnId;
 use crate::ring::Waker;
 use crate::rooms;
+use crate::shard::account::Account;
 use crate::shard::inspect::Inspect;
 use crate::upstream::{Sid, UpstreamName};
 
@@ -103,6 +104,8 @@ pub enum Order {
     },
     /// The operator wants to know about clients, or to close them.
     Inspect(Box<Inspect>),
+    /// What does it hold?
+    Account(Box<Account>),
 }
 
 // Thousands of them lie in a mailbox.
@@ -120,6 +123,12 @@ impl Default for Inbox {
 }
 
 impl Inbox {
+    /// Bytes of the inbox, full or empty, without what letters have in boxes. For the memory ledger.
+    pub fn held_bytes(&self) -> usize {
+        // Each place has a stamp beside the letter.
+        self.queue.capacity() * (size_of::<Letter>() + size_of::<usize>())
+    }
+
     /// Asks the shard to stop: it closes its connections in order and then ends.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Release);
@@ -169,6 +178,12 @@ impl Mailroom {
     pub fn new(index: u16, inboxes: Arc<[Inbox]>) -> Mailroom {
         let outgoing = inboxes.iter().map(|_| VecDeque::new()).collect();
         Mailroom { index, inboxes, outgoing, waiting: 0 }
+    }
+
+    /// Bytes of what this shard has not posted yet, as [`Inbox::held_bytes`].
+    pub fn held_bytes(&self) -> usize {
+        let letters: usize = self.outgoing.iter().map(VecDeque::capacity).sum();
+        letters * size_of::<Letter>() + self.outgoing.len() * size_of::<VecDeque<Letter>>()
     }
 
     /// How many shards there are.

@@ -18,6 +18,7 @@ impl<R: Ring> Shard<R> {
         match order {
             Order::Config(config) => self.on_config(&config),
             Order::Inspect(inspect) => self.on_inspect(*inspect),
+            Order::Account(account) => self.on_account(*account),
             Order::Checked { backend, upstream, ok } => self.on_checked(backend, upstream, ok),
         }
     }

@@ -40,6 +40,11 @@ pub(super) struct Sessions {
 }
 
 impl Sessions {
+    /// Bytes of the table, for the memory ledger.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.sids.as_ref().map_or(0, Sids::held_bytes)
+    }
+
     /// Goes by other limits from here on.
     pub(super) fn set_limits(&mut self, limits: &Limits) {
         if let Some(sids) = &mut self.sids {

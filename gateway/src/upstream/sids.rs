@@ -31,6 +31,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::time::Duration;
 
+use crate::memory::map_bytes;
 use crate::time::Time;
 
 use super::address::UpstreamName;
@@ -113,6 +114,11 @@ impl Sids {
     /// Sessions that are known; some of them may have expired.
     pub fn len(&self) -> usize {
         self.places.len()
+    }
+
+    /// Bytes of the table, for the memory ledger.
+    pub fn held_bytes(&self) -> usize {
+        map_bytes(&self.places) + self.entries.capacity() * size_of::<Entry>()
     }
 
     /// Whether none is known.

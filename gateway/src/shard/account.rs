@@ -1,0 +1,74 @@
+//! What a shard holds, for the memory ledger.
+//!
+//! Most of it is known at once. What connections have on the heap is not counted message by message
+//! but looked at: the table is walked a stretch at a time, each at the control thread's word, and what
+//! comes and goes meanwhile is seen or not. At the end the sums are published (`Counters::memory`).
+
+use tokio::sync::oneshot;
+
+use super::Shard;
+use crate::memory::{Held, Holder};
+use crate::ring::Ring;
+use crate::rooms::Rooms;
+
+/// Slots and segments of outboxes looked at in one stretch. Cold memory takes about 0.1 µs for each.
+const STEPS_PER_ORDER: usize = 512;
+
+/// A question about one stretch.
+pub struct Account {
+    /// The slot to begin with.
+    pub from: u32,
+    /// What the stretches before this one came to.
+    pub held: Held,
+    /// Where the answer goes. Nobody may be there any more.
+    pub reply: oneshot::Sender<Stretch>,
+}
+
+/// The answer.
+pub enum Stretch {
+    /// To be asked on: from this slot, with what was found so far.
+    More(u32, Held),
+    /// All was looked at; the sums are published.
+    Done,
+}
+
+impl<R: Ring> Shard<R> {
+    pub(super) fn on_account(&mut self, account: Account) {
+        let Account { from, mut held, reply } = account;
+        let (mut slot, mut steps) = (from, 0);
+        while slot < self.table.slots_used() && steps < STEPS_PER_ORDER {
+            steps += 1;
+            if let Some(id) = self.table.id_at(slot) {
+                steps += self.table[id].add_held(&mut held);
+            }
+            slot += 1;
+        }
+        // Whoever asked may have given up.
+        if slot < self.table.slots_used() {
+            let _ = reply.send(Stretch::More(slot, held));
+            return;
+        }
+        self.add_held(&mut held);
+        self.metrics.memory.publish(&held);
+        let _ = reply.send(Stretch::Done);
+    }
+
+    /// What is known without a walk.
+    fn add_held(&self, held: &mut Held) {
+        let (table, table_reserved) = self.table.held_bytes();
+        let (timers, timers_reserved) = self.timers.held_bytes();
+        held.add(Holder::Table, table);
+        held.add(Holder::Timers, timers);
+        held.reserved_bytes = (table_reserved + timers_reserved) as u64;
+        held.add(Holder::Spares, self.stores.held_bytes());
+        for (rooms, history) in self.rooms.iter().flatten().map(Rooms::held_bytes) {
+            held.add(Holder::Rooms, rooms);
+            held.add(Holder::RoomsHistory, history);
+        }
+        held.add(Holder::Sessions, self.sessions.held_bytes());
+        held.add(Holder::Mailboxes, self.mail.held_bytes());
+        let queued = (self.dirty.capacity() * size_of::<u32>())
+            + self.starved.capacity() * size_of::<crate::conn::ConnId>();
+        held.add(Holder::Outboxes, queued);
+    }
+}
