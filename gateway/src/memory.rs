@@ -619,3 +619,133 @@ fn buffers_of_machine(sockstat: &str) -> Option<u64> {
 fn lock(process: &Mutex<Process>) -> std::sync::MutexGuard<'_, Process> {
     process.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn what_is_published_is_what_is_read() {
+        let memory = ShardMemory::default();
+        let mut held = Held { reserved_bytes: 7, ..Held::default() };
+        for (index, holder) in Holder::ALL.into_iter().enumerate() {
+            assert_eq!(holder as usize, index);
+            held.add(holder, 100 + index);
+            held.add(holder, 1);
+            assert_eq!(held.get(holder), 101 + index as u64);
+        }
+        memory.publish(&held);
+        assert_eq!(memory.read(), held);
+    }
+
+    /// Who is bounded is in the ledger, under the same name.
+    #[test]
+    fn the_bound_and_the_ledger_speak_of_the_same() {
+        let config = Config::embedded_with(&Default::default()).unwrap_or_else(|it| panic!("{it}"));
+        let mut names: Vec<&str> = Holder::ALL.iter().map(|holder| holder.name()).collect();
+        names.push("receive buffers");
+        for (holder, _) in memory_bound(&config, &item_sizes()) {
+            assert!(names.contains(&holder), "{holder}");
+        }
+    }
+
+    #[test]
+    fn mappings_are_told_by_their_names_and_neighbours() {
+        let text = "\
+10000-20000 r-xp 00001000 fe:00 15 /usr/bin/penstock with a space\nRss: 40 kB\nPss: 1 kB
+20000-21000 rw-p 00011000 fe:00 15 /usr/bin/penstock with a space\nRss: 4 kB
+21000-25000 rw-p 00000000 00:00 0 \nRss: 12 kB\nAnonymous: 12 kB
+30000-40000 rw-p 00000000 00:00 0                          [heap]\nRss: 8 kB
+50000-51000 ---p 00000000 00:00 0 \nRss: 0 kB
+51000-60000 rw-p 00000000 00:00 0 \nRss: 16 kB
+70000-90000 ---p 00000000 00:00 0 \nRss: 0 kB
+90000-a0000 rw-p 00000000 00:00 0 \nRss: 100 kB
+b0000-c0000 rw-p 00000000 00:00 0 \nRss: 200 kB
+d0000-e0000 rw-s 10000000 00:10 3 anon_inode:[io_uring]\nRss: 32 kB
+e0000-f0000 rw-p 00000000 00:00 0 [stack]\nRss: 64 kB
+f0000-f1000 r-xp 00000000 00:00 0 [vdso]\nRss: 4 kB
+f1000-f2000 rw-p 00000000 00:00 0 [anon:something]\nRss: 1000 kB
+";
+        let process = Process::of_smaps(text);
+        let want = Process {
+            rss: (40 + 4 + 12 + 8 + 16 + 100 + 200 + 32 + 64 + 4 + 1000) << 10,
+            program: (40 + 4 + 12 + 4) << 10,
+            stacks: (16 + 64) << 10,
+            rings: 32 << 10,
+            heap: (8 + 100 + 200) << 10,
+            ..Process::default()
+        };
+        assert_eq!(process, want, "what has a name that is not known is in no component");
+    }
+
+    #[test]
+    fn the_kernel_can_be_asked() {
+        let process = Process::read(&[]).expect("/proc is mounted");
+        let Process { rss, program, stacks, heap, .. } = process;
+        assert!(program > 100_000 && stacks > 4096 && heap > 4096, "{process:?}");
+        assert!(rss < 4 << 30 && program + stacks + heap <= rss, "{process:?}");
+    }
+
+    #[test]
+    fn pages_are_resident_once_they_are_touched() {
+        // Large enough to be fresh from the kernel.
+        const PAGES: usize = 20_000;
+        let mut memory: Vec<u8> = Vec::with_capacity(PAGES * PAGE_BYTES as usize);
+        for touched in [0, 3000, 9000, PAGES] {
+            memory.resize(touched * PAGE_BYTES as usize, 1);
+            let range = (memory.as_ptr().addr() as u64, memory.capacity() as u64);
+            let pages = resident_bytes(&[range]).expect("/proc/self/pagemap") / PAGE_BYTES;
+            // The last may be a huge one, and the ends are pages that others have touched.
+            assert!(pages.abs_diff(touched as u64) <= 514, "{pages} of {touched}");
+        }
+        assert_eq!(resident_bytes(&[]).ok(), Some(0));
+    }
+
+    #[test]
+    fn socket_buffers_are_those_of_the_group_or_of_the_machine() {
+        let sockstat = "sockets: used 15\nTCP: inuse 1 orphan 0 tw 8 alloc 1 mem 3\nUDP: mem 9\n";
+        assert_eq!(buffers_of_machine(sockstat), Some(3 * 4096));
+        assert_eq!(buffers_of_machine("sockets: used 15\nUDP: inuse 0 mem 0\n"), None);
+        assert_eq!(buffers_of_machine("TCP: inuse 1 mem\n"), None);
+        assert_eq!(buffers_of_group("anon 1\nsock 8192\nsockets 3\n"), Some(8192));
+        assert_eq!(buffers_of_group("anon 1\n"), None);
+        assert_eq!(own_group("4:memory:/x\n0::/a.slice/b\n"), Some("a.slice/b"));
+        assert_eq!(own_group("4:memory:/x\n0::/\n"), None);
+        assert_eq!(own_group("4:memory:/x\n"), None);
+    }
+
+    #[test]
+    fn maps_and_lists_are_counted_by_their_room() {
+        let mut map: HashMap<u64, u64> = HashMap::new();
+        assert_eq!(map_bytes(&map), 0);
+        // Places are powers of two, from four on; seven eighths of them are used.
+        for (entries, places) in [(1, 4), (3, 4), (4, 8), (7, 8), (8, 16), (14, 16), (15, 32)] {
+            (0..entries).for_each(|key| map.extend([(key, key)]));
+            assert_eq!(map_bytes(&map), places * 17 + 16, "{entries}");
+        }
+        assert_eq!(list_bytes(&Vec::<u32>::with_capacity(10)), 40);
+    }
+
+    #[test]
+    fn a_ledger_is_written_as_the_interface_says() {
+        let ledger = Ledger {
+            unix_ms: 1,
+            components: vec![("table", 2), ("program", 3)],
+            ledger_bytes: 5,
+            rss_bytes: 4,
+            unaccounted_bytes: -1,
+            kernel_bytes: 0,
+            kernel: Kernel::default(),
+            bound_bytes: 9,
+            heap_in_use_bytes: 2,
+        };
+        let json = serde_json::to_value(&ledger).expect("JSON");
+        let components = serde_json::json!([
+            {"name": "table", "bytes": 2}, {"name": "program", "bytes": 3}
+        ]);
+        assert_eq!(json["components"], components);
+        assert_eq!(json["unaccounted_bytes"], -1);
+        assert_eq!(json["kernel"]["buffers_of"], "unknown");
+    }
+}

@@ -558,6 +558,45 @@ mod tests {
         outbox.segments().flat_map(|segment| segment.bytes().to_vec()).collect()
     }
 
+    #[test]
+    fn what_is_held_is_counted_and_what_is_shared_is_not() {
+        let pool = Pool::new(1, 1024);
+        let mut stores = Stores::default();
+        let mut outbox = Outbox::default();
+        assert_eq!(outbox.held_bytes(), (0, 0));
+
+        outbox.write(&mut stores, NOW, |out| out.extend_from_slice(&[1; 100]));
+        let (owned, _) = outbox.held_bytes();
+        assert!((100..=512).contains(&owned), "{owned}");
+        outbox.push_lent(pool.fill(0, &[2; 300], false), &mut stores, NOW);
+        let queue = queue_bytes(outbox.rest.as_ref().expect("two segments"));
+        assert_eq!(outbox.held_bytes(), (owned + queue, 2), "the buffer is the shard's");
+
+        let frame = Bytes::from(vec![3; 1000]);
+        outbox.push_shared(&frame, &mut stores, NOW);
+        assert_eq!(outbox.held_bytes(), (owned + queue, 3), "the frame is the room's");
+        drop(frame);
+        assert_eq!(outbox.held_bytes(), (owned + queue + 1000, 3));
+
+        outbox.clear(&mut stores);
+        assert_eq!(outbox.held_bytes(), (0, 0));
+        let list = stores.queues.capacity() * size_of::<Box<VecDeque<Segment>>>();
+        assert_eq!(stores.held_bytes(), owned + queue + list);
+    }
+
+    #[test]
+    fn of_many_segments_the_first_stand_for_all() {
+        let mut stores = Stores::default();
+        let mut outbox = Outbox::default();
+        let count = 3 * SEGMENTS_MEASURED;
+        for _ in 0..count {
+            outbox.push_shared(&Bytes::from(vec![3; 1000]), &mut stores, NOW);
+        }
+        let queue = queue_bytes(outbox.rest.as_ref().expect("many segments"));
+        assert_eq!(outbox.held_bytes(), (count * 1000 + queue, SEGMENTS_MEASURED));
+        assert!(queue >= count * size_of::<Segment>());
+    }
+
     /// Random operations against a plain vector of bytes.
     #[test]
     fn behaves_as_a_queue_of_bytes() {

@@ -317,6 +317,30 @@ fn direct_messages_reach_every_connection_of_a_user() {
 }
 
 #[test]
+fn what_rooms_hold_is_counted_and_goes_with_them() {
+    let mut world = World::new(1, &RoomLimits::default());
+    let held = |world: &World| world.shards[0].held_bytes();
+    assert_eq!(held(&world), (0, 0));
+    let ann = world.open(0, 0, 0, Some("ann"));
+    let (named, _) = held(&world);
+    assert!(named > 100, "a client, its name, and the user: {named}");
+    world.ask(ann, r#"{"op":"join","room":"a"}"#);
+    let (joined, _) = held(&world);
+    assert!(joined > named + 300, "a room at home and here: {joined}");
+    let data = "x".repeat(5000);
+    world.ask(ann, &json!({"op": "publish", "room": "a", "data": data}).to_string());
+    let (_, history) = held(&world);
+    assert!((5000..6000).contains(&history), "{history}");
+    world.close(ann);
+    world.settle();
+    world.pass(Duration::from_secs(1000));
+    assert!(world.shards[0].is_empty());
+    let (left, history) = held(&world);
+    assert_eq!(history, 0);
+    assert!(left < joined, "lists stay, what was in them does not: {left}");
+}
+
+#[test]
 fn presence_counts_users_and_waits_for_the_grace() {
     let mut world = World::new(2, &RoomLimits::default());
     let ann = world.open(0, 0, 0, Some("ann"));

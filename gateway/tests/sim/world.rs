@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gateway::config::{BackendKind, Config};
+use gateway::memory::Holder;
 use gateway::metrics::{Cause, Counter, Counters, Metrics};
 use gateway::policy::Policy;
 use gateway::random::Random as Keys;
@@ -295,6 +296,19 @@ impl World {
                 &*self.counters[index];
             let gauges = [clients, upstreams, slow_consumers, waiting, subscriptions];
             assert_eq!(gauges.map(Counter::get), [0; 5], "gauges of shard {index}");
+            let held = shard.held();
+            for holder in Holder::ALL {
+                let is_of_connections = matches!(
+                    holder,
+                    Holder::RequestHeads
+                        | Holder::EarlyBytes
+                        | Holder::Handshakes
+                        | Holder::Assembly
+                        | Holder::Outboxes
+                        | Holder::Rates
+                );
+                assert!(!is_of_connections || held.get(holder) == 0, "{holder:?} in {held:?}");
+            }
         }
     }
 }

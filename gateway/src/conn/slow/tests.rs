@@ -505,6 +505,30 @@ fn what_a_stalled_member_gets() {
 }
 
 #[test]
+fn what_a_backlog_holds_is_counted() {
+    let mut backlog = Backlog::new(true);
+    assert_eq!(backlog.held_bytes(), (0, 0));
+    let lone = message("a", 1, Some("k"), 1000);
+    let len = lone.len();
+    backlog.push(shared(&lone, 0));
+    drop(lone);
+    // A key is part of its frame, and so holds it: then it is not one segment's alone.
+    let (bytes, nodes) = backlog.held_bytes();
+    assert_eq!(nodes, 1);
+    let lists = backlog.nodes.capacity() * size_of::<Node>();
+    assert!((lists..lists + 300).contains(&bytes), "{bytes} with {lists}");
+
+    let mut backlog = Backlog::new(false);
+    let others = message("a", 2, None, 1000);
+    backlog.push(shared(&message("a", 1, None, 1000), 0));
+    backlog.push(shared(&others, 0));
+    let (bytes, nodes) = backlog.held_bytes();
+    assert_eq!(nodes, 2);
+    let lists = backlog.nodes.capacity() * size_of::<Node>();
+    assert!((lists + len - 50..lists + len + 300).contains(&bytes), "{bytes} with {lists}, {len}");
+}
+
+#[test]
 fn a_message_without_room_even_alone_is_a_gap_and_an_answer_closes() {
     let slow =
         SlowLimits { policy: SlowPolicy::DropOldest, outbox_bytes: 1024, age: Duration::ZERO };
