@@ -8,7 +8,9 @@ use std::time::Duration;
 use crate::addresses::ADDRESS_BYTES;
 use crate::config::{BackendKind, Config, Local};
 use crate::conn::Meter;
+use crate::memory::HISTOGRAMS;
 use crate::rate::{Action, Flow, Rate, Rates};
+use crate::recorder::RECORDER_BYTES_MAX;
 use crate::ws::frame::FRAME_HEADER_BYTES_MAX;
 
 /// The largest message that can be configured at all. A message is assembled in one piece, so this
@@ -262,6 +264,7 @@ pub fn memory_bound(config: &Config, sizes: &ItemSizes) -> Vec<(&'static str, u6
         ("rooms", rooms),
         ("rooms history", history),
         ("Engine.IO sessions", if sticky { times(shards, limits.sids_max * SID_BYTES) } else { 0 }),
+        (HISTOGRAMS, times(shards, RECORDER_BYTES_MAX)),
     ]
 }
 
@@ -324,6 +327,7 @@ mod tests {
                 ("rooms history", 2 * (10 * 1000 + 300 + 400)),
                 // No websocket backend.
                 ("Engine.IO sessions", 0),
+                (HISTOGRAMS, 2 * RECORDER_BYTES_MAX as u64),
             ]
         );
         assert_eq!(memory_bound_total(&bound), bound.iter().map(|(_, bytes)| bytes).sum::<u64>());

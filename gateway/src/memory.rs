@@ -83,11 +83,13 @@ pub enum Holder {
     Sessions,
     /// Mail that was not posted yet.
     Mailboxes,
+    /// Since when messages wait, of those that do.
+    Delays,
 }
 
 impl Holder {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Holder; 13] = [
+    pub const ALL: [Holder; 14] = [
         Holder::Table,
         Holder::Timers,
         Holder::RequestHeads,
@@ -101,6 +103,7 @@ impl Holder {
         Holder::RoomsHistory,
         Holder::Sessions,
         Holder::Mailboxes,
+        Holder::Delays,
     ];
 
     /// The name in the ledger.
@@ -119,6 +122,7 @@ impl Holder {
             Holder::RoomsHistory => "rooms history",
             Holder::Sessions => "Engine.IO sessions",
             Holder::Mailboxes => "mailboxes",
+            Holder::Delays => "delays",
         }
     }
 }
@@ -173,6 +177,9 @@ impl ShardMemory {
         Held { bytes: self.held.each_ref().map(Counter::get), reserved_bytes: self.reserved.get() }
     }
 }
+
+/// The name of what shards count, and of the histograms that they record.
+pub(crate) const HISTOGRAMS: &str = "counters and histograms";
 
 /// What an `Arc` has beside its value.
 pub(crate) const ARC_BYTES: usize = 16;
@@ -416,7 +423,7 @@ fn components(gateway: &Gateway, process: &Process, at_start: u64) -> Vec<(&'sta
             *sum += bytes;
         }
         reserved += of_shard.reserved_bytes + pool(counters).1;
-        histograms += counters_bytes(counters);
+        histograms += (size_of::<Counters>() + counters.recorder.held_bytes()) as u64;
     }
     let shared = gateway.shared();
     held.add(Holder::Rates, shared.addresses.held_bytes());
@@ -432,7 +439,7 @@ fn components(gateway: &Gateway, process: &Process, at_start: u64) -> Vec<(&'sta
     components.extend([
         ("receive buffers", process.pools),
         ("rings", process.rings),
-        ("counters and histograms", histograms),
+        (HISTOGRAMS, histograms),
         ("counts of all shards", shared.held_bytes() as u64),
         ("configuration", at_start),
         ("allocator", allocator),
@@ -440,11 +447,6 @@ fn components(gateway: &Gateway, process: &Process, at_start: u64) -> Vec<(&'sta
         ("program", process.program),
     ]);
     components
-}
-
-/// What a shard counts takes.
-fn counters_bytes(_counters: &Counters) -> u64 {
-    size_of::<Counters>() as u64
 }
 
 impl Process {
@@ -644,7 +646,7 @@ mod tests {
     fn the_bound_and_the_ledger_speak_of_the_same() {
         let config = Config::embedded_with(&Default::default()).unwrap_or_else(|it| panic!("{it}"));
         let mut names: Vec<&str> = Holder::ALL.iter().map(|holder| holder.name()).collect();
-        names.push("receive buffers");
+        names.extend(["receive buffers", HISTOGRAMS]);
         for (holder, _) in memory_bound(&config, &item_sizes()) {
             assert!(names.contains(&holder), "{holder}");
         }

@@ -87,6 +87,11 @@ impl Default for Recorder {
 }
 
 impl Recorder {
+    /// Bytes on the heap, for the memory ledger.
+    pub fn held_bytes(&self) -> usize {
+        size_of_val(&*self.routes) + self.routes().count() * size_of::<RouteRecorder>()
+    }
+
     /// Those of the route with this number.
     pub fn route(&self, number: u16) -> &RouteRecorder {
         let place = usize::from(number).min(ROUTES_RECORDED);
@@ -132,11 +137,14 @@ mod tests {
     fn routes_beyond_the_bound_share() {
         let recorder = Recorder::default();
         assert_eq!(recorder.routes().count(), 0, "made when they are needed");
+        let before = recorder.held_bytes();
         for number in [0, 63, 64, 65, u16::MAX] {
             recorder.route(number).to_client.record(1, 1);
         }
         let places: Vec<_> = recorder.routes().map(|(place, _)| place).collect();
         assert_eq!(places, [0, 63, 64]);
+        assert_eq!(recorder.held_bytes() - before, 3 * size_of::<RouteRecorder>());
+        assert!(size_of::<Recorder>() + recorder.held_bytes() <= RECORDER_BYTES_MAX);
         let mut snapshot = Snapshot::default();
         recorder.route(1000).to_client.add_to(&mut snapshot);
         assert_eq!(snapshot.count(), 3);

@@ -17,6 +17,7 @@
 //! before is not waited for, or a slow one would stand for all; it is counted as behind.
 
 use crate::histogram::Durations;
+use crate::memory::list_bytes;
 use crate::recorder::Recorder;
 use crate::time::Time;
 
@@ -70,6 +71,12 @@ pub struct Delays {
 }
 
 impl Delays {
+    /// Bytes of the marks and fan-outs, those that are free among them. For the memory ledger.
+    pub fn held_bytes(&self) -> usize {
+        let Delays { marks, free, fanouts, free_fanouts, current: _ } = self;
+        list_bytes(marks) + list_bytes(free) + list_bytes(fanouts) + list_bytes(free_fanouts)
+    }
+
     /// `messages` that came at `now` were queued; the outbox holds `bytes` with them.
     pub fn queued(&mut self, id: &mut MarkId, messages: u32, bytes: usize, now: Time) {
         let bytes = bytes as u32; // An outbox counts in 32 bits.

@@ -87,6 +87,7 @@ mod tests {
             upstream: None,
             tried: Tried::default(),
             waits: false,
+            began_at: Time(0),
         }
     }
 

@@ -55,10 +55,9 @@ const REFILL_SEGMENTS: usize = crate::ring::linux::SEND_PARTS_MAX;
 impl Stores {
     /// Bytes that are kept, for the memory ledger.
     pub fn held_bytes(&self) -> usize {
-        let queue = |queue: &Box<VecDeque<Segment>>| queue_bytes(queue);
         self.spares.held_bytes()
             + self.queues.capacity() * size_of::<Box<VecDeque<Segment>>>()
-            + self.queues.iter().map(queue).sum::<usize>()
+            + self.queues.iter().map(|queue| queue_bytes(queue)).sum::<usize>()
     }
 }
 

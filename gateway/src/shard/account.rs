@@ -87,5 +87,6 @@ impl<R: Ring> Shard<R> {
         }
         held.add(Holder::Sessions, self.sessions.held_bytes());
         held.add(Holder::Mailboxes, self.mail.held_bytes());
+        held.add(Holder::Delays, self.delays.held_bytes());
     }
 }
