@@ -255,6 +255,7 @@ async fn ready(State(control): State<Arc<Control>>) -> (StatusCode, &'static str
 async fn status(State(control): State<Arc<Control>>) -> Response {
     let config = control.config();
     let metrics = control.gateway.metrics();
+    let ledger = crate::memory::ledger(&control);
     let sum = |of: fn(&crate::metrics::Counters) -> u64| -> u64 {
         control.gateway.counters().iter().map(|counters| of(counters)).sum()
     };
@@ -285,6 +286,11 @@ async fn status(State(control): State<Arc<Control>>) -> Response {
         "requests_forwarded": metrics.requests_forwarded,
         "upstream_failures": metrics.upstream_failures,
         "received_bytes": metrics.received_bytes,
+        "memory": {
+            "rss_bytes": ledger.rss_bytes,
+            "ledger_bytes": ledger.ledger_bytes,
+            "kernel_bytes": ledger.kernel_bytes,
+        },
         "closed": closed.collect::<std::collections::BTreeMap<_, _>>(),
     }))
     .into_response()
