@@ -313,7 +313,7 @@ pub async fn keep(control: Arc<Control>) {
         let surroundings = Surroundings {
             unix_ms: unix_now.as_millis() as u64,
             rss_bytes: resident_bytes(),
-            memory: Vec::new(),
+            memory: crate::memory::ledger(&control).components,
         };
         let config = control.config();
         control.history().take(control.gateway.counters(), &config, now - last, surroundings);
