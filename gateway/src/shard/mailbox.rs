@@ -15,12 +15,13 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use crossbeam_queue::ArrayQueue;
+use tokio::sync::oneshot;
 
 use crate::config::Config;
 use crate::conn::ConnId;
 use crate::ring::Waker;
 use crate::rooms;
-use crate::shard::inspect::Inspect;
+use crate::shard::inspect::{Inspect, UpstreamView};
 use crate::upstream::{Sid, UpstreamName};
 
 /// Letters in an inbox.
@@ -103,6 +104,13 @@ pub enum Order {
     },
     /// The operator wants to know about clients, or to close them.
     Inspect(Box<Inspect>),
+    /// The operator wants to know about the upstreams of a backend.
+    Upstreams {
+        /// The backend.
+        backend: u16,
+        /// Where the answer goes. Nobody may be there any more.
+        reply: oneshot::Sender<Vec<UpstreamView>>,
+    },
 }
 
 // Thousands of them lie in a mailbox.

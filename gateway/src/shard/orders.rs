@@ -18,6 +18,7 @@ impl<R: Ring> Shard<R> {
         match order {
             Order::Config(config) => self.on_config(&config),
             Order::Inspect(inspect) => self.on_inspect(*inspect),
+            Order::Upstreams { backend, reply } => self.on_ask_upstreams(backend, reply),
             Order::Checked { backend, upstream, ok } => self.on_checked(backend, upstream, ok),
         }
     }
