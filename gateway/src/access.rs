@@ -7,14 +7,21 @@
 //! Nothing that a client has chosen gets into a line, but its address where a trusted proxy names it:
 //! no path, no query, no header. There is no secret to be kept out, and no way to forge a line.
 
-use std::time::{Duration, Instant};
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use serde::Serialize;
 use tracing::{field, info, warn};
 
 use crate::config::{BackendKind, Config, LogOptions};
-use crate::journal::Closed;
+use crate::journal::{Closed, Traffic};
+use crate::ring::linux::monotonic_now;
 use crate::route::{HostPattern, Route, RouteIndex};
 use crate::upstream::UpstreamName;
+
+/// Connections that are over and still to be asked about.
+pub const CLOSES_KEPT: usize = 256;
 
 /// Where the lines go out.
 #[derive(Debug)]
@@ -46,9 +53,9 @@ impl AccessLog {
     }
 
     /// Writes a line, unless this second has had its share.
-    pub fn write(&mut self, closed: &Closed, config: &Config) {
+    pub fn write(&mut self, shard: u16, closed: &Closed, config: &Config) {
         if self.wanted && self.lines.take() {
-            write_line(closed, config);
+            Line::new(shard, closed, config).write();
         }
     }
 
@@ -96,45 +103,135 @@ impl Lines {
     }
 }
 
-fn write_line(closed: &Closed, config: &Config) {
-    let Closed {
-        peer,
-        client,
-        state,
-        route,
-        requests,
-        code,
-        upstream,
-        cause,
-        opened_at,
-        closed_at,
-        traffic,
-    } = closed;
-    let route = route.map(|route| config.routes.get(RouteIndex(route)));
-    // An earlier request may have been with an upstream of another backend.
-    let upstream = upstream.filter(|(backend, _)| route.is_some_and(|it| it.backend == *backend));
-    let upstream = upstream.and_then(|(backend, name)| url_of(config, backend, name));
-    let (status, close_code) = answers(*code);
-    info!(
-        target: "access",
-        cause = %cause.name(),
-        initiator = %cause.initiator().name(),
-        state = %state,
-        status,
-        close_code,
-        %client,
-        %peer,
-        route = route.map(name_of).map(field::display),
-        backend = route.map(|route| field::display(&config.backend(route).name)),
-        upstream = upstream.map(field::display),
-        duration_ms = closed_at.since(*opened_at).as_millis() as u64,
-        received_bytes = traffic.received_bytes,
-        sent_bytes = traffic.sent_bytes,
-        received_messages = traffic.received_messages,
-        sent_messages = traffic.sent_messages,
-        requests,
-        "closed"
-    );
+/// What is said of a client whose connection is over, in the operator's words.
+#[derive(Clone, Debug, Serialize)]
+pub struct Line {
+    /// When, in milliseconds since 1970.
+    pub unix_ms: u64,
+    /// SHARD-SLOT-GENERATION, as it was listed under while it was open.
+    pub id: String,
+    /// Why: [`Cause::name`](crate::metrics::Cause::name).
+    pub cause: &'static str,
+    /// Who ended it.
+    pub initiator: &'static str,
+    /// What it was.
+    pub state: &'static str,
+    /// The HTTP status that it got last; 101 for a WebSocket.
+    pub status: Option<u16>,
+    /// Of the first Close frame.
+    pub close_code: Option<u16>,
+    /// Whom it was for.
+    pub client: IpAddr,
+    /// Where it came from.
+    pub peer: SocketAddr,
+    /// The route of its last request.
+    pub route: Option<String>,
+    /// The backend of that.
+    pub backend: Option<String>,
+    /// The upstream that it was at last, unless that has left the file.
+    pub upstream: Option<String>,
+    /// Since the accept; of a WebSocket since its upgrade.
+    pub duration_ms: u64,
+    /// What went through it.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+    /// Its requests.
+    pub requests: u16,
+}
+
+impl Line {
+    /// Of an entry of the journal of `shard`; `config` is the one that entries are of now.
+    pub fn new(shard: u16, closed: &Closed, config: &Config) -> Line {
+        let route = closed.route.map(|route| config.routes.get(RouteIndex(route)));
+        let upstream = closed.upstream;
+        // An earlier request may have been with an upstream of another backend.
+        let upstream =
+            upstream.filter(|(backend, _)| route.is_some_and(|it| it.backend == *backend));
+        let upstream = upstream.and_then(|(backend, name)| url_of(config, backend, name));
+        let (status, close_code) = answers(closed.code);
+        let unix_now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let at = unix_now.saturating_sub(monotonic_now().since(closed.closed_at));
+        Line {
+            unix_ms: at.as_millis() as u64,
+            id: format!("{shard}-{}-{}", closed.id.slot, closed.id.generation),
+            cause: closed.cause.name(),
+            initiator: closed.cause.initiator().name(),
+            state: closed.state,
+            status,
+            close_code,
+            client: closed.client,
+            peer: closed.peer,
+            route: route.map(name_of),
+            backend: route.map(|route| config.backend(route).name.clone()),
+            upstream,
+            duration_ms: closed.closed_at.since(closed.opened_at).as_millis() as u64,
+            traffic: closed.traffic,
+            requests: closed.requests,
+        }
+    }
+
+    fn write(&self) {
+        info!(
+            target: "access",
+            cause = %self.cause,
+            initiator = %self.initiator,
+            state = %self.state,
+            status = self.status,
+            close_code = self.close_code,
+            client = %self.client,
+            peer = %self.peer,
+            route = self.route.as_ref().map(field::display),
+            backend = self.backend.as_ref().map(field::display),
+            upstream = self.upstream.as_ref().map(field::display),
+            duration_ms = self.duration_ms,
+            received_bytes = self.traffic.received_bytes,
+            sent_bytes = self.traffic.sent_bytes,
+            received_messages = self.traffic.received_messages,
+            sent_messages = self.traffic.sent_messages,
+            requests = self.requests,
+            id = %self.id,
+            "closed"
+        );
+    }
+}
+
+/// The last connections that ended, of all shards together.
+#[derive(Debug, Default)]
+pub struct Closes {
+    /// Not looked at since they were taken out of the journals.
+    new: Vec<(u16, Closed)>,
+    /// The oldest first.
+    lines: VecDeque<Line>,
+}
+
+impl Closes {
+    /// Takes an entry of the journal of `shard`.
+    pub fn push(&mut self, shard: u16, closed: Closed) {
+        if self.new.len() == 2 * CLOSES_KEPT {
+            self.keep_newest();
+        }
+        self.new.push((shard, closed));
+    }
+
+    /// Makes lines of what was taken.
+    pub fn end_of_tick(&mut self, config: &Config) {
+        self.keep_newest();
+        for (shard, closed) in self.new.drain(..) {
+            self.lines.push_back(Line::new(shard, &closed, config));
+        }
+        self.lines.drain(..self.lines.len().saturating_sub(CLOSES_KEPT));
+    }
+
+    /// Journals come one after the other, and the last is not newer than the first.
+    fn keep_newest(&mut self) {
+        self.new.sort_by_key(|(_, closed)| closed.closed_at);
+        self.new.drain(..self.new.len().saturating_sub(CLOSES_KEPT));
+    }
+
+    /// The last [`CLOSES_KEPT`], the newest first.
+    pub fn newest(&self) -> impl Iterator<Item = &Line> {
+        self.lines.iter().rev()
+    }
 }
 
 fn write_left_out(count: u64) {
@@ -181,6 +278,8 @@ pub fn url_of(config: &Config, backend: u16, name: UpstreamName) -> Option<Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::conn::ConnId;
+    use crate::time::Time;
 
     /// So many lines in a row; how many may be written.
     fn take(lines: &mut Lines, count: u64) -> u64 {
@@ -203,6 +302,48 @@ mod tests {
         // A clock that stands still, or a caller that mixes two readings up.
         assert_eq!(lines.turn(start), 0);
         assert_eq!(take(&mut lines, 1), 0);
+    }
+
+    fn closed(slot: u32, at: u64) -> Closed {
+        Closed {
+            id: ConnId { slot, generation: 7 },
+            peer: SocketAddr::from(([127, 0, 0, 1], 1)),
+            client: IpAddr::from([127, 0, 0, 1]),
+            state: "head",
+            route: None,
+            requests: 0,
+            code: 0,
+            upstream: None,
+            cause: crate::metrics::Cause::ClientGone,
+            opened_at: Time(0),
+            closed_at: Time(at),
+            traffic: Traffic::default(),
+        }
+    }
+
+    #[test]
+    fn the_last_closes_are_kept_whichever_shard_they_are_of() {
+        let config = Config::embedded();
+        let mut closes = Closes::default();
+        // Shard 0 closed later than shard 1, and is looked at first.
+        let kept = CLOSES_KEPT as u32;
+        for slot in 0..3 * kept {
+            closes.push(0, closed(slot, 1_000_000 + u64::from(slot)));
+        }
+        for slot in 0..3 * kept {
+            closes.push(1, closed(slot, u64::from(slot)));
+        }
+        assert!(closes.new.len() <= 2 * CLOSES_KEPT, "they are bounded meanwhile");
+        closes.end_of_tick(&config);
+        let ids: Vec<&str> = closes.newest().map(|line| line.id.as_str()).collect();
+        let want: Vec<String> =
+            (2 * kept..3 * kept).rev().map(|slot| format!("0-{slot}-7")).collect();
+        assert_eq!(ids, want);
+        // The next tick takes the place of the oldest.
+        closes.push(1, closed(9, 2_000_000));
+        closes.end_of_tick(&config);
+        let ids: Vec<&str> = closes.newest().map(|line| line.id.as_str()).collect();
+        assert_eq!((ids.len(), ids[0], ids[1]), (CLOSES_KEPT, "1-9-7", want[0].as_str()));
     }
 
     #[test]

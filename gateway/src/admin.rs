@@ -13,6 +13,10 @@
 //! | `POST /api/v1/drain` | 202; goes on as after SIGTERM |
 //! | `GET /api/v1/connections` | clients, by route, address, user and more; in pages |
 //! | `POST /api/v1/connections/close` | closes those, and says how many they were |
+//! | `GET /api/v1/connections/{id}` | one of them, with its upstream's side |
+//! | `GET /api/v1/shards`, `routes`, `upstreams` | what the gateway is made of, and how each is |
+//! | `GET /api/v1/closes` | the last connections that ended, and why |
+//! | `GET`, `PUT /api/v1/log` | the log's level |
 //!
 //! Who may open the socket may do all of this; its permissions are the lock. Over TCP it takes a token
 //! (`guard.rs`), and there is no such listener unless the file asks for one.
@@ -24,6 +28,7 @@ mod latency;
 mod memory;
 mod serve;
 pub mod token;
+pub(crate) mod views;
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -34,13 +39,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use axum::extract::State;
+use axum::extract::{FromRequestParts, Query, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, X_CONTENT_TYPE_OPTIONS};
+use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, get, post, put};
 use axum::{Json, Router};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::net::{TcpListener, UnixListener};
 use tracing::warn;
@@ -70,6 +77,13 @@ fn table() -> Vec<Entry> {
         entry(read.clone(), "/api/v1/memory", Never, get(memory::ledger)),
         entry(read.clone(), "/api/v1/connections", Never, get(connections::list)),
         entry(order.clone(), "/api/v1/connections/close", Never, post(connections::close)),
+        entry(read.clone(), "/api/v1/connections/{id}", Never, get(connections::one)),
+        entry(read.clone(), "/api/v1/shards", Never, get(views::shards)),
+        entry(read.clone(), "/api/v1/routes", Never, get(views::routes)),
+        entry(read.clone(), "/api/v1/upstreams", Never, get(views::upstreams)),
+        entry(read.clone(), "/api/v1/closes", Never, get(views::closes)),
+        entry(read.clone(), "/api/v1/log", Never, get(views::log_options)),
+        entry(Method::PUT, "/api/v1/log", Never, put(views::set_log)),
     ]
 }
 
@@ -239,6 +253,25 @@ impl Drop for Serving {
             let _ = fs::remove_file(path);
         }
     }
+}
+
+/// The query of a request. What is wrong with it is told like every other refusal.
+pub(crate) struct Asked<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Asked<T> {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Asked<T>, Response> {
+        match Query::from_request_parts(parts, state).await {
+            Ok(Query(query)) => Ok(Asked(query)),
+            Err(rejection) => Err(refuse(StatusCode::BAD_REQUEST, &rejection.body_text())),
+        }
+    }
+}
+
+/// An answer that says why there is no other.
+fn refuse(status: StatusCode, why: &str) -> Response {
+    (status, Json(json!({ "faults": [why] }))).into_response()
 }
 
 async fn live() -> &'static str {

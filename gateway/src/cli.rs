@@ -7,8 +7,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use axum::http::{Method, StatusCode};
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 use gateway::admin::{self, client};
+use gateway::log;
 use serde_json::Value;
 
 /// The commands.
@@ -20,6 +22,8 @@ pub(crate) enum Running {
     Drain(Ask),
     /// What a running gateway is up to, as JSON
     Status(Ask),
+    /// The level of a running gateway's log, or another one from now on
+    LogLevel(LogLevel),
     /// List clients of a running gateway
     Conns(clients::Conns),
     /// Close clients of a running gateway
@@ -33,6 +37,7 @@ impl Running {
             Running::Reload(ask) => ask.ask(Method::POST, "/api/v1/reload"),
             Running::Drain(ask) => ask.ask(Method::POST, "/api/v1/drain"),
             Running::Status(ask) => ask.ask(Method::GET, "/api/v1/status"),
+            Running::LogLevel(log) => log.run(),
             Running::Conns(conns) => conns.list(),
             Running::Close(close) => close.close(),
         }
@@ -45,6 +50,34 @@ pub(crate) struct Ask {
     /// The gateway's admin socket (admin.socket in its file)
     #[arg(long, value_name = "PATH", default_value_os_t = admin::default_socket())]
     socket: PathBuf,
+}
+
+/// `penstock log-level`.
+#[derive(Args)]
+pub(crate) struct LogLevel {
+    #[command(flatten)]
+    ask: Ask,
+    /// The least important that is written, until the gateway ends or its file says another one
+    #[arg(value_name = "LEVEL", value_parser = PossibleValuesParser::new(log::LEVELS))]
+    level: Option<String>,
+}
+
+impl LogLevel {
+    fn run(&self) -> ExitCode {
+        let answer = match &self.level {
+            Some(level) => self.ask.answer(Method::PUT, &format!("/api/v1/log?level={level}")),
+            None => self.ask.answer(Method::GET, "/api/v1/log"),
+        };
+        match answer {
+            Ok((status, body)) if status.is_success() => {
+                let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
+                println!("{}", answer["level"].as_str().unwrap_or_default());
+                ExitCode::SUCCESS
+            }
+            Ok((status, body)) => tell(status, &body),
+            Err(code) => code,
+        }
+    }
 }
 
 impl Ask {

@@ -60,7 +60,7 @@ pub struct Conn {
     /// sent it, the code of that. 0: nothing yet.
     pub code: u16,
     /// Of an upstream that has accepted: where it counts as a connection. Of a client: where its
-    /// last one did.
+    /// last one did, or who refused it.
     pub counted: Option<Counted>,
     /// Which conversation it is in.
     pub state: State,

@@ -20,7 +20,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, mpsc, watch};
 use tracing::{error, info, warn};
 
-use crate::access::AccessLog;
+use crate::access::{AccessLog, Closes};
 use crate::checks::{Changes, Checker, Outcome, targets};
 use crate::config::succession::{Succession, succeed};
 use crate::config::{Config, Overrides};
@@ -80,6 +80,7 @@ pub struct Control {
     pub memory: memory::Keeper,
     access: std::sync::Mutex<AccessLog>,
     history: std::sync::Mutex<History>,
+    closes: std::sync::Mutex<Closes>,
     /// Held from reading a file until every shard goes by it.
     reloading: Mutex<()>,
 }
@@ -95,7 +96,8 @@ pub struct Reloaded {
 
 /// Runs the gateway until it has been asked to stop and has done so.
 pub fn run(config: Config, source: Option<Source>) -> ExitCode {
-    log::init(&config.log);
+    // Until the end: what is still to be written then is written when this goes.
+    let _writer = log::init(&config.log);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime.map_err(|error| format!("no runtime for the control thread: {error}"));
     match result.and_then(|runtime| runtime.block_on(serve(config, source))) {
@@ -127,6 +129,7 @@ async fn serve(config: Config, source: Option<Source>) -> Result<(), String> {
         memory: memory::Keeper::new(in_use_at_start),
         access: std::sync::Mutex::new(AccessLog::new(&gateway.config().log, Instant::now())),
         history: std::sync::Mutex::default(),
+        closes: std::sync::Mutex::default(),
         reloading: Mutex::new(()),
         gateway,
     });
@@ -208,8 +211,8 @@ impl Control {
         let until = SystemTime::now() + window;
         let clients: u64 = clients().sum();
         self.phase.send_replace(Phase::Draining { clients, until });
-        eprintln!(
-            "penstock: stopping: {clients} clients are asked to leave within {window:.1?}, what is \
+        warn!(
+            "stopping: {clients} clients are asked to leave within {window:.1?}, what is \
              left is cut off after {:.1?}; once more to stop at once",
             window + server.stop_timeout
         );
@@ -341,17 +344,24 @@ impl Control {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The last connections that ended, up to a tenth of a second ago.
+    pub fn closes(&self) -> std::sync::MutexGuard<'_, Closes> {
+        self.closes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn write_journals(&self) {
         let config = self.config();
-        let mut log = self.access();
+        let (mut log, mut closes) = (self.access(), self.closes());
         let mut lost = 0;
-        for journal in self.gateway.journals() {
+        for (shard, journal) in (0..=u16::MAX).zip(self.gateway.journals()) {
             while let Some(closed) = journal.pop() {
-                log.write(&closed, &config);
+                log.write(shard, &closed, &config);
+                closes.push(shard, closed);
             }
             lost += journal.take_lost();
         }
         log.end_of_tick(lost, Instant::now());
+        closes.end_of_tick(&config);
     }
 }
 
@@ -394,12 +404,21 @@ async fn check_health(control: Arc<Control>) {
 /// Makes lines of what the shards have written down.
 async fn write_log(control: Arc<Control>) {
     let mut configs = control.config.subscribe();
+    // As the file has it: what was ordered since stays until the file says something new.
+    let mut level = configs.borrow_and_update().log.level.clone();
+    let mut told = 0;
     loop {
         tokio::time::sleep(TICK).await;
         if configs.has_changed().unwrap_or(false) {
-            control.access().set_options(&configs.borrow_and_update().log);
+            let options = &configs.borrow_and_update().log;
+            control.access().set_options(options);
+            if options.level != level {
+                log::set_level(&options.level);
+                level.clone_from(&options.level);
+            }
         }
         control.write_journals();
+        told = log::tell_dropped(told);
     }
 }
 

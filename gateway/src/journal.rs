@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_queue::ArrayQueue;
 use serde::Serialize;
 
+use crate::conn::ConnId;
 use crate::metrics::Cause;
 use crate::time::Time;
 use crate::upstream::UpstreamName;
@@ -20,6 +21,8 @@ const ENTRIES_MAX: usize = 1024;
 /// A client's connection that is over.
 #[derive(Clone, Debug)]
 pub struct Closed {
+    /// Which one it was in the table of its shard.
+    pub id: ConnId,
     /// Where the connection came from.
     pub peer: SocketAddr,
     /// On whose behalf: its address, or what a trusted proxy said last.
@@ -117,6 +120,7 @@ mod tests {
 
     fn closed(number: u64) -> Closed {
         Closed {
+            id: ConnId { slot: 0, generation: 0 },
             peer: SocketAddr::from(([127, 0, 0, 1], 1)),
             client: IpAddr::from([127, 0, 0, 1]),
             state: "head",

@@ -1,29 +1,112 @@
 //! Where the control thread's words go: standard error, for people or for programs. Shards never
 //! write; what they have to say goes through the journal.
+//!
+//! A thread of its own writes. Whoever reads standard error may stop doing so (a pager, a container's
+//! log driver), and then a write takes for ever; signals and the admin interface must not wait for it.
+//! Lines that find [`LINES_MAX`] others waiting are dropped and counted.
 
 use std::io::stderr;
+use std::sync::OnceLock;
 
+use tracing::warn;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::config::{LogFormat, LogOptions};
 
+/// The levels, from the fewest lines to the most.
+pub const LEVELS: [&str; 4] = ["error", "warn", "info", "debug"];
+
+/// Lines that wait to be written: seconds of the most that the access log writes by default.
+const LINES_MAX: usize = 8192;
+
+/// What can be asked of the log once it is there.
+struct Log {
+    level: reload::Handle<LevelFilter, Registry>,
+    dropped: ErrorCounter,
+}
+
+static LOG: OnceLock<Log> = OnceLock::new();
+
+/// Writes what is left when it is dropped, for a second at most.
+#[must_use]
+pub struct Writer {
+    _worker: Option<WorkerGuard>,
+}
+
 /// Sets the log up, once in the life of a process; later calls change nothing.
-pub fn init(options: &LogOptions) {
-    let level = match options.level.as_str() {
+pub fn init(options: &LogOptions) -> Writer {
+    if LOG.get().is_some() {
+        return Writer { _worker: None };
+    }
+    let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX);
+    let (writer, worker) = builder.thread_name("log").finish(stderr());
+    let dropped = writer.error_counter();
+    let (filter, level) = reload::Layer::new(filter_of(&options.level));
+    let lines = fmt::layer().with_writer(writer).with_ansi(false);
+    // The journal of systemd stamps each line itself.
+    let stamped = std::env::var_os("JOURNAL_STREAM").is_none();
+    let lines = match (options.format, stamped) {
+        (LogFormat::Json, _) => lines.json().flatten_event(true).boxed(),
+        (LogFormat::Text, true) => lines.boxed(),
+        (LogFormat::Text, false) => lines.without_time().boxed(),
+    };
+    // It fails when there is one already, as in a test with two gateways.
+    match tracing_subscriber::registry().with(filter).with(lines).try_init() {
+        Ok(()) => {
+            let _ = LOG.set(Log { level, dropped });
+            Writer { _worker: Some(worker) }
+        }
+        Err(_) => Writer { _worker: None },
+    }
+}
+
+/// The level with this name, one of [`LEVELS`].
+fn filter_of(level: &str) -> LevelFilter {
+    match level {
         "error" => LevelFilter::ERROR,
         "warn" => LevelFilter::WARN,
         "debug" => LevelFilter::DEBUG,
         _ => LevelFilter::INFO,
-    };
-    let builder = fmt().with_writer(stderr).with_max_level(level).with_ansi(false);
-    // The journal of systemd stamps each line itself.
-    let stamped = std::env::var_os("JOURNAL_STREAM").is_none();
-    let result = match (options.format, stamped) {
-        (LogFormat::Json, _) => builder.json().flatten_event(true).try_init(),
-        (LogFormat::Text, true) => builder.try_init(),
-        (LogFormat::Text, false) => builder.without_time().try_init(),
-    };
-    // It fails when there is one already, as in a test with two gateways.
-    drop(result);
+    }
+}
+
+/// The name of the level that holds now.
+pub fn level() -> &'static str {
+    let level = LOG.get().and_then(|log| log.level.clone_current()).unwrap_or(LevelFilter::OFF);
+    match level {
+        LevelFilter::OFF => "off",
+        LevelFilter::ERROR => "error",
+        LevelFilter::WARN => "warn",
+        LevelFilter::INFO => "info",
+        _ => "debug",
+    }
+}
+
+/// From here on the least important that is written is of this level, one of [`LEVELS`].
+pub fn set_level(level: &str) {
+    if let Some(log) = LOG.get() {
+        // It fails when the log is gone, which is never before the process.
+        let _ = log.level.reload(filter_of(level));
+    }
+}
+
+/// Lines that were dropped since the start.
+pub fn dropped_lines() -> u64 {
+    LOG.get().map_or(0, |log| log.dropped.dropped_lines() as u64)
+}
+
+/// Says how many lines were dropped since `told`, and returns what has been told then. It may itself
+/// be dropped, and is said again.
+pub(crate) fn tell_dropped(told: u64) -> u64 {
+    let dropped = dropped_lines();
+    if dropped == told {
+        return told;
+    }
+    warn!(dropped = dropped - told, "lines of the log were dropped: whoever reads it is too slow");
+    // This one is not counted with those that it tells of.
+    if dropped_lines() == dropped { dropped } else { told }
 }

@@ -148,6 +148,37 @@ pub enum Mode {
     Disabled,
 }
 
+/// Whether an upstream gets clients, and why not; the worse the greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// It gets its share.
+    Up,
+    /// It gets less, and more every moment.
+    SlowStart,
+    /// It failed clients, and gets none for a while.
+    Ejected,
+    /// Its checks fail.
+    Down,
+    /// The operator sends it no new ones.
+    Draining,
+    /// The operator sends it nothing.
+    Disabled,
+}
+
+impl Standing {
+    /// The name in answers and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Standing::Up => "up",
+            Standing::SlowStart => "slow_start",
+            Standing::Ejected => "ejected",
+            Standing::Down => "down",
+            Standing::Draining => "draining",
+            Standing::Disabled => "disabled",
+        }
+    }
+}
+
 /// The part of a maximum for the whole process that is one shard's, so that all parts add up to
 /// it. A maximum below the number of shards leaves some with nothing; the configuration has to
 /// refuse it, as 0 means any number.
@@ -207,6 +238,20 @@ impl Upstream {
     /// How it is.
     pub fn health(&self, now: Time) -> Health {
         self.record.health(now)
+    }
+
+    /// How it stands with what the operator wants and with how it is; `slow_start` is its group's.
+    pub fn standing(&self, slow_start: Duration, now: Time) -> Standing {
+        match (self.spec.mode, self.health(now)) {
+            (Mode::Disabled, _) => Standing::Disabled,
+            (Mode::Draining, _) => Standing::Draining,
+            (Mode::Active, Health::Down) => Standing::Down,
+            (Mode::Active, Health::Ejected { .. }) => Standing::Ejected,
+            (Mode::Active, Health::Up) if self.record.ramp(now, slow_start) < 1000 => {
+                Standing::SlowStart
+            }
+            (Mode::Active, Health::Up) => Standing::Up,
+        }
     }
 
     fn is_fit(&self, now: Time) -> bool {

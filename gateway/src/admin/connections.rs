@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+use super::Asked;
 use crate::client_address::{Cidr, CidrSet};
 use crate::config::{BackendKind, Config};
 use crate::conn::ConnId;
@@ -55,8 +56,11 @@ pub(super) struct Selection {
 
 pub(super) async fn list(
     State(control): State<Arc<Control>>,
-    Query(selection): Query<Selection>,
+    Asked(selection): Asked<Selection>,
 ) -> Response {
+    if selection.all || selection.code.is_some() || selection.reason.is_some() {
+        return refuse("`all`, `code` and `reason` are for closing");
+    }
     let limit = selection.limit.unwrap_or(LIMIT_DEFAULT);
     if !(1..=LIMIT_MAX).contains(&limit) {
         return refuse(&format!("`limit` is {limit}: choose a number from 1 to {LIMIT_MAX}"));
@@ -74,7 +78,7 @@ pub(super) async fn list(
 
 pub(super) async fn close(
     State(control): State<Arc<Control>>,
-    Query(selection): Query<Selection>,
+    Asked(selection): Asked<Selection>,
 ) -> Response {
     let code = selection.code.unwrap_or(1012);
     let reason = selection.reason.clone().unwrap_or_default();
@@ -90,6 +94,9 @@ pub(super) async fn close(
         let len = reason.len();
         return refuse(&format!("`reason` has {len} bytes: at most {REASON_BYTES_MAX} fit"));
     }
+    if selection.after.is_some() {
+        return refuse("`after` is for lists: all that match are closed, up to `limit`");
+    }
     if !(selection.all || selection.narrows()) {
         return refuse("who is to be closed? Name a property, or say `all=true`");
     }
@@ -101,8 +108,24 @@ pub(super) async fn close(
     }
 }
 
+/// One client, and its connection to the upstream where there is one.
+pub(super) async fn one(State(control): State<Arc<Control>>, Path(id): Path<String>) -> Response {
+    let selection = Selection { id: Some(id), ..Selection::default() };
+    match visit(&control, &selection, 1, None).await {
+        Ok((clients, _)) => match clients.first() {
+            Some((shard, found)) => {
+                Json(describe(&control.config(), *shard, found)).into_response()
+            }
+            None => {
+                super::refuse(StatusCode::NOT_FOUND, "no client has this id, or has it any more")
+            }
+        },
+        Err(why) => refuse(&why),
+    }
+}
+
 fn refuse(why: &str) -> Response {
-    (StatusCode::BAD_REQUEST, Json(json!({ "faults": [why] }))).into_response()
+    super::refuse(StatusCode::BAD_REQUEST, why)
 }
 
 impl Selection {
@@ -225,6 +248,9 @@ fn describe(config: &Config, shard: u16, found: &Found) -> Value {
     value["id"] = json!(format!("{shard}-{}-{}", record.slot, record.generation));
     value["shard"] = json!(shard);
     value["route"] = json!(format!("{}{}", route.host, route.path));
+    if found.upstream_side.is_some() {
+        value["upstream_side"]["route"] = value["route"].clone();
+    }
     value["backend"] = json!(config.backend(route).name);
     value["upstream"] = json!(
         found.upstream.and_then(|(backend, name)| { crate::access::url_of(config, backend, name) })

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::Asked;
 use crate::control::Control;
 use crate::history::{INTERVAL, Interval, LATENCY_ROWS_US};
 use crate::totals::{Series, Totals};
@@ -56,7 +57,7 @@ struct Intervals<'a> {
 /// The intervals that are kept, the oldest first.
 pub(super) async fn history(
     State(control): State<Arc<Control>>,
-    Query(Since { since_ms }): Query<Since>,
+    Asked(Since { since_ms }): Asked<Since>,
 ) -> Response {
     let history = control.history();
     Json(Intervals {

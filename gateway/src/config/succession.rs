@@ -10,7 +10,7 @@
 //! | --- | --- |
 //! | all of `[server]` but `stop_timeout_ms` and `drain_*` | threads, rings and tables are made at the start |
 //! | names and addresses of listeners | the sockets are opened at the start |
-//! | `[admin]` but its token and `open`, `log.format`, `log.level` | they are set up at the start |
+//! | `[admin]` but its token and `open`, `log.format` | they are set up at the start |
 //! | `limits.send_buffer_bytes`, `limits.receive_buffer_bytes` | the listeners have them already |
 //!
 //! Everything else can change: the limits and policies are looked up when they are needed, rooms
@@ -133,7 +133,7 @@ fn fixed(change: &Change) -> Option<String> {
         ("server", _) => "[server] is what the process is made of at the start",
         ("admin", "token_file" | "open") => return None,
         ("admin", _) => "the socket is open already",
-        ("log", "format" | "level") => "the log is set up at the start",
+        ("log", "format") => "the log is set up at the start",
         ("limits", "send_buffer_bytes" | "receive_buffer_bytes") => {
             "listeners and connections have their socket buffers already"
         }

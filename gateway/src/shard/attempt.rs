@@ -408,11 +408,14 @@ impl<R: Ring> Shard<R> {
         let Some(attempt) = attempt_of(&mut table[client].state) else { return };
         let Some(upstream) = attempt.picked.take() else { return };
         let group = groups[usize::from(attempt.backend)].as_mut().expect("a websocket backend");
+        let backend = attempt.backend;
         if (502..=504).contains(&status) {
             group.on_handshake_failed(upstream, *now, random.next_u64());
         } else {
             group.on_answered(upstream, *now);
         }
+        // Of a client this only says where it was: see `Conn::counted`.
+        table[client].counted = Some(Counted { backend, upstream });
         self.room_made = true;
     }
 

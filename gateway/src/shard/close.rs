@@ -196,6 +196,7 @@ impl<R: Ring> Shard<R> {
             let cause = conn.cause.unwrap_or(Cause::InternalError);
             metrics.count_close(cause);
             journal.push(Closed {
+                id,
                 peer: conn.addresses.peer(),
                 client: conn.client_ip(),
                 state: name,

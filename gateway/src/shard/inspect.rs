@@ -18,7 +18,7 @@ use crate::journal::Traffic;
 use crate::metrics::Cause;
 use crate::ring::Ring;
 use crate::rooms::ClientRecord;
-use crate::upstream::UpstreamName;
+use crate::upstream::{Standing, UpstreamName};
 
 /// Slots looked at for one question.
 const SLOTS_PER_ORDER: u32 = 4096;
@@ -98,6 +98,30 @@ pub struct Found {
     pub upstream: Option<(u16, UpstreamName)>,
     /// Who it is in the embedded rooms.
     pub rooms: Option<ClientRecord>,
+    /// Its connection to the upstream, where there is one and this client alone was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream_side: Option<UpstreamSide>,
+}
+
+/// A client's connection to its upstream.
+#[derive(Clone, Debug, Serialize)]
+pub struct UpstreamSide {
+    /// The connection itself.
+    #[serde(flatten)]
+    pub record: Record,
+    /// What went through it.
+    pub traffic: Traffic,
+}
+
+/// An upstream as one shard sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct UpstreamView {
+    /// Which.
+    pub name: UpstreamName,
+    /// Connections of this shard, those being opened included.
+    pub connections: u32,
+    /// How it is.
+    pub standing: Standing,
 }
 
 impl<R: Ring> Shard<R> {
@@ -134,6 +158,21 @@ impl<R: Ring> Shard<R> {
         let _ = reply.send(Page { clients, next: (!is_through).then_some(slot) });
     }
 
+    /// The upstreams of a backend; none where it has left the configuration.
+    pub(super) fn on_ask_upstreams(&self, backend: u16, reply: oneshot::Sender<Vec<UpstreamView>>) {
+        let group = self.groups.get(usize::from(backend)).and_then(Option::as_ref);
+        let views = group.map(|group| {
+            let upstreams = group.upstreams().iter().map(|upstream| UpstreamView {
+                name: upstream.name(),
+                connections: upstream.connections(),
+                standing: upstream.standing(group.options().slow_start, self.now),
+            });
+            upstreams.collect()
+        });
+        // Whoever asked may have given up.
+        let _ = reply.send(views.unwrap_or_default());
+    }
+
     /// The client, if the filter lets it pass.
     fn look_at(&self, id: ConnId, filter: &Filter) -> Option<Found> {
         let conn = &self.table[id];
@@ -163,8 +202,15 @@ impl<R: Ring> Shard<R> {
         };
         let passes =
             filter.user.as_ref().is_none_or(is_user) && filter.room.as_ref().is_none_or(is_in);
+        let record = Record::of(id, conn, self.now);
+        let other = record.other.filter(|_| filter.id.is_some());
+        let other = other.and_then(|slot| self.table.id_at(slot));
         passes.then(|| Found {
-            record: Record::of(id, conn, self.now),
+            upstream_side: other.map(|id| {
+                let conn = &self.table[id];
+                UpstreamSide { record: Record::of(id, conn, self.now), traffic: conn.traffic }
+            }),
+            record,
             age_ms: age.as_millis() as u64,
             traffic: conn.traffic,
             upstream,

@@ -15,13 +15,14 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use crossbeam_queue::ArrayQueue;
+use tokio::sync::oneshot;
 
 use crate::config::Config;
 use crate::conn::ConnId;
 use crate::ring::Waker;
 use crate::rooms;
 use crate::shard::account::Account;
-use crate::shard::inspect::Inspect;
+use crate::shard::inspect::{Inspect, UpstreamView};
 use crate::upstream::{Sid, UpstreamName};
 
 /// Letters in an inbox.
@@ -106,6 +107,13 @@ pub enum Order {
     Inspect(Box<Inspect>),
     /// What does it hold?
     Account(Box<Account>),
+    /// The operator wants to know about the upstreams of a backend.
+    Upstreams {
+        /// The backend.
+        backend: u16,
+        /// Where the answer goes. Nobody may be there any more.
+        reply: oneshot::Sender<Vec<UpstreamView>>,
+    },
 }
 
 // Thousands of them lie in a mailbox.

@@ -19,6 +19,7 @@ impl<R: Ring> Shard<R> {
             Order::Config(config) => self.on_config(&config),
             Order::Inspect(inspect) => self.on_inspect(*inspect),
             Order::Account(account) => self.on_account(*account),
+            Order::Upstreams { backend, reply } => self.on_ask_upstreams(backend, reply),
             Order::Checked { backend, upstream, ok } => self.on_checked(backend, upstream, ok),
         }
     }

@@ -292,8 +292,8 @@ const PLAIN: &[Case] = &[
             client.rest();
             Seen::of(&client)
         },
-        // Only an upstream that took the client is named, not one that refused it.
-        line: "state=connecting status=401 route=*/app backend=app messages=0/0 requests=1",
+        // The upstream that refused it is named.
+        line: "state=connecting status=401 route=*/app backend=app upstream messages=0/0 requests=1",
     },
     Case {
         cause: Cause::HttpDone,

@@ -205,7 +205,7 @@ fn drain(ask: impl Fn(&Daemon)) {
     while TcpStream::connect(gateway.address).is_ok() {}
     expect_restart(&mut late, 700);
     late.end();
-    let line = gateway.line("penstock: stopping: ");
+    let line = gateway.line("stopping: ");
     assert!(line.contains("4 clients are asked to leave within 8.0ms"), "{line}");
     assert!(line.contains("what is left is cut off after 10.0s"), "{line}");
     let lines = gateway.ended();

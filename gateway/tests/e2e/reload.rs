@@ -403,8 +403,8 @@ fn what_cannot_be_taken_on_changes_nothing() {
     // All that needs a restart, a reason each; and what could be taken on is not.
     let head = it.head.clone();
     it.head = head.replace("shards = 2", "shards = 3").replace(":0", ":1");
-    let said = it.refused(&(route("/b", "echo") + &good + "[log]\nlevel = \"warn\"\n"));
-    for words in ["`server.shards` is 2 and would become 3: each shard", "listener", "`log.level`"]
+    let said = it.refused(&(route("/b", "echo") + &good + "[log]\nformat = \"json\"\n"));
+    for words in ["`server.shards` is 2 and would become 3: each shard", "listener", "`log.format`"]
     {
         assert!(said.contains(words), "{words} in\n{said}");
     }
