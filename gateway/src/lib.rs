@@ -24,6 +24,7 @@ pub mod admin;
 pub mod checks;
 pub mod config;
 pub mod control;
+pub mod families;
 pub mod histogram;
 pub mod history;
 pub mod journal;

@@ -30,6 +30,7 @@ mod identity;
 mod latency;
 mod limits;
 mod loss;
+mod metrics;
 mod operator;
 mod page;
 mod programs;
