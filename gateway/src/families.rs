@@ -180,14 +180,19 @@ impl View<'_> {
 
     fn connections(&self) -> Vec<Family> {
         let gauge = |name, help| Family::new(Kind::Gauge, Unit::Count, name, help);
-        let (clients, upstreams) = self.on_routes();
+        let routes = self.on_routes();
+        let clients = routes.iter().map(|(route, on_it)| (route, Value::Count(on_it.0)));
+        let upstreams = routes.iter().map(|(route, on_it)| (route, Value::Count(on_it.1)));
         vec![
             self.by_shard(
                 gauge("penstock_connections", "Clients, from the accept on."),
                 |counters| Value::Count(counters.clients.get()),
             ),
-            gauge("penstock_connections_max", "Clients that are let in at most (limits.connections_max).")
-                .of(Value::Count(self.config.limits.connections_max.into())),
+            gauge(
+                "penstock_connections_max",
+                "Clients that are let in at most (limits.connections_max).",
+            )
+            .of(Value::Count(self.config.limits.connections_max.into())),
             gauge("penstock_route_connections", "Clients that were admitted to a route.")
                 .by("route", clients),
             self.by_shard(
@@ -201,7 +206,8 @@ impl View<'_> {
             .by("route", upstreams),
             gauge(
                 "penstock_slow_consumers",
-                "Peers that do not keep up: those for whose sake another is not read, and members of rooms with a backlog.",
+                "Peers that do not keep up: those for whose sake another is not read, and \
+                 members of rooms with a backlog.",
             )
             .of(self.sum(|it| it.slow_consumers.get())),
             gauge("penstock_peers_waiting", "Peers that have messages waiting in an outbox.")
@@ -213,7 +219,7 @@ impl View<'_> {
     }
 
     /// Clients and connections to upstreams, by route.
-    fn on_routes(&self) -> (Vec<(String, Value)>, Vec<(String, Value)>) {
+    fn on_routes(&self) -> BTreeMap<String, (u64, u64)> {
         let mut routes: BTreeMap<String, (u64, u64)> = BTreeMap::new();
         // There are at most `ROUTE_NUMBERS_MAX`.
         for (number, place) in (0..=u16::MAX).zip(0..self.config.routes.numbers()) {
@@ -225,10 +231,7 @@ impl View<'_> {
             let sum = routes.entry(name_of_place(self.config, place)).or_default();
             *sum = (sum.0 + u64::from(clients), sum.1 + u64::from(upstreams));
         }
-        let of = |pick: fn(&(u64, u64)) -> u64| {
-            routes.iter().map(|(name, sum)| (name.clone(), Value::Count(pick(sum)))).collect()
-        };
-        (of(|sum| sum.0), of(|sum| sum.1))
+        routes
     }
 
     /// Everything that has a histogram: those, and what their counts and sums are besides.
@@ -237,7 +240,8 @@ impl View<'_> {
             Kind::Counter,
             Unit::Count,
             "penstock_messages",
-            "Messages from clients (to_upstream), and for clients: from an upstream, a room or the echo (to_client).",
+            "Messages from clients (to_upstream), and for clients: from an upstream, a room or \
+             the echo (to_client).",
         );
         let mut payload = Family::new(
             Kind::Counter,
@@ -282,7 +286,8 @@ impl View<'_> {
             Kind::Counter,
             Unit::Seconds,
             "penstock_shard_cpu_seconds",
-            "Processor time of a shard's thread: its rate is how busy the core is with it, from 0 to 1.",
+            "Processor time of a shard's thread: its rate is how busy the core is with it, from \
+             0 to 1.",
         );
         let times = self.process.shards.iter();
         vec![
@@ -325,7 +330,8 @@ impl View<'_> {
         let bound = memory_bound(self.config, &item_sizes());
         let limit = bytes(
             "penstock_memory_limit_bytes",
-            "Memory that the process can use: the limit of its control groups or, without one, all of the machine.",
+            "Memory that the process can use: the limit of its control groups or, without one, \
+             all of the machine.",
         );
         vec![
             bytes(
@@ -385,7 +391,8 @@ impl View<'_> {
                 gauge,
                 Unit::Count,
                 "process_open_fds",
-                "Descriptors that are open. Connections are not among them: they have a table of their own.",
+                "Descriptors that are open. Connections are not among them: they have a table of \
+                 their own.",
                 open_fds.map(count),
             ),
             some(
@@ -403,20 +410,25 @@ impl View<'_> {
 const HISTOGRAMS: [(&str, &str); 10] = [
     (
         "penstock_forward_seconds",
-        "From the receive of a message (of a publication; of the message that is echoed) until the socket of whom it is for took it.",
+        "From the receive of a message (of a publication; of the message that is echoed) until \
+         the socket of whom it is for took it.",
     ),
     (
         "penstock_reply_seconds",
-        "From a client's message until the next of its upstream: what an upstream takes to answer, where it answers. Of ordinary HTTP, until the head of the answer.",
+        "From a client's message until the next of its upstream: what an upstream takes to \
+         answer, where it answers. Of ordinary HTTP, until the head of the answer.",
     ),
     ("penstock_message_size_bytes", "Payload of a message, as it was on the wire."),
     (
         "penstock_handshake_seconds",
-        "Handshakes of clients, from the accept: until the head of the first request was read (head), until the 101 was queued (total).",
+        "Handshakes of clients, from the accept: until the head of the first request was read \
+         (head), until the 101 was queued (total).",
     ),
     (
         "penstock_upstream_handshake_seconds",
-        "Handshakes with upstreams: of one attempt until it was connected (connect), from then until it accepted the upgrade (answer); from the client's request, with all attempts (total).",
+        "Handshakes with upstreams: of one attempt until it was connected (connect), from then \
+         until it accepted the upgrade (answer); from the client's request, with all attempts \
+         (total).",
     ),
     (
         "penstock_rtt_seconds",
@@ -424,7 +436,8 @@ const HISTOGRAMS: [(&str, &str); 10] = [
     ),
     (
         "penstock_fanout_seconds",
-        "From a publication until the first, and the last, member in a shard that had nothing waiting was sent it.",
+        "From a publication until the first, and the last, member in a shard that had nothing \
+         waiting was sent it.",
     ),
     (
         "penstock_fanout_recipients",
@@ -432,7 +445,8 @@ const HISTOGRAMS: [(&str, &str); 10] = [
     ),
     (
         "penstock_queue_age_seconds",
-        "How old the oldest message in an outbox was when it was taken, where others had come for that peer meanwhile.",
+        "How old the oldest message of an outbox was when the socket took it, once for all that \
+         was queued together.",
     ),
     ("penstock_loop_iteration_seconds", "Work of one turn of a shard's loop."),
 ];
@@ -549,7 +563,8 @@ pub fn aliases(families: &[Family], rate: f64) -> Vec<Family> {
         one(
             Kind::Counter,
             "ws_connection_errors",
-            "Of penstock_connections_closed_total, those that were refused, broke a rule, or were failed by the gateway or an upstream.",
+            "Of penstock_connections_closed_total, those that were refused, broke a rule, or \
+             were failed by the gateway or an upstream.",
             sum("penstock_connections_closed", &is_error),
         ),
         one(
