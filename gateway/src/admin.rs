@@ -5,6 +5,8 @@
 //! | --- | --- |
 //! | `GET /api/v1/health/live` | 200 while the process serves |
 //! | `GET /api/v1/health/ready` | 200, or 503 once it is about to stop |
+//! | `GET /metrics` | everything that is counted, as Prometheus reads it |
+//! | `GET /api/v1/ws/metrics` | the summary that common guides ask for |
 //! | `GET /api/v1/status` | what runs, how many clients, what was counted |
 //! | `GET /api/v1/histograms` | how long things took since the start, and sizes: buckets by route |
 //! | `GET /api/v1/history` | the last 15 minutes in intervals; `since_ms`: those that ended later |
@@ -23,6 +25,7 @@
 
 pub mod client;
 mod connections;
+mod exposition;
 mod guard;
 mod latency;
 mod memory;
@@ -63,12 +66,14 @@ const SOCKET: &str = "admin.sock";
 
 /// What the interface answers to: a line per path and method.
 fn table() -> Vec<Entry> {
-    use Open::{Health, Never};
+    use Open::{Health, Metrics, Never};
     let entry = |method, path, open, handler| Entry { method, path, open, handler };
     let (read, order) = (Method::GET, Method::POST);
     vec![
         entry(read.clone(), "/api/v1/health/live", Health, get(live)),
         entry(read.clone(), "/api/v1/health/ready", Health, get(ready)),
+        entry(read.clone(), "/metrics", Metrics, get(exposition::metrics)),
+        entry(read.clone(), "/api/v1/ws/metrics", Metrics, get(exposition::summary)),
         entry(read.clone(), "/api/v1/status", Never, get(status)),
         entry(order.clone(), "/api/v1/reload", Never, post(reload)),
         entry(order.clone(), "/api/v1/drain", Never, post(drain)),

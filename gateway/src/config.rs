@@ -106,6 +106,8 @@ pub struct AdminOptions {
     pub token: Option<Token>,
     /// What may be had there without it.
     pub open: OpenOptions,
+    /// Whether metrics are served under the names of common guides as well.
+    pub aliases: bool,
 }
 
 /// What may be had over TCP without the token.

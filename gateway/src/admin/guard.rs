@@ -30,7 +30,6 @@ pub(super) enum Open {
     /// Where `admin.open` has `health`.
     Health,
     /// Where `admin.open` has `metrics`.
-    #[allow(dead_code)]
     Metrics,
     /// A page, which holds no data and asks for the token itself.
     #[allow(dead_code)]

@@ -20,6 +20,7 @@ pub(super) fn read_admin(
     let listen = read_listen(reader, &mut section);
     let token = read_token(reader, &mut section, machine);
     let open = read_open(reader, &mut section);
+    let aliases = section.boolean("aliases", true);
     if section.has("listen") && !section.has("token_file") {
         let message = "`listen` needs a `token_file`: whoever reaches the address could stop the \
                        gateway without; write a token, (umask 077; head -c 24 /dev/urandom | base64 \
@@ -50,7 +51,7 @@ pub(super) fn read_admin(
             0o600
         }
     });
-    AdminOptions { socket, socket_mode, listen, token, open }
+    AdminOptions { socket, socket_mode, listen, token, open, aliases }
 }
 
 fn read_listen(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> Option<SocketAddr> {

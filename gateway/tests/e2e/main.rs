@@ -32,6 +32,7 @@ mod limits;
 mod log;
 mod loss;
 mod memory;
+mod metrics;
 mod openapi;
 mod operator;
 mod page;
