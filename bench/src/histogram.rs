@@ -1,6 +1,5 @@
 //! Times in histograms: three significant digits, nanoseconds, up to a day.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -83,34 +82,6 @@ pub(crate) fn decode(text: &str) -> Result<Histogram<u64>, String> {
     Ok(histogram)
 }
 
-/// The percentile distribution as text, in microseconds: what HdrHistogram's plotting tools read.
-pub(crate) fn percentiles(histogram: &Histogram<u64>) -> String {
-    let mut text = String::new();
-    let us = |ns: f64| ns / 1e3;
-    // Writing into a `String` cannot fail.
-    let _ = writeln!(text, "{:>12} {:>14} TotalCount 1/(1-Percentile)\n", "Value", "Percentile");
-    let mut total = 0;
-    for step in histogram.iter_quantiles(5) {
-        total += step.count_since_last_iteration();
-        let value = us(step.value_iterated_to() as f64);
-        let quantile = step.quantile_iterated_to();
-        let _ = write!(text, "{value:12.3} {quantile:14.12} {total:10}");
-        let _ = match quantile {
-            1.0.. => writeln!(text),
-            _ => writeln!(text, " {:14.2}", 1.0 / (1.0 - quantile)),
-        };
-    }
-    let (mean, deviation) = (us(histogram.mean()), us(histogram.stdev()));
-    let max = us(histogram.max() as f64);
-    let count = histogram.len();
-    let _ = writeln!(text, "#[Mean    = {mean:12.3}, StdDeviation   = {deviation:12.3}]");
-    let _ = writeln!(text, "#[Max     = {max:12.3}, Total count    = {count:12}]");
-    // How the values are stored: powers of two above the first 2048, as three digits need.
-    let buckets = 1 + (NS_MAX / 2048).ilog2() + 1;
-    let _ = writeln!(text, "#[Buckets = {buckets:12}, SubBuckets     = {:12}]", 2048);
-    text
-}
-
 /// Creates the files that will be written, so that a run does not end in an error that could have
 /// been told at its beginning.
 pub(crate) fn create_files<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> io::Result<()> {
@@ -120,9 +91,9 @@ pub(crate) fn create_files<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> 
     Ok(())
 }
 
-/// Writes the percentile distribution.
+/// Writes the percentile distribution, in microseconds.
 pub(crate) fn write_percentiles(path: &Path, histogram: &Histogram<u64>) -> io::Result<()> {
-    write(path, percentiles(histogram))
+    write(path, hgrm::percentiles(histogram, 1e3))
 }
 
 /// Writes an HdrHistogram log with one interval, the whole run; the histograms are told apart by
@@ -181,21 +152,6 @@ mod tests {
         record(&mut bounds, 0);
         record(&mut bounds, u64::MAX);
         assert_eq!(bounds.len(), 2);
-    }
-
-    #[test]
-    fn percentiles_as_hdrhistogram_writes_them() {
-        let text = percentiles(&thousand());
-        let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "       Value     Percentile TotalCount 1/(1-Percentile)");
-        assert_eq!(lines[1], "");
-        assert_eq!(lines[2], "       1.000 0.000000000000          1           1.00");
-        let median = lines.iter().find(|line| line.contains(" 0.500000000000 ")).unwrap();
-        assert_eq!(*median, "     500.223 0.500000000000        500           2.00");
-        let last = lines.iter().rfind(|line| !line.starts_with('#')).unwrap();
-        assert_eq!(*last, "    1000.447 1.000000000000       1000");
-        assert!(text.ends_with("SubBuckets     =         2048]\n"), "{text}");
-        assert!(text.contains("Total count    =         1000]"), "{text}");
     }
 
     #[test]
