@@ -130,6 +130,17 @@ pub struct LogOptions {
     pub access: bool,
     /// No more of those than this in a second.
     pub access_lines_per_second: u64,
+    /// Where histograms are written, if they are.
+    pub histograms: Option<HistogramLog>,
+}
+
+/// Where histograms are written: see [`interval_log`](crate::interval_log).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistogramLog {
+    /// The file, with its whole path.
+    pub path: PathBuf,
+    /// How long an interval is.
+    pub interval: Duration,
 }
 
 /// For whom the log is.

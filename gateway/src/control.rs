@@ -17,7 +17,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::access::{AccessLog, Closes};
@@ -25,6 +25,7 @@ use crate::checks::{Changes, Checker, Outcome, targets};
 use crate::config::succession::{Succession, succeed};
 use crate::config::{Config, Overrides};
 use crate::history::{self, History};
+use crate::interval_log;
 use crate::metrics::{Cause, Metrics};
 use crate::random::Random;
 use crate::server::Gateway;
@@ -137,10 +138,16 @@ async fn serve(config: Config, source: Option<Source>) -> Result<(), String> {
     tokio::spawn(write_log(Arc::clone(&control)));
     tokio::spawn(history::keep(Arc::clone(&control)));
     tokio::spawn(memory::keep(Arc::clone(&control)));
+    let (stop, stopped) = oneshot::channel::<()>();
+    let stopped = async { drop(stopped.await) };
+    let interval_log = tokio::spawn(interval_log::keep(Arc::clone(&control), stopped));
     let admin = admin.serve(&control);
     control.gateway.greet(&admin.places());
     control.follow(&mut signals).await;
     drop(admin);
+    drop(stop);
+    // It has said what went wrong.
+    drop(interval_log.await);
     control.write_journals();
     control.access().finish();
     println!("{}", summary(&control.gateway.metrics()));
@@ -157,6 +164,11 @@ impl Control {
     /// The configuration that new requests go by.
     pub fn config(&self) -> Arc<Config> {
         Arc::clone(&self.config.borrow())
+    }
+
+    /// The same, to be told when there is another.
+    pub fn configs(&self) -> watch::Receiver<Arc<Config>> {
+        self.config.subscribe()
     }
 
     /// What the gateway is up to.

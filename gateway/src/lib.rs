@@ -28,6 +28,7 @@ pub mod control;
 pub mod families;
 pub mod histogram;
 pub mod history;
+pub mod interval_log;
 pub mod journal;
 pub mod limits;
 pub mod log;

@@ -122,7 +122,7 @@ pub struct RouteTotals {
 }
 
 /// One histogram and what tells it from others.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Series<'a> {
     /// As in the metrics, without their prefix.
     pub name: &'static str,

@@ -108,7 +108,7 @@ fn read_file(
 ) -> File {
     let server = read_server(reader, root.section("server"), machine, overrides);
     let admin = read_admin(reader, root.section("admin"), machine);
-    let log = read_log(root.section("log"));
+    let log = read_log(reader, root.section("log"));
     let limits = read_limits(reader, root.section("limits"), &server);
     let listeners = root.sections("listener");
     let listeners = listeners.into_iter().filter_map(|section| read_listener(reader, section));

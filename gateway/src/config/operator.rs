@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::keys::written;
 use super::reader::{Reader, Section};
-use super::{AdminOptions, LogFormat, LogOptions, Machine, OpenOptions};
+use super::{AdminOptions, HistogramLog, LogFormat, LogOptions, Machine, OpenOptions};
 use crate::admin::token::Token;
 
 pub(super) fn read_admin(
@@ -119,7 +120,7 @@ fn read_open(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> OpenOptions 
     open
 }
 
-pub(super) fn read_log(mut section: Section<'_, '_>) -> LogOptions {
+pub(super) fn read_log(reader: &Reader<'_>, mut section: Section<'_, '_>) -> LogOptions {
     let format = match section.word("format", &["text", "json"]) {
         "json" => LogFormat::Json,
         _ => LogFormat::Text,
@@ -127,6 +128,21 @@ pub(super) fn read_log(mut section: Section<'_, '_>) -> LogOptions {
     let level = section.word("level", &["info", "error", "warn", "debug"]).to_owned();
     let access = section.boolean("access", true);
     let access_lines_per_second = section.number("access_lines_per_second", 1..=1_000_000, 1000);
+    let histograms = section.string("histograms");
+    let text = histograms.as_ref().map_or("off", |path| path.value.as_str());
+    section.settle("histograms", format_args!("{}", written(text)));
+    let interval_ms = section.number("histograms_interval_ms", 1000..=3_600_000, 10_000);
     section.finish();
-    LogOptions { format, level, access, access_lines_per_second }
+    let histograms = histograms.filter(|path| path.value != "off").map(|path| {
+        if !path.value.starts_with('/') {
+            let message = format!(
+                "`histograms` is \"{}\": where that is depends on the directory that the gateway \
+                 is started in; write the whole path, or \"off\"",
+                path.value
+            );
+            reader.fault(&path.place, message);
+        }
+        HistogramLog { path: path.value.into(), interval: Duration::from_millis(interval_ms) }
+    });
+    LogOptions { format, level, access, access_lines_per_second, histograms }
 }
