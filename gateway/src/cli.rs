@@ -2,6 +2,9 @@
 //! and a file beside this one for what needs more than a request and its answer.
 
 mod clients;
+mod hist;
+mod reading;
+mod top;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,6 +31,10 @@ pub(crate) enum Running {
     Conns(clients::Conns),
     /// Close clients of a running gateway
     Close(clients::CloseClients),
+    /// Percentiles of what a running gateway has measured
+    Hist(hist::Hist),
+    /// A running gateway, looked at every second
+    Top(top::Top),
 }
 
 impl Running {
@@ -40,6 +47,8 @@ impl Running {
             Running::LogLevel(log) => log.run(),
             Running::Conns(conns) => conns.list(),
             Running::Close(close) => close.close(),
+            Running::Hist(hist) => hist.run(),
+            Running::Top(top) => top.run(),
         }
     }
 }

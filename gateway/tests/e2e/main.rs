@@ -36,6 +36,7 @@ mod metrics;
 mod openapi;
 mod operator;
 mod page;
+mod percentiles;
 mod programs;
 mod protocols;
 mod relay;

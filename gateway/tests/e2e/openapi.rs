@@ -228,6 +228,8 @@ fn every_answer_is_as_the_file_has_it() {
         ("get", "shards"),
         ("get", "routes"),
         ("get", "upstreams"),
+        ("get", "histograms"),
+        ("get", "history"),
         ("get", "closes"),
         ("get", "histograms"),
         ("get", "history"),
@@ -257,6 +259,9 @@ fn every_answer_is_as_the_file_has_it() {
     for query in ["", "code=1", "nonsense=1", "all=true&reason=x&code=5000", "all=true&after=0-1"] {
         check("post", close, &format!("{close}?{query}"), 400);
     }
+    let history = "/api/v1/history";
+    check("get", history, "/api/v1/history?since_ms=1800000000000", 200);
+    check("get", history, "/api/v1/history?since_ms=x", 400);
     let log = "/api/v1/log";
     check("put", log, "/api/v1/log?level=debug", 200);
     check("put", log, "/api/v1/log?level=info", 200);

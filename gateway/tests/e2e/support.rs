@@ -232,7 +232,7 @@ fn find_line(lines: &Receiver<String>, words: &str) -> Result<String, String> {
     }
 }
 
-fn programs() -> PathBuf {
+pub fn programs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/programs")
 }
 
