@@ -33,7 +33,6 @@ pub(super) enum Open {
     #[allow(dead_code)]
     Metrics,
     /// A page, which holds no data and asks for the token itself.
-    #[allow(dead_code)]
     Page,
 }
 
