@@ -3,6 +3,7 @@
 //!
 //! | Request | Answer |
 //! | --- | --- |
+//! | `GET /`, `GET /dashboard` | the page that shows the rest in a browser |
 //! | `GET /api/v1/health/live` | 200 while the process serves |
 //! | `GET /api/v1/health/ready` | 200, or 503 once it is about to stop |
 //! | `GET /metrics` | everything that is counted, as Prometheus reads it |
@@ -25,6 +26,7 @@
 
 pub mod client;
 mod connections;
+mod dashboard;
 mod exposition;
 mod guard;
 mod latency;
@@ -70,6 +72,8 @@ fn table() -> Vec<Entry> {
     let entry = |method, path, open, handler| Entry { method, path, open, handler };
     let (read, order) = (Method::GET, Method::POST);
     vec![
+        entry(read.clone(), "/", Open::Page, get(dashboard::page)),
+        entry(read.clone(), "/dashboard", Open::Page, get(dashboard::page)),
         entry(read.clone(), "/api/v1/health/live", Health, get(live)),
         entry(read.clone(), "/api/v1/health/ready", Health, get(ready)),
         entry(read.clone(), "/metrics", Metrics, get(exposition::metrics)),

@@ -32,7 +32,6 @@ pub(super) enum Open {
     /// Where `admin.open` has `metrics`.
     Metrics,
     /// A page, which holds no data and asks for the token itself.
-    #[allow(dead_code)]
     Page,
 }
 

@@ -22,6 +22,7 @@ mod autobahn;
 mod backpressure;
 mod causes;
 mod check;
+mod dashboard;
 mod drain;
 mod forward;
 mod groups;
