@@ -334,7 +334,6 @@ async fn status(State(control): State<Arc<Control>>) -> Response {
             "kernel_bytes": ledger.kernel_bytes,
         },
         "slow_consumers": sum(|counters| counters.slow_consumers.get()),
-        "rss_bytes": crate::history::resident_bytes(),
         "closed": closed.collect::<std::collections::BTreeMap<_, _>>(),
     }))
     .into_response()

@@ -16,10 +16,9 @@ pub use process::Process;
 use crate::config::Config;
 use crate::control::{Control, Phase};
 use crate::histogram::Snapshot;
-use crate::limits::{memory_bound, memory_bound_total};
+use crate::memory::{self, Ledger};
 use crate::metrics::{Cause, Counters, Metrics};
 use crate::route::RouteIndex;
-use crate::server::item_sizes;
 use crate::shared::Shared;
 use crate::totals::{Series, Totals, name_of_place};
 
@@ -137,6 +136,8 @@ pub struct View<'a> {
     pub shared: &'a Shared,
     /// What the gateway is up to.
     pub phase: Phase,
+    /// What holds its memory.
+    pub memory: &'a Ledger,
     /// What the kernel says of it.
     pub process: Process,
 }
@@ -148,6 +149,7 @@ pub fn of(control: &Control) -> Vec<Family> {
         shards: control.gateway.counters(),
         shared: control.gateway.shared(),
         phase: control.phase(),
+        memory: &memory::ledger(control),
         process: Process::read(),
     }
     .families()
@@ -324,10 +326,11 @@ impl View<'_> {
         ]
     }
 
-    /// Here goes what memory is used for, by component, beside what may be.
+    /// What memory is used for, beside what may be.
     fn of_memory(&self) -> Vec<Family> {
         let bytes = |name, help| Family::new(Kind::Gauge, Unit::Bytes, name, help);
-        let bound = memory_bound(self.config, &item_sizes());
+        let ledger = self.memory;
+        let components = ledger.components.iter();
         let limit = bytes(
             "penstock_memory_limit_bytes",
             "Memory that the process can use: the limit of its control groups or, without one, \
@@ -335,10 +338,25 @@ impl View<'_> {
         );
         vec![
             bytes(
+                "penstock_memory_bytes",
+                "What holds resident memory, by the memory ledger, which is made every few seconds.",
+            )
+            .by("component", components.map(|(name, bytes)| (name, Value::Count(*bytes)))),
+            bytes(
+                "penstock_memory_unaccounted_bytes",
+                "Resident memory that the ledger knows no holder of; negative when it knows of more.",
+            )
+            .of(Value::Number(ledger.unaccounted_bytes as f64)),
+            bytes(
+                "penstock_memory_kernel_bytes",
+                "Kernel memory for sockets, which is not resident memory; in part an estimate.",
+            )
+            .of(Value::Count(ledger.kernel_bytes)),
+            bytes(
                 "penstock_memory_bound_bytes",
                 "Memory that the gateway would use if every client used all it may.",
             )
-            .of(Value::Count(memory_bound_total(&bound))),
+            .of(Value::Count(ledger.bound_bytes)),
             match self.process.memory_limit_bytes {
                 Some(limit_bytes) => limit.of(Value::Count(limit_bytes)),
                 None => limit,

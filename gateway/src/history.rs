@@ -322,7 +322,7 @@ pub async fn keep(control: Arc<Control>) {
 }
 
 /// What the process has in memory, by /proc; 0: it cannot be read.
-pub fn resident_bytes() -> u64 {
+fn resident_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: Option<u64> = text.split_whitespace().nth(1).and_then(|pages| pages.parse().ok());
     pages.unwrap_or(0) * rustix::param::page_size() as u64

@@ -207,7 +207,7 @@ pub(crate) fn set_bytes<T>(set: &std::collections::BTreeSet<T>) -> usize {
 }
 
 /// The ledger.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Ledger {
     /// When it was measured, in milliseconds since 1970.
     pub unix_ms: u64,

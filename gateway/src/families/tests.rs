@@ -75,6 +75,10 @@ impl Scene {
             shards: &self.shards,
             shared: &self.shared,
             phase: Phase::Serving,
+            memory: &crate::memory::Ledger {
+                components: vec![("table", 5), ("timers", 3)],
+                ..Default::default()
+            },
             process: Process { shards: vec![(0, 1.5)], ..Process::read() },
         }
         .families()

@@ -16,7 +16,8 @@ use crate::support::{
 };
 
 /// Answers that no request here brings about: a shard would have to hang.
-const NOT_SHOWN: [(&str, &str, &str); 1] = [("get", "/api/v1/upstreams", "503")];
+const NOT_SHOWN: [(&str, &str, &str); 2] =
+    [("get", "/api/v1/upstreams", "503"), ("get", "/api/v1/memory", "503")];
 
 struct Document {
     whole: Value,
@@ -121,7 +122,8 @@ impl Asked {
         let config = format!(
             "{head}{ECHO_AND_ROOMS}[[route]]\npath = \"/app\"\nbackend = \"app\"\n[backend.app]\n\
              kind = \"websocket\"\nurl = \"ws://{}\"\n[admin]\nsocket = \"{}\"\n\
-             listen = \"127.0.0.1:0\"\ntoken_file = \"{}\"\n",
+             listen = \"127.0.0.1:0\"\ntoken_file = \"{}\"\n\
+             open = [\"health\", \"metrics\"]\n",
             upstream.address(),
             socket.display(),
             token.display()
@@ -231,17 +233,17 @@ fn every_answer_is_as_the_file_has_it() {
         ("get", "histograms"),
         ("get", "history"),
         ("get", "closes"),
-        ("get", "histograms"),
-        ("get", "history"),
+        ("get", "memory"),
+        ("get", "ws/metrics"),
         ("get", "connections"),
         ("get", "log"),
     ] {
         let path = format!("/api/v1/{path}");
         check(method, &path, &path, 200);
     }
-    let history = "/api/v1/history";
-    check("get", history, "/api/v1/history?since_ms=1", 200);
-    check("get", history, "/api/v1/history?since_ms=x", 400);
+    for path in ["/", "/dashboard", "/metrics"] {
+        check("get", path, path, 200);
+    }
     let list = "/api/v1/connections";
     check("get", list, "/api/v1/connections?limit=1", 200);
     for query in ["limit=0", "nonsense=1", "age_min_ms=x", "route=/nowhere", "all=true", "id=x"] {
@@ -277,6 +279,10 @@ fn every_answer_is_as_the_file_has_it() {
         &good.replace("drain_delay_ms = 600_000", "drain_delay_ms = 500_000"),
     );
     check("post", reload, reload, 200);
+    let quiet = good.replace("[admin]\n", "[admin]\naliases = false\n");
+    asked.scratch.write("penstock.toml", &quiet);
+    check("post", reload, reload, 200);
+    check("get", "/api/v1/ws/metrics", "/api/v1/ws/metrics", 404);
     asked.scratch.write("penstock.toml", "[server]\nshards = 0\n");
     check("post", reload, reload, 409);
     check("post", close, &format!("{close}?all=true"), 200);

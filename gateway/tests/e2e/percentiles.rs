@@ -191,6 +191,7 @@ fn an_interval_log_has_all_that_was_counted() {
     // As logrotate does it; nobody is told.
     std::fs::rename(&file, &moved).expect("it is there");
     measured.echo(&mut client, 5);
+    drop(client);
     let Measured { gateway, scratch, .. } = measured;
     gateway.stop();
     assert_eq!((count(&moved), count(&file)), (20, 5), "the last interval is written at the end");
@@ -211,6 +212,7 @@ fn a_log_that_cannot_be_written_is_told_once_and_comes_back() {
     std::fs::create_dir(measured.scratch.path().join("there")).expect("a directory");
     let said = measured.gateway.log_line_containing("log.histograms: ");
     assert!(said.contains("is written again"), "once, and nothing in between: {said}");
+    drop(client);
     measured.gateway.stop();
 }
 
@@ -336,7 +338,7 @@ fn top_waits_for_a_gateway_that_is_gone() {
 #[test]
 fn top_prints_one_picture() {
     let measured = Measured::start("");
-    let _client = measured.client();
+    let client = measured.client();
     let top = |arguments: &[&str]| {
         let mut command = Command::new(binary());
         let command = command.args(["top", "--socket"]).arg(&measured.socket).args(arguments);
@@ -349,6 +351,7 @@ fn top_prints_one_picture() {
     let output = top(&[]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("--once") && output.status.code() == Some(1), "{said}");
+    drop(client);
     measured.gateway.stop();
     let mut command = Command::new(binary());
     let gone = command.args(["top", "--once", "--socket"]).arg(&measured.socket).output();

@@ -28,8 +28,14 @@ pub(super) struct Status {
     pub(super) accepted: u64,
     pub(super) received_bytes: u64,
     pub(super) slow_consumers: u64,
-    pub(super) rss_bytes: u64,
+    memory: Memory,
     closed: BTreeMap<String, u64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Memory {
+    rss_bytes: u64,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -194,7 +200,7 @@ impl View {
             clients: status.clients,
             upstreams: status.upstreams,
             slow_consumers: status.slow_consumers,
-            rss_bytes: status.rss_bytes,
+            rss_bytes: status.memory.rss_bytes,
         }
     }
 
@@ -312,7 +318,7 @@ pub(super) mod tests {
         let status = json!({
             "version": "0.1.0", "pid": 7, "uptime_ms": 1000 * step, "state": { "phase": "serving" },
             "config_generation": 2, "clients": 1200, "upstreams": 1000, "accepted": 20 * step,
-            "received_bytes": 2_000_000 * step, "slow_consumers": 3, "rss_bytes": 150 << 20,
+            "received_bytes": 2_000_000 * step, "slow_consumers": 3, "memory": { "rss_bytes": 150 << 20 },
             "closed": { "client_close": 15 * step, "slow_consumer": step, "drain": 4 },
             "something": "new",
         });

@@ -170,13 +170,12 @@ fn delays(way: &Way) -> [String; 4] {
 fn draw_detail(frame: &mut Frame<'_>, area: Rect, screen: &Screen, view: &View) {
     let route = screen.selected_index().and_then(|index| view.routes.get(index));
     let text = route.map_or(" no client yet".to_owned(), |route: &Route| {
-        let [up, down] = [&route.up, &route.down].map(|way| {
-            let [.., max] = delays(way);
-            format!("max {max}, mean {}", bytes_of(way.mean_bytes))
-        });
+        let [[.., up], [.., down]] = [&route.up, &route.down].map(delays);
         let p99 = |ns: Option<u64>| ns.map_or("-".to_owned(), |ns| duration(ns as f64));
         format!(
-            " in {up}; out {down}; p99: reply {}, connect {}",
+            " max in {up} out {down}  mean {}, {}  p99 reply {} connect {}",
+            bytes_of(route.up.mean_bytes),
+            bytes_of(route.down.mean_bytes),
             p99(route.reply_p99_ns),
             p99(route.connect_p99_ns),
         )
@@ -222,9 +221,10 @@ fn draw_shards(frame: &mut Frame<'_>, area: Rect, shards: &[ShardView]) {
 }
 
 fn draw_closes(frame: &mut Frame<'_>, area: Rect, view: &View) {
+    let wide = usize::from(area.width).saturating_sub(16);
     let lines = view.closes.iter().map(|close| {
         let line = Line::from(format!(
-            "{:<20} {:>5}/s {:>6}",
+            "{:<wide$.wide$} {:>5}/s {:>5}",
             close.cause,
             number(close.per_second),
             number(close.total as f64)
@@ -294,7 +294,35 @@ mod tests {
     #[test]
     fn a_picture_of_80_by_24() {
         let text = text(&screen(), 80, 24);
-        check(&text, &[]);
+        check(
+            &text,
+            &[
+                " penstock 0.1.0  up 1h 00m  serving  configuration 2  process 7",
+                " clients 1200  opened 20/s  upstreams 1000  slow 3  resident 150.0 MiB",
+                " messages in 1050/s  out 3050/s  received 1.9 MiB/s",
+                "┌ routes, by messages ─────────────────────────────────────────────────────────┐",
+                "│ROUTE                    IN/s    p50    p99  p99.9  OUT/s    p50    p99  p99.9│",
+                "│*/chat                   1000 12.0us 12.0us 12.0us   3000 85.0us 85.0us 85.0us│",
+                "│*/echo                     50      -      -      -     50 2.50ms 2.50ms 2.50ms│",
+                "│h.example.org/idle          0      -      -      -      0      -      -      -│",
+                "│                                                                              │",
+                "│                                                                              │",
+                "│                                                                              │",
+                "│                                                                              │",
+                "│                                                                              │",
+                "│                                                                              │",
+                "│                                                                              │",
+                "│                                                                              │",
+                "└──────────────────────────────────────────────────────────────────────────────┘",
+                " max in 12.0us out 85.0us  mean 120 B, 300 B  p99 reply 7.00ms connect 95.0us",
+                "┌ shards: busy, clients, p99, stalls ──────┐┌ closed, by cause ────────────────┐",
+                "│  0 █████░░░░░  50%     700  500us     4  ││client_close            15/s 54.0k│",
+                "│  1 ███░░░░░░░  25%     500  250us     0  ││slow_consumer            1/s  3600│",
+                "│                                          ││drain                    0/s     4│",
+                "└──────────────────────────────────────────┘└──────────────────────────────────┘",
+                " q quit   p pause   s sort   arrows, tab: route",
+            ],
+        );
     }
 
     #[test]
