@@ -474,6 +474,7 @@ mod tests {
         counters.count_close(Cause::Drain);
         counters.recorder.record_turn(Time(0), Time((STALL_MS + 10) * 1_000_000));
         counters.recorder.route(0).to_client.record(20_000, 1);
+        counters.recorder.route(0).to_client_sizes.record(5, 1);
         let json = serde_json::to_value(world.take()).expect("plain numbers");
         assert_eq!(json["closed"], serde_json::json!({ "drain": 1 }));
         assert_eq!(json["memory"], serde_json::json!({ "table": 3 }));

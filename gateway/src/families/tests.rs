@@ -122,9 +122,18 @@ fn names_are_names_and_no_series_is_there_twice() {
             let is_histogram = matches!(sample.value, Value::Histogram(_));
             assert_eq!(is_histogram, family.kind == Kind::Histogram, "{name}");
             for (label, value) in &sample.labels {
-                let known =
-                    ["route", "direction", "stage", "cause", "initiator", "shard", "delivery"];
-                assert!(known.contains(label) || *label == "version", "{name}: {label}={value}");
+                let known = [
+                    "route",
+                    "direction",
+                    "stage",
+                    "cause",
+                    "initiator",
+                    "shard",
+                    "delivery",
+                    "component",
+                    "version",
+                ];
+                assert!(known.contains(label), "{name}: {label}={value}");
             }
         }
     }
