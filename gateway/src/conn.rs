@@ -417,6 +417,8 @@ pub struct Relay {
     /// Of an upstream: when the oldest message that it has not answered by one of its own came from
     /// the client; else never.
     pub asked_at: Time,
+    /// Of an upstream: where its histograms are ([`Recorder::upstream`](crate::recorder::Recorder)).
+    pub place: u16,
     /// We have put a Ping into what this peer is sent, and its Pong has not been taken out of what
     /// comes from it.
     pub pong_awaited: bool,

@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub use process::Process;
+pub use process::{Process, shard_cpu_seconds};
 
 use crate::config::Config;
 use crate::control::{Control, Phase};
@@ -425,7 +425,7 @@ impl View<'_> {
 }
 
 /// Every histogram of `totals.rs`, and what it holds.
-const HISTOGRAMS: [(&str, &str); 10] = [
+const HISTOGRAMS: [(&str, &str); 13] = [
     (
         "penstock_forward_seconds",
         "From the receive of a message (of a publication; of the message that is echoed) until \
@@ -467,6 +467,12 @@ const HISTOGRAMS: [(&str, &str); 10] = [
          was queued together.",
     ),
     ("penstock_loop_iteration_seconds", "Work of one turn of a shard's loop."),
+    ("penstock_backend_connect_seconds", "From trying an upstream until it was connected."),
+    ("penstock_backend_answer_seconds", "From then until the upstream accepted the upgrade."),
+    (
+        "penstock_backend_reply_seconds",
+        "What penstock_reply_seconds has, by upstream instead of route.",
+    ),
 ];
 
 fn histogram(name: &'static str, help: &'static str) -> Family {

@@ -16,6 +16,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::config::Config;
 use crate::control::Control;
+use crate::families::shard_cpu_seconds;
 use crate::histogram::Snapshot;
 use crate::metrics::{Cause, Counters, Metrics};
 use crate::totals::{RouteTotals, Totals, name_of_place};
@@ -81,8 +82,7 @@ pub struct Interval {
 pub struct ShardInterval {
     /// Clients at the end.
     pub clients: u64,
-    /// The part of the time that it worked on what had come, 0 to 1; the rest it waited, or was in the
-    /// kernel to hand over what it sends.
+    /// The part of the time that its thread had a processor, 0 to 1; 0 where the kernel does not tell.
     pub busy: f64,
     /// 99 of 100 turns of the loop took no longer, in microseconds.
     pub turn_p99_us: f64,
@@ -150,6 +150,8 @@ fn as_map<S: Serializer>(list: &[(&'static str, u64)], to: S) -> Result<S::Ok, S
 pub struct Reading {
     metrics: Metrics,
     stalls: Vec<u64>,
+    /// Processor time of each shard, in seconds.
+    cpu: Vec<f64>,
     totals: Totals,
 }
 
@@ -159,7 +161,7 @@ impl Reading {
         let mut metrics = Metrics::default();
         counters.iter().for_each(|counters| metrics.merge(&counters.read()));
         let stalls = counters.iter().map(|counters| counters.recorder.stalls.get()).collect();
-        Reading { metrics, stalls, totals: Totals::read(counters) }
+        Reading { metrics, stalls, cpu: Vec::new(), totals: Totals::read(counters) }
     }
 }
 
@@ -180,6 +182,8 @@ pub struct Surroundings {
     pub rss_bytes: u64,
     /// By component.
     pub memory: Vec<(&'static str, u64)>,
+    /// Processor time of shards since the start in seconds, with their numbers.
+    pub cpu: Vec<(u16, f64)>,
 }
 
 impl History {
@@ -192,7 +196,10 @@ impl History {
         length: Duration,
         surroundings: Surroundings,
     ) {
-        let now = Reading::take(counters);
+        let mut now = Reading::take(counters);
+        let cpu = |shard: usize| surroundings.cpu.iter().find(|(it, _)| usize::from(*it) == shard);
+        now.cpu =
+            (0..counters.len()).map(|shard| cpu(shard).map_or(0.0, |(_, cpu)| *cpu)).collect();
         let since = now.totals.since(&self.last.totals);
         let gauge = |of: fn(&Counters) -> u64| counters.iter().map(|counters| of(counters)).sum();
         let (metrics, before) = (&now.metrics, &self.last.metrics);
@@ -202,11 +209,11 @@ impl History {
         let shards = counters.iter().enumerate().map(|(shard, counters)| {
             let turns = &since.turns[shard];
             let stalls = self.last.stalls.get(shard).copied().unwrap_or(0);
-            let busy = turns.sum() as f64 / length.as_nanos().max(1) as f64;
+            let cpu = now.cpu[shard] - self.last.cpu.get(shard).copied().unwrap_or(0.0);
+            let busy = cpu / length.as_secs_f64().max(1e-9);
             ShardInterval {
                 clients: counters.clients.get(),
-                // A turn counts when it ends.
-                busy: (busy.min(1.0) * 1e4).round() / 1e4,
+                busy: (busy.clamp(0.0, 1.0) * 1e4).round() / 1e4,
                 turn_p99_us: us(turns.quantile(0.99)),
                 stalls: now.stalls[shard].saturating_sub(stalls),
             }
@@ -314,6 +321,7 @@ pub async fn keep(control: Arc<Control>) {
             unix_ms: unix_now.as_millis() as u64,
             rss_bytes: resident_bytes(),
             memory: crate::memory::ledger(&control).components,
+            cpu: shard_cpu_seconds(),
         };
         let config = control.config();
         control.history().take(control.gateway.counters(), &config, now - last, surroundings);
@@ -342,6 +350,8 @@ mod tests {
         counters: Vec<Arc<Counters>>,
         history: History,
         unix_ms: u64,
+        /// Processor time of the first shard, in seconds.
+        cpu: f64,
     }
 
     impl World {
@@ -351,13 +361,15 @@ mod tests {
                 counters: (0..2).map(|_| Arc::default()).collect(),
                 history: History::default(),
                 unix_ms: START_MS,
+                cpu: 0.0,
             }
         }
 
         fn take(&mut self) -> &Interval {
             self.unix_ms += 5000;
             let memory = vec![("table", 3)];
-            let surroundings = Surroundings { unix_ms: self.unix_ms, rss_bytes: 7, memory };
+            let cpu = vec![(0, self.cpu)];
+            let surroundings = Surroundings { unix_ms: self.unix_ms, rss_bytes: 7, memory, cpu };
             self.history.take(&self.counters, &self.config, INTERVAL, surroundings);
             self.history.intervals.back().expect("one was taken")
         }
@@ -381,6 +393,7 @@ mod tests {
         second.recorder.route(0).to_client.record(1_000_000, 6);
         first.recorder.ping.record(5_000_000, 1);
 
+        world.cpu += 2.5;
         let interval = world.take().clone();
         assert_eq!((interval.clients, interval.upstreams, interval.opened), (5, 1, 3));
         assert_eq!(interval.closed, [("client_close", 1)]);
@@ -475,12 +488,13 @@ mod tests {
         counters.recorder.record_turn(Time(0), Time((STALL_MS + 10) * 1_000_000));
         counters.recorder.route(0).to_client.record(20_000, 1);
         counters.recorder.route(0).to_client_sizes.record(5, 1);
+        world.cpu += 2.5;
         let json = serde_json::to_value(world.take()).expect("plain numbers");
         assert_eq!(json["closed"], serde_json::json!({ "drain": 1 }));
         assert_eq!(json["memory"], serde_json::json!({ "table": 3 }));
         assert_eq!(json["rss_bytes"], 7);
         assert_eq!(json["shards"][1]["stalls"], 1);
-        assert_eq!(json["shards"][1]["busy"], 0.004);
+        assert_eq!(json["shards"][0]["busy"], 0.5);
         let route = &json["routes"][0];
         assert_eq!(route["messages_to_client"], 1);
         assert!(route["to_client"]["p999_us"].as_f64().is_some_and(|us| (us - 20.0).abs() < 0.5));

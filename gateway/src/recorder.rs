@@ -4,14 +4,19 @@
 //! others share one more set. A route's are made when a client is first let in to it, never for a
 //! message.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::histogram::{Durations, Histogram, Sizes};
 use crate::metrics::Counter;
 use crate::time::Time;
+use crate::upstream::UpstreamName;
 
 /// Routes that have histograms of their own, by their number.
 pub const ROUTES_RECORDED: usize = 64;
+
+/// Upstreams that have histograms of their own, in the order in which they got their first client; the
+/// others share one more set.
+pub const UPSTREAMS_RECORDED: usize = 64;
 
 /// A turn of the loop that takes longer than this counts as a stall: in milliseconds.
 pub const STALL_MS: u64 = 10;
@@ -42,6 +47,22 @@ pub struct Recorder {
     /// Turns that took longer than [`STALL_MS`].
     pub stalls: Counter,
     routes: Box<[OnceLock<Box<RouteRecorder>>]>,
+    /// Locked by the shard for a handshake, and by a reader for as long as it takes to copy the list.
+    upstreams: Mutex<Vec<UpstreamEntry>>,
+}
+
+/// The histograms of an upstream, and whose they are; `None`: those of all that have none of their own.
+pub type UpstreamEntry = (Option<(u16, UpstreamName)>, Arc<UpstreamRecorder>);
+
+/// The histograms of one upstream, whatever route its clients came by, or of those that share them.
+#[derive(Debug, Default)]
+pub struct UpstreamRecorder {
+    /// From trying it until it was connected.
+    pub connect: Durations,
+    /// From then until it has accepted the upgrade.
+    pub answer: Durations,
+    /// See [`RouteRecorder::reply`].
+    pub reply: Durations,
 }
 
 /// The histograms of one route, or of those that share them.
@@ -81,6 +102,7 @@ impl Default for Recorder {
             outbox_age: Histogram::default(),
             turn: Histogram::default(),
             stalls: Counter::default(),
+            upstreams: Mutex::default(),
             routes: (0..=ROUTES_RECORDED).map(|_| OnceLock::new()).collect(),
         }
     }
@@ -105,6 +127,26 @@ impl Recorder {
         made.filter_map(|(place, route)| Some((place, &**route.get()?)))
     }
 
+    /// Where the histograms of this upstream are in [`Recorder::upstreams`]: a place that stays.
+    pub fn upstream(&self, backend: u16, name: UpstreamName) -> u16 {
+        let mut list = self.upstreams.lock().unwrap_or_else(PoisonError::into_inner);
+        let which = Some((backend, name));
+        if let Some(place) = list.iter().position(|(it, _)| *it == which) {
+            return place as u16;
+        }
+        if list.len() <= UPSTREAMS_RECORDED {
+            // The last place is everybody's.
+            let which = which.filter(|_| list.len() < UPSTREAMS_RECORDED);
+            list.push((which, Arc::default()));
+        }
+        list.len() as u16 - 1
+    }
+
+    /// The upstreams that had a client, by their places.
+    pub fn upstreams(&self) -> Vec<UpstreamEntry> {
+        self.upstreams.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// A turn of the loop began at `from` and has ended.
     pub fn record_turn(&self, from: Time, now: Time) {
         let nanoseconds = now.0.saturating_sub(from.0);
@@ -123,10 +165,11 @@ impl<const SHIFT: u32, const BUCKETS: usize> Histogram<SHIFT, BUCKETS> {
 }
 
 /// The most that the histograms of one shard take.
-pub const RECORDER_BYTES_MAX: usize =
-    size_of::<Recorder>() + (ROUTES_RECORDED + 1) * (size_of::<RouteRecorder>() + 16);
+pub const RECORDER_BYTES_MAX: usize = size_of::<Recorder>()
+    + (ROUTES_RECORDED + 1) * (size_of::<RouteRecorder>() + 16)
+    + (UPSTREAMS_RECORDED + 1) * (size_of::<UpstreamRecorder>() + 64);
 
-const _: () = assert!(RECORDER_BYTES_MAX <= 5 << 20);
+const _: () = assert!(RECORDER_BYTES_MAX <= 6 << 20);
 
 #[cfg(test)]
 mod tests {
@@ -148,6 +191,21 @@ mod tests {
         let mut snapshot = Snapshot::default();
         recorder.route(1000).to_client.add_to(&mut snapshot);
         assert_eq!(snapshot.count(), 3);
+    }
+
+    #[test]
+    fn upstreams_beyond_the_bound_share() {
+        let recorder = Recorder::default();
+        let name = UpstreamName;
+        let places: Vec<u16> = (0..70).map(|number| recorder.upstream(0, name(number))).collect();
+        let want: Vec<u16> = (0..70).map(|number: u16| number.min(64)).collect();
+        assert_eq!(places, want);
+        assert_eq!(recorder.upstream(0, name(7)), 7);
+        let list = recorder.upstreams();
+        assert_eq!((list.len(), list[7].0, list[64].0), (65, Some((0, name(7))), None));
+        // Of another backend it is another.
+        let recorder = Recorder::default();
+        assert_eq!([0, 1, 0].map(|backend| recorder.upstream(backend, name(1))), [0, 1, 0]);
     }
 
     #[test]

@@ -52,6 +52,7 @@ use crate::conn::{Conn, ConnId};
 use crate::journal::Journal;
 use crate::metrics::{Counters, Metrics};
 use crate::random::Random;
+use crate::recorder::UpstreamRecorder;
 use crate::ring::{Completion, Ring, Wait};
 use crate::rooms::{self, Rooms};
 use crate::shared::Shared;
@@ -94,6 +95,8 @@ pub struct Shard<R: Ring> {
     delays: Delays,
     mail: Mailroom,
     metrics: Arc<Counters>,
+    /// The histograms of upstreams, by their places.
+    upstream_recorders: Vec<Arc<UpstreamRecorder>>,
     journal: Arc<Journal>,
 
     // Clients that come.
@@ -203,6 +206,7 @@ impl<R: Ring> Shard<R> {
             delays: Delays::default(),
             mail,
             metrics: counters,
+            upstream_recorders: Vec::new(),
             journal,
             accepting: vec![Accepting::default(); config.listeners.len()],
             accept_limits: AcceptLimits::new(slots),

@@ -2,17 +2,20 @@
 //!
 //! `history.rs`, `GET /api/v1/histograms` and the interval logs are made of this. To read costs a walk
 //! over the buckets of every route that had a client, in each shard, and no shard notices: some
-//! milliseconds where 16 shards have 64 routes each. It takes 54 KiB for each such route, 7 for each
-//! shard, and no more than [`totals_bytes_max`].
+//! milliseconds where 16 shards have 64 routes each. It takes 54 KiB for each such route, 21 for each
+//! upstream, 7 for each shard, and no more than [`totals_bytes_max`].
 
 use std::sync::Arc;
 
-use crate::access::name_of;
+use crate::access::{name_of, url_of};
 use crate::config::Config;
 use crate::histogram::{Durations, Sizes, Snapshot};
 use crate::metrics::Counters;
-use crate::recorder::{ROUTES_RECORDED, Recorder, RouteRecorder};
+use crate::recorder::{
+    ROUTES_RECORDED, Recorder, RouteRecorder, UPSTREAMS_RECORDED, UpstreamRecorder,
+};
 use crate::route::RouteIndex;
+use crate::upstream::UpstreamName;
 
 /// The `route` of all routes that have no histograms of their own.
 const OTHER: &str = "other";
@@ -101,6 +104,16 @@ const ROUTE: [Source<RouteRecorder>; 8] = {
     ]
 };
 
+/// Those of an upstream. None is part of a route's: the same is counted in both.
+const UPSTREAM: [Source<UpstreamRecorder>; 3] = {
+    use Unit::Nanoseconds;
+    [
+        source("backend_connect_seconds", None, Nanoseconds, |r, to| r.connect.add_to(to)),
+        source("backend_answer_seconds", None, Nanoseconds, |r, to| r.answer.add_to(to)),
+        source("backend_reply_seconds", None, Nanoseconds, |r, to| r.reply.add_to(to)),
+    ]
+};
+
 /// The histograms of all shards, added up.
 #[derive(Clone, Debug, Default)]
 pub struct Totals {
@@ -110,6 +123,17 @@ pub struct Totals {
     pub turns: Vec<Snapshot>,
     /// Those that had a client, in the order of their numbers.
     pub routes: Vec<RouteTotals>,
+    /// Those that had a client, the earliest first.
+    upstreams: Vec<UpstreamTotals>,
+}
+
+/// The histograms of one upstream.
+#[derive(Clone, Debug, Default)]
+struct UpstreamTotals {
+    /// Its backend's number and its own; `None`: of all that have none of their own.
+    which: Option<(u16, UpstreamName)>,
+    /// As [`UPSTREAM`] has them.
+    snapshots: [Snapshot; UPSTREAM.len()],
 }
 
 /// The histograms of one route.
@@ -156,6 +180,17 @@ impl Totals {
             }
         }
         totals.routes = places.into_iter().flatten().collect();
+        for (which, upstream) in counters.iter().flat_map(|counters| counters.recorder.upstreams())
+        {
+            let known = totals.upstreams.iter().position(|it| it.which == which);
+            let place = known.unwrap_or_else(|| {
+                totals.upstreams.push(UpstreamTotals { which, ..UpstreamTotals::default() });
+                totals.upstreams.len() - 1
+            });
+            for (source, to) in UPSTREAM.iter().zip(&mut totals.upstreams[place].snapshots) {
+                (source.add)(&upstream, to);
+            }
+        }
         totals
     }
 
@@ -178,6 +213,16 @@ impl Totals {
                     let since =
                         |index: usize| route.snapshots[index].since(&before.snapshots[index]);
                     RouteTotals { place: route.place, snapshots: std::array::from_fn(since) }
+                })
+                .collect(),
+            upstreams: (self.upstreams.iter())
+                .map(|upstream| {
+                    let none = UpstreamTotals::default();
+                    let before = earlier.upstreams.iter().find(|it| it.which == upstream.which);
+                    let before = before.unwrap_or(&none);
+                    let since =
+                        |index: usize| upstream.snapshots[index].since(&before.snapshots[index]);
+                    UpstreamTotals { which: upstream.which, snapshots: std::array::from_fn(since) }
                 })
                 .collect(),
         }
@@ -210,7 +255,24 @@ impl Totals {
                 Series { name: source.name, labels, unit: source.unit, snapshot }
             })
         });
-        whole.chain(turns).chain(routes)
+        // One that has left the list has no name any more.
+        let upstreams = self.upstreams.iter().filter_map(|upstream| {
+            let labels = match upstream.which {
+                None => [OTHER.to_owned(), OTHER.to_owned()],
+                Some((backend, name)) => {
+                    let url = url_of(config, backend, name)?;
+                    [config.backends[usize::from(backend)].name.clone(), url]
+                }
+            };
+            Some((upstream, labels))
+        });
+        let upstreams = upstreams.flat_map(|(upstream, [backend, url])| {
+            UPSTREAM.iter().zip(&upstream.snapshots).map(move |(source, snapshot)| {
+                let labels = vec![("backend", backend.clone()), ("upstream", url.clone())];
+                Series { name: source.name, labels, unit: source.unit, snapshot }
+            })
+        });
+        whole.chain(turns).chain(routes).chain(upstreams)
     }
 }
 
@@ -255,12 +317,15 @@ pub fn name_of_place(config: &Config, place: usize) -> String {
 /// The most that one [`Totals`] takes.
 pub const fn totals_bytes_max(shards: usize) -> usize {
     let route = size_of::<RouteTotals>() + 6 * size_of::<Durations>() + 2 * size_of::<Sizes>();
+    let upstream = size_of::<UpstreamTotals>() + 3 * size_of::<Durations>();
     size_of::<Totals>()
         + (ROUTES_RECORDED + 1) * route
+        // A shard may have met others than the next.
+        + (UPSTREAMS_RECORDED + 1) * shards * upstream
         + (WHOLE.len() + shards) * (size_of::<Durations>() + size_of::<Snapshot>())
 }
 
-const _: () = assert!(totals_bytes_max(16) <= 4 << 20);
+const _: () = assert!(totals_bytes_max(16) <= 26 << 20);
 
 #[cfg(test)]
 mod tests {

@@ -17,6 +17,7 @@ use super::{Asked, refuse};
 use crate::access::name_of;
 use crate::config::{BackendKind, LogFormat};
 use crate::control::Control;
+use crate::families::shard_cpu_seconds;
 use crate::histogram::Snapshot;
 use crate::log;
 use crate::shard::inspect::UpstreamView;
@@ -28,7 +29,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) async fn shards(State(control): State<Arc<Control>>) -> Json<Value> {
     let slots = control.config().server.slots_per_shard;
+    let cpu: HashMap<u16, f64> = shard_cpu_seconds().into_iter().collect();
     let shards = control.gateway.counters().iter().enumerate().map(|(shard, counters)| {
+        let cpu_seconds = cpu.get(&(shard as u16)).copied().unwrap_or(0.0);
         let metrics = counters.read();
         let mut turn = Snapshot::default();
         counters.recorder.turn.add_to(&mut turn);
@@ -46,6 +49,7 @@ pub(super) async fn shards(State(control): State<Arc<Control>>) -> Json<Value> {
             "received_bytes": metrics.received_bytes,
             "starved": metrics.starved,
             "stalls": counters.recorder.stalls.get(),
+            "cpu_ms": (cpu_seconds * 1e3) as u64,
             "turn": {
                 "count": turn.len(),
                 "p50_us": us(0.5),

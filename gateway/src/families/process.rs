@@ -43,7 +43,7 @@ impl Process {
                 .and_then(|it| Some(boot_seconds()? as f64 + it.start_ticks as f64 / ticks)),
             open_fds: fs::read_dir("/proc/self/fd").ok().map(|entries| entries.count() as u64),
             max_fds: getrlimit(Resource::Nofile).current,
-            shards: shards(),
+            shards: shard_cpu_seconds(),
             memory_limit_bytes: memory_limit(),
         }
     }
@@ -83,8 +83,9 @@ fn boot_seconds() -> Option<u64> {
     })
 }
 
-/// The scheduler's account of the threads that are shards: exact, where the ticks of `stat` are not.
-fn shards() -> Vec<(u16, f64)> {
+/// Processor time of each shard's thread since the start, with the shard's number: the scheduler's account,
+/// which is exact where the ticks of `stat` are not.
+pub fn shard_cpu_seconds() -> Vec<(u16, f64)> {
     let Ok(tasks) = fs::read_dir("/proc/self/task") else { return Vec::new() };
     let mut shards: Vec<(u16, f64)> = tasks.filter_map(|task| shard(&task.ok()?.path())).collect();
     shards.sort_by_key(|(shard, _)| *shard);

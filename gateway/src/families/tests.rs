@@ -1,6 +1,8 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::config::BackendKind;
+use crate::upstream::UpstreamName;
 
 /// What is served once everything has happened: a route to an upstream, one to rooms, one that is beyond
 /// those with histograms of their own; `shards` shards that have recorded the same.
@@ -35,6 +37,10 @@ impl Scene {
             counters.count_close(Cause::BackendGone);
             counters.count_close(Cause::ClientClose);
             let recorder = &counters.recorder;
+            let BackendKind::Websocket(app) = &self.config.backends[0].kind else { unreachable!() };
+            let app = &app.upstreams[0];
+            recorder.upstream(0, UpstreamName::new(&app.url, &app.address));
+            let (_, app) = recorder.upstreams().remove(0);
             for exponent in 10..33 {
                 let value = (1 << exponent) + (1 << (exponent - 2));
                 for durations in [&recorder.head, &recorder.upgrade, &recorder.ping, &recorder.turn]
@@ -47,6 +53,9 @@ impl Scene {
                     durations.record(value, 1);
                 }
                 recorder.fanout_members.record(value >> 10, 1);
+                for durations in [&app.connect, &app.answer, &app.reply] {
+                    durations.record(value, 1);
+                }
                 for route in self.config.routes.iter() {
                     let route = recorder.route(route.index.0);
                     for durations in [
@@ -131,6 +140,8 @@ fn names_are_names_and_no_series_is_there_twice() {
                     "shard",
                     "delivery",
                     "component",
+                    "backend",
+                    "upstream",
                     "version",
                 ];
                 assert!(known.contains(label), "{name}: {label}={value}");

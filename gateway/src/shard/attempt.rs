@@ -271,7 +271,7 @@ impl<R: Ring> Shard<R> {
             let why = format!("the upstream could not be reached: {failure}");
             return self.attempt_failed(id, client, 502, Cause::BackendGone, &why);
         }
-        self.record_connected(id);
+        self.record_connected(id, client);
         let Some(attempt) = attempt_of(&mut self.table[client].state) else {
             return self.start_close(id, Cause::ClientGone);
         };

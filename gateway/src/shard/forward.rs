@@ -201,7 +201,7 @@ impl<R: Ring> Shard<R> {
                 answering.opening = opens.then(OpenScanner::default);
             }
             table[client].code = response.status;
-            self.record_answer(id);
+            self.record_answer(id, client);
             if (502..=504).contains(&response.status) {
                 self.attempt_answered(client, response.status);
             } else {

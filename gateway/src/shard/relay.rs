@@ -151,12 +151,14 @@ impl<R: Ring> Shard<R> {
 
     /// Makes two connections the two sides of a relay.
     fn join(&mut self, client: ConnId, upstream: ConnId, rsv1: bool) {
+        let place = self.recorded_place(self.table[upstream].counted);
         let side = |other, direction| {
             let scanner = Scanner::new(direction, rsv1);
             State::Relay(Relay {
                 other,
                 scanner,
                 asked_at: Time::NEVER,
+                place,
                 pong_awaited: false,
                 frame_awaited: false,
                 goodbye: None,

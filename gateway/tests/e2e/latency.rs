@@ -135,6 +135,11 @@ fn a_stall_of_an_upstream_shows_in_its_replies_alone() {
     exchange(&mut slow_client, &mut slow, STALL);
     assert_eq!(timed.until("reply_seconds", "*/a", "", 21), (21, 1));
     assert_eq!(timed.until("reply_seconds", "*/b", "", 20), (20, 0));
+    for (upstream, want) in timed.upstreams.iter().zip([(21, 1), (20, 0)]) {
+        let url = format!("ws://{}", upstream.address());
+        let reply = timed.counted("backend_reply_seconds", &[("upstream", &url)]);
+        assert_eq!((reply.all, reply.stalled), want, "{url}");
+    }
     for (route, count) in [("*/a", 21), ("*/b", 20)] {
         for direction in ["to_upstream", "to_client"] {
             let hop = timed.until("forward_seconds", route, direction, count);
@@ -219,6 +224,9 @@ fn every_message_is_counted_once_with_its_size() {
     for stage in ["connect", "answer", "total"] {
         let labels = [("route", "*/b"), ("stage", stage)];
         assert_eq!(timed.counted("upstream_handshake_seconds", &labels).all, 1, "{stage}");
+    }
+    for name in ["backend_connect_seconds", "backend_answer_seconds"] {
+        assert_eq!(timed.counted(name, &[("backend", "b")]).all, 1, "{name}");
     }
     for stage in ["head", "total"] {
         assert_eq!(timed.counted("handshake_seconds", &[("stage", stage)]).all, 5, "{stage}");

@@ -57,6 +57,8 @@ pub(super) struct Shard {
     shard: usize,
     clients: u64,
     stalls: u64,
+    #[serde(default)]
+    cpu_ms: u64,
 }
 
 /// What is shown.
@@ -262,10 +264,11 @@ fn shards(before: &Sample, now: &Sample, since: &Reading, seconds: f64) -> Vec<S
     now.shards
         .iter()
         .map(|shard| {
-            let stalls = of(&before.shards, shard.shard).map_or(0, |before| before.stalls);
+            let before = of(&before.shards, shard.shard);
+            let (stalls, cpu_ms) = before.map_or((0, shard.cpu_ms), |it| (it.stalls, it.cpu_ms));
             let number = shard.shard.to_string();
             let turns = since.find("loop_iteration_seconds", &[("shard", &number)]);
-            let busy = turns.map_or(0.0, |turns| turns.sum as f64 / 1e9 / seconds);
+            let busy = shard.cpu_ms.saturating_sub(cpu_ms) as f64 / 1e3 / seconds;
             ShardView {
                 shard: shard.shard,
                 clients: shard.clients,
@@ -323,8 +326,8 @@ pub(super) mod tests {
             "something": "new",
         });
         let shards = json!([
-            { "shard": 0, "clients": 700, "stalls": 2 * step },
-            { "shard": 1, "clients": 500, "stalls": 0, "turn": { "count": 1 } },
+            { "shard": 0, "clients": 700, "stalls": 2 * step, "cpu_ms": 500 * step },
+            { "shard": 1, "clients": 500, "stalls": 0, "cpu_ms": 250 * step, "turn": { "count": 1 } },
         ]);
         let of = |value| serde_json::from_value(value).expect("in order");
         Sample {
