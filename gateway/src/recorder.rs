@@ -111,7 +111,10 @@ impl Default for Recorder {
 impl Recorder {
     /// Bytes on the heap, for the memory ledger.
     pub fn held_bytes(&self) -> usize {
-        size_of_val(&*self.routes) + self.routes().count() * size_of::<RouteRecorder>()
+        let upstream = size_of::<UpstreamEntry>() + 16 + size_of::<UpstreamRecorder>();
+        size_of_val(&*self.routes)
+            + self.routes().count() * size_of::<RouteRecorder>()
+            + self.upstreams().len() * upstream
     }
 
     /// Those of the route with this number.
@@ -201,6 +204,9 @@ mod tests {
         let want: Vec<u16> = (0..70).map(|number: u16| number.min(64)).collect();
         assert_eq!(places, want);
         assert_eq!(recorder.upstream(0, name(7)), 7);
+        let held = recorder.held_bytes() - Recorder::default().held_bytes();
+        assert!(held >= 65 * size_of::<UpstreamRecorder>());
+        assert!(size_of::<Recorder>() + recorder.held_bytes() <= RECORDER_BYTES_MAX);
         let list = recorder.upstreams();
         assert_eq!((list.len(), list[7].0, list[64].0), (65, Some((0, name(7))), None));
         // Of another backend it is another.
