@@ -305,20 +305,7 @@ mod tests {
     }
 
     fn closed(slot: u32, at: u64) -> Closed {
-        Closed {
-            id: ConnId { slot, generation: 7 },
-            peer: SocketAddr::from(([127, 0, 0, 1], 1)),
-            client: IpAddr::from([127, 0, 0, 1]),
-            state: "head",
-            route: None,
-            requests: 0,
-            code: 0,
-            upstream: None,
-            cause: crate::metrics::Cause::ClientGone,
-            opened_at: Time(0),
-            closed_at: Time(at),
-            traffic: Traffic::default(),
-        }
+        Closed::of_test(ConnId { slot, generation: 7 }, Time(at))
     }
 
     #[test]

@@ -115,12 +115,11 @@ impl Journal {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn closed(number: u64) -> Closed {
+impl Closed {
+    /// A client that went before it had said anything.
+    pub(crate) fn of_test(id: ConnId, closed_at: Time) -> Closed {
         Closed {
-            id: ConnId { slot: 0, generation: 0 },
+            id,
             peer: SocketAddr::from(([127, 0, 0, 1], 1)),
             client: IpAddr::from([127, 0, 0, 1]),
             state: "head",
@@ -130,9 +129,18 @@ mod tests {
             upstream: None,
             cause: Cause::ClientGone,
             opened_at: Time(0),
-            closed_at: Time(number),
+            closed_at,
             traffic: Traffic::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn closed(number: u64) -> Closed {
+        Closed::of_test(ConnId { slot: 0, generation: 0 }, Time(number))
     }
 
     #[test]

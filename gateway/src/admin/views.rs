@@ -19,6 +19,7 @@ use crate::config::{BackendKind, LogFormat};
 use crate::control::Control;
 use crate::families::shard_cpu_seconds;
 use crate::histogram::Snapshot;
+use crate::history::Delays;
 use crate::log;
 use crate::shard::inspect::UpstreamView;
 use crate::shard::mailbox::Order;
@@ -35,8 +36,6 @@ pub(super) async fn shards(State(control): State<Arc<Control>>) -> Json<Value> {
         let metrics = counters.read();
         let mut turn = Snapshot::default();
         counters.recorder.turn.add_to(&mut turn);
-        let turn = turn.to_hdr();
-        let us = |quantile: f64| turn.value_at_quantile(quantile) as f64 / 1000.0;
         json!({
             "shard": shard,
             "clients": counters.clients.get(),
@@ -50,13 +49,7 @@ pub(super) async fn shards(State(control): State<Arc<Control>>) -> Json<Value> {
             "starved": metrics.starved,
             "stalls": counters.recorder.stalls.get(),
             "cpu_ms": (cpu_seconds * 1e3) as u64,
-            "turn": {
-                "count": turn.len(),
-                "p50_us": us(0.5),
-                "p99_us": us(0.99),
-                "p999_us": us(0.999),
-                "max_us": turn.max() as f64 / 1000.0,
-            },
+            "turn": Delays::of(&turn),
         })
     });
     Json(json!({ "shards": shards.collect::<Vec<_>>() }))

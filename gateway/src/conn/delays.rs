@@ -172,14 +172,6 @@ impl Delays {
         self.marks.len() - self.free.len()
     }
 
-    /// What this holds, in bytes.
-    pub fn bytes(&self) -> usize {
-        self.marks.capacity() * size_of::<Mark>()
-            + self.free.capacity() * size_of::<MarkId>()
-            + self.fanouts.capacity() * size_of::<Fanout>()
-            + self.free_fanouts.capacity() * size_of::<FanoutId>()
-    }
-
     fn mark(&mut self, first_at: Time, first_bytes: u32, first_messages: u32) -> MarkId {
         let mark = Mark { first_at, first_bytes, first_messages, ..Mark::default() };
         if let Some(id) = self.free.pop() {

@@ -46,8 +46,9 @@ impl<R: Ring> Shard<R> {
             let picked = self.picked_recorder(client);
             let conn = &self.table[upstream];
             let route = self.metrics.recorder.route(conn.route);
-            for to in [Some(&route.connect), picked.as_ref().map(|it| &it.connect)] {
-                to.inspect(|to| to.record_since(conn.opened_at, self.now));
+            let picked = picked.as_ref().map(|it| &it.connect);
+            for to in [Some(&route.connect), picked].into_iter().flatten() {
+                to.record_since(conn.opened_at, self.now);
             }
         }
         self.table[upstream].opened_at = self.now;
@@ -80,8 +81,9 @@ impl<R: Ring> Shard<R> {
         let conn = &self.table[upstream];
         let route = self.metrics.recorder.route(conn.route);
         // Since it was connected: see `record_connected`.
-        for to in [Some(&route.reply), picked.as_ref().map(|it| &it.reply)] {
-            to.inspect(|to| to.record_since(conn.opened_at, self.now));
+        let picked = picked.as_ref().map(|it| &it.reply);
+        for to in [Some(&route.reply), picked].into_iter().flatten() {
+            to.record_since(conn.opened_at, self.now);
         }
     }
 
@@ -103,8 +105,9 @@ impl<R: Ring> Shard<R> {
         route.upstream.record_since(connecting.attempt.began_at, self.now);
         // Since it was connected: see `record_connected`.
         let since = self.table[upstream].opened_at;
-        for to in [Some(&route.answer), picked.as_ref().map(|it| &it.answer)] {
-            to.inspect(|to| to.record_since(since, self.now));
+        let picked = picked.as_ref().map(|it| &it.answer);
+        for to in [Some(&route.answer), picked].into_iter().flatten() {
+            to.record_since(since, self.now);
         }
     }
 }
