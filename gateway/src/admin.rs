@@ -327,6 +327,7 @@ async fn status(State(control): State<Arc<Control>>) -> Response {
         "frames_sent": metrics.frames_sent,
         "requests_forwarded": metrics.requests_forwarded,
         "upstream_failures": metrics.upstream_failures,
+        "upstream_shortages": metrics.upstream_shortages,
         "received_bytes": metrics.received_bytes,
         "memory": {
             "rss_bytes": ledger.rss_bytes,

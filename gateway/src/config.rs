@@ -26,7 +26,7 @@ mod upstreams;
 
 use std::error::Error;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ use crate::client_address::Access;
 use crate::limits::Limits;
 use crate::rooms::RoomLimits;
 use crate::route::{Route, Routes};
-use crate::upstream::{GroupOptions, UpstreamSpec};
+use crate::upstream::{GroupOptions, UpstreamAddress, UpstreamSpec};
 use keys::Keys;
 
 /// A checked configuration.
@@ -221,12 +221,29 @@ pub struct Websocket {
     pub path: Option<String>,
     /// Whether they are asked for what is no WebSocket too.
     pub http: bool,
+    /// What connections to them are made from, spread evenly; those of an upstream's own family. Empty:
+    /// the system chooses. At most [`SOURCE_ADDRESSES_MAX`].
+    pub source_addresses: Vec<IpAddr>,
     /// How they are checked. `None`: they are not.
     pub check: Option<CheckOptions>,
     /// What becomes of the clients of one that is drained, disabled or taken off the list.
     pub drained_clients: Clients,
     /// What becomes of the clients of one that its health checks find down.
     pub down_clients: Clients,
+}
+
+/// Source addresses of one backend.
+pub const SOURCE_ADDRESSES_MAX: usize = 256;
+
+impl Websocket {
+    /// The source addresses from which one of its upstreams can be reached.
+    pub fn sources_of(&self, upstream: &UpstreamAddress) -> impl Iterator<Item = IpAddr> + Clone {
+        let is_v4 = match upstream {
+            UpstreamAddress::Tcp(address) => Some(address.is_ipv4()),
+            UpstreamAddress::Unix(_) => None,
+        };
+        self.source_addresses.iter().copied().filter(move |it| Some(it.is_ipv4()) == is_v4)
+    }
 }
 
 /// What becomes of the clients of an upstream that gets no new ones.

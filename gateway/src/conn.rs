@@ -298,9 +298,19 @@ pub struct Attempt {
     pub upstream: Option<ConnId>,
     /// Those that were tried in vain.
     pub tried: Tried,
+    /// What was picked was not fit: it was tried because nobody else was left.
+    pub picked_unfit: bool,
+    /// Upstreams that got the whole handshake; at most [`SENT_MAX`].
+    pub sent: u8,
+    /// The first of those, if it broke off. Another upstream's answer tells whose fault that was.
+    pub suspect: Option<UpstreamId>,
     /// All that are left have as many connections as they may have: the client waits for one.
     pub waits: bool,
 }
+
+/// Upstreams that get one handshake whole. A request that makes servers break off would go through all
+/// of a group otherwise.
+pub const SENT_MAX: u8 = 2;
 
 /// What a request has to do with a session of Engine.IO, where those stick to their upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -404,6 +414,8 @@ pub struct Answering {
     pub head: AnswerHead,
     /// Where the body ends, once the head is passed on.
     pub body: Option<BodyReader>,
+    /// The answer has been passed on whole.
+    pub is_done: bool,
     /// Looks for the session in the body of an answer that opens one.
     pub opening: Option<OpenScanner>,
 }
@@ -470,6 +482,14 @@ impl Conn {
     /// When it is read again, if that is why it is not.
     pub fn read_at(&self) -> Time {
         self.meter.as_ref().map_or(Time::NEVER, |meter| meter.read_at)
+    }
+
+    /// Whether it is an upstream that has said and heard all, and ends its stream by itself: both Close
+    /// frames have passed (RFC 6455 §7.1.1), or a whole answer to a request with `Connection: close`.
+    pub fn awaits_end(&self) -> bool {
+        let is_answered = matches!(&self.state, State::Answering(answering) if answering.is_done);
+        let both = self.flags.close_sent && self.flags.close_received;
+        self.side == Side::Upstream && (both || is_answered)
     }
 
     /// Whether a send is in flight that waits for the peer as long as it takes.

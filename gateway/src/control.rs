@@ -31,6 +31,7 @@ use crate::random::Random;
 use crate::server::Gateway;
 use crate::shard::drain::pace;
 use crate::shard::mailbox::{Letter, Order};
+use crate::troubles::Troubles;
 use crate::{admin, allocator, log, memory};
 
 /// How often journals are read, and a drain is looked after.
@@ -82,6 +83,7 @@ pub struct Control {
     access: std::sync::Mutex<AccessLog>,
     history: std::sync::Mutex<History>,
     closes: std::sync::Mutex<Closes>,
+    troubles: std::sync::Mutex<Troubles>,
     /// Held from reading a file until every shard goes by it.
     reloading: Mutex<()>,
 }
@@ -131,6 +133,7 @@ async fn serve(config: Config, source: Option<Source>) -> Result<(), String> {
         access: std::sync::Mutex::new(AccessLog::new(&gateway.config().log, Instant::now())),
         history: std::sync::Mutex::default(),
         closes: std::sync::Mutex::default(),
+        troubles: std::sync::Mutex::default(),
         reloading: Mutex::new(()),
         gateway,
     });
@@ -364,16 +367,22 @@ impl Control {
     fn write_journals(&self) {
         let config = self.config();
         let (mut log, mut closes) = (self.access(), self.closes());
-        let mut lost = 0;
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut lost, mut troubles_lost) = (0, 0);
         for (shard, journal) in (0..=u16::MAX).zip(self.gateway.journals()) {
             while let Some(closed) = journal.pop() {
                 log.write(shard, &closed, &config);
                 closes.push(shard, closed);
             }
             lost += journal.take_lost();
+            while let Some(trouble) = journal.pop_trouble() {
+                troubles.push(trouble);
+            }
+            troubles_lost += journal.take_troubles_lost();
         }
         log.end_of_tick(lost, Instant::now());
         closes.end_of_tick(&config);
+        troubles.end_of_tick(troubles_lost, &config, Instant::now());
     }
 }
 

@@ -532,6 +532,7 @@ fn is_error(cause: Cause) -> bool {
         | Cause::IpDenied
         | Cause::SlowConsumer
         | Cause::BackendGone
+        | Cause::BackendProtocolError
         | Cause::BackendTimeout
         | Cause::MemoryPressure
         | Cause::InternalError => true,

@@ -18,6 +18,9 @@ use crate::upstream::UpstreamName;
 /// Clients that one shard may close before the control thread looks, ten times a second.
 const ENTRIES_MAX: usize = 1024;
 
+/// Failures of upstreams that one shard may note before the control thread looks.
+const TROUBLES_MAX: usize = 256;
+
 /// A client's connection that is over.
 #[derive(Clone, Debug)]
 pub struct Closed {
@@ -45,6 +48,17 @@ pub struct Closed {
     pub closed_at: Time,
     /// What went through it.
     pub traffic: Traffic,
+}
+
+/// An upstream has failed a client.
+#[derive(Clone, Debug)]
+pub struct Trouble {
+    /// The backend, and which of its upstreams.
+    pub upstream: (u16, UpstreamName),
+    /// It gets no clients for a while, because of this and others before it.
+    pub is_ejection: bool,
+    /// What has happened.
+    pub why: Box<str>,
 }
 
 /// What went through a connection. Messages are counted up to four billion.
@@ -75,12 +89,19 @@ impl Traffic {
 /// What the control thread has not yet looked at.
 pub struct Journal {
     closed: ArrayQueue<Closed>,
+    troubles: ArrayQueue<Trouble>,
+    troubles_lost: AtomicU64,
     lost: AtomicU64,
 }
 
 impl Default for Journal {
     fn default() -> Journal {
-        Journal { closed: ArrayQueue::new(ENTRIES_MAX), lost: AtomicU64::new(0) }
+        Journal {
+            closed: ArrayQueue::new(ENTRIES_MAX),
+            troubles: ArrayQueue::new(TROUBLES_MAX),
+            troubles_lost: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+        }
     }
 }
 
@@ -89,6 +110,7 @@ impl Journal {
     pub fn held_bytes(&self) -> usize {
         // Each place has a stamp beside the entry.
         self.closed.capacity() * (size_of::<Closed>() + size_of::<usize>())
+            + self.troubles.capacity() * (size_of::<Trouble>() + size_of::<usize>())
     }
 
     /// Writes an entry down, or counts it as lost.
@@ -96,6 +118,26 @@ impl Journal {
         if self.closed.push(entry).is_err() {
             self.leave_out();
         }
+    }
+
+    /// Notes that an upstream has failed a client, or counts that as lost.
+    pub fn note_trouble(&self, upstream: (u16, UpstreamName), is_ejection: bool, why: &str) {
+        if self.troubles.is_full() {
+            self.troubles_lost.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        // The shard is the only one who writes, so there is still room.
+        drop(self.troubles.push(Trouble { upstream, is_ejection, why: why.into() }));
+    }
+
+    /// The oldest trouble that nobody has taken.
+    pub fn pop_trouble(&self) -> Option<Trouble> {
+        self.troubles.pop()
+    }
+
+    /// Troubles that were not written since this was asked last.
+    pub fn take_troubles_lost(&self) -> u64 {
+        self.troubles_lost.swap(0, Ordering::Relaxed)
     }
 
     /// Counts an entry as lost that there was nothing to write of.

@@ -41,3 +41,4 @@ pub mod shared;
 pub mod spares;
 pub mod time;
 pub mod totals;
+pub mod troubles;

@@ -64,10 +64,12 @@ pub struct Limits {
     pub target_bytes_max: usize,
     /// From the accept to the last byte of the request head: one deadline, however it trickles.
     pub handshake_timeout: Duration,
-    /// From the request to an upstream's `101`: connect and handshake together.
+    /// From the request until an upstream is connected, waiting for room included.
     pub connect_timeout: Duration,
-    /// From trying one upstream to its answer; then the next is tried.
+    /// From trying one of several upstreams until it is connected; then the next is tried.
     pub attempt_timeout: Duration,
+    /// From a handshake on its way to an upstream that is connected until its answer.
+    pub upgrade_timeout: Duration,
     /// From an ordinary HTTP request to an upstream until its answer, and between two parts of either.
     pub response_timeout: Duration,
     /// From an answer to the client's next request on the same connection.
@@ -127,6 +129,7 @@ const DEFAULTS: Limits = Limits {
     handshake_timeout: Duration::from_millis(5000),
     connect_timeout: Duration::from_millis(5000),
     attempt_timeout: Duration::from_millis(2000),
+    upgrade_timeout: Duration::from_millis(10_000),
     response_timeout: Duration::from_millis(60_000),
     keepalive_timeout: Duration::from_millis(60_000),
     request_body_bytes_max: 1 << 20,

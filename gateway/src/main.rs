@@ -8,9 +8,11 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use gateway::config::succession::{changes, succeed};
-use gateway::config::{BackendKind, Config, Faults, Overrides};
+use gateway::config::{BackendKind, Config, Faults, Overrides, Websocket};
 use gateway::control::Source;
 use gateway::limits::{SHARDS_MAX, human_bytes, memory_bound, memory_bound_total};
+use gateway::ring::linux::local_port_range;
+use gateway::upstream::UpstreamAddress;
 
 /// Shards allocate and free on their own threads all the time; mimalloc keeps them apart. The memory
 /// ledger has to know how much of it is in use.
@@ -156,6 +158,21 @@ fn refuse(faults: &Faults) -> ExitCode {
 }
 
 /// What a configuration defines, for the operator's eye.
+/// How many connections the local ports allow to one address of an upstream.
+fn ports_line(websocket: &Websocket) -> String {
+    let Some((first, last)) = local_port_range() else { return String::new() };
+    let tcp = websocket.upstreams.iter().filter(|it| matches!(it.address, UpstreamAddress::Tcp(_)));
+    let sources = tcp.map(|it| websocket.sources_of(&it.address).count().max(1)).min();
+    let Some(sources) = sources else { return String::new() };
+    let ports = usize::from(last.saturating_sub(first)) + 1;
+    let from = if sources == 1 { "one source address" } else { "its source addresses" };
+    format!(
+        "           at most {} clients at each address of an upstream: {ports} local ports \
+         (net.ipv4.ip_local_port_range) of {from}\n",
+        ports * sources
+    )
+}
+
 fn summary(config: &Config) -> String {
     use std::fmt::Write as _;
     let mut text = String::new();
@@ -200,6 +217,9 @@ fn summary(config: &Config) -> String {
         };
         let used = config.routes.iter().any(|route| usize::from(route.backend) == index);
         let _ = writeln!(text, "{}", if used { "" } else { " (no route leads here)" });
+        if let BackendKind::Websocket(websocket) = &backend.kind {
+            text.push_str(&ports_line(websocket));
+        }
     }
     let bound = memory_bound(config, &gateway::server::item_sizes());
     let _ = writeln!(

@@ -42,10 +42,12 @@ pub enum Cause {
     SlowConsumer,
     /// The upstream sent a Close frame or ended its stream in order.
     BackendClose,
-    /// The upstream could not be reached, refused, broke a rule, or was lost.
+    /// The upstream could not be reached, refused, or was lost.
     BackendGone,
-    /// The upstream did not connect or answer within `connect_timeout_ms`, or no Ping within
-    /// `ping_timeout_ms`.
+    /// The upstream broke a rule of HTTP or of RFC 6455.
+    BackendProtocolError,
+    /// The upstream did not connect within `connect_timeout_ms`, or answer within `upgrade_timeout_ms`
+    /// or `response_timeout_ms`, or no Ping within `ping_timeout_ms`.
     BackendTimeout,
     /// The gateway, or the upstream that it was at, is being emptied.
     Drain,
@@ -59,7 +61,7 @@ pub enum Cause {
 
 impl Cause {
     /// All causes, in the order of their numbers.
-    pub const ALL: [Cause; 22] = [
+    pub const ALL: [Cause; 23] = [
         Cause::ClientClose,
         Cause::ClientGone,
         Cause::ClientTimeoutPing,
@@ -77,6 +79,7 @@ impl Cause {
         Cause::SlowConsumer,
         Cause::BackendClose,
         Cause::BackendGone,
+        Cause::BackendProtocolError,
         Cause::BackendTimeout,
         Cause::Drain,
         Cause::AdminClose,
@@ -104,6 +107,7 @@ impl Cause {
             Cause::SlowConsumer => "slow_consumer",
             Cause::BackendClose => "backend_close",
             Cause::BackendGone => "backend_gone",
+            Cause::BackendProtocolError => "backend_protocol_error",
             Cause::BackendTimeout => "backend_timeout",
             Cause::AdminClose => "admin_close",
             Cause::Drain => "drain",
@@ -140,7 +144,9 @@ impl Cause {
     pub fn initiator(self) -> Initiator {
         match self {
             Cause::ClientClose | Cause::ClientGone | Cause::HttpDone => Initiator::Client,
-            Cause::BackendClose | Cause::BackendGone => Initiator::Backend,
+            Cause::BackendClose | Cause::BackendGone | Cause::BackendProtocolError => {
+                Initiator::Backend
+            }
             Cause::ClientTimeoutPing
             | Cause::ClientTimeoutIdle
             | Cause::DurationLimit
@@ -242,6 +248,8 @@ counters! {
     messages_relayed,
     /// Attempts at upstreams that failed before an answer; the client may have got another.
     upstream_failures,
+    /// Clients that got 503 as there was no local port, descriptor or memory for an upstream connection.
+    upstream_shortages,
     /// Ordinary HTTP requests that upstreams have answered.
     requests_forwarded,
     /// Sessions of Engine.IO that upstreams have opened by polling.

@@ -17,7 +17,7 @@ pub mod sim;
 
 use std::fmt;
 use std::io::IoSlice;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
@@ -73,8 +73,9 @@ pub trait Ring {
     fn cancel_send(&mut self, id: ConnId);
 
     /// Opens a stream socket for an upstream connection on behalf of the connection `owner`. Answers
-    /// with [`Completion::SocketOpened`].
-    fn submit_socket(&mut self, owner: ConnId, address: &UpstreamAddress);
+    /// with [`Completion::SocketOpened`]. It is bound to `source` where there is one, to a port of the
+    /// kernel's choice.
+    fn submit_socket(&mut self, owner: ConnId, address: &UpstreamAddress, source: Option<IpAddr>);
 
     /// Connects a socket that [`Completion::SocketOpened`] brought. Answers with
     /// [`Completion::Connected`].
@@ -204,6 +205,8 @@ pub enum Failure {
     Refused,
     /// The table of direct descriptors, or the system's, is full (ENFILE, EMFILE).
     TableFull,
+    /// No local port is left toward this address (EADDRNOTAVAIL).
+    NoLocalPort,
     /// Anything else, by its errno.
     Other(i32),
 }
@@ -219,8 +222,21 @@ impl Failure {
             libc::ETIMEDOUT | libc::EHOSTUNREACH | libc::ENETUNREACH => Failure::TimedOut,
             libc::ECONNREFUSED => Failure::Refused,
             libc::ENFILE | libc::EMFILE => Failure::TableFull,
+            libc::EADDRNOTAVAIL => Failure::NoLocalPort,
             other => Failure::Other(other),
         }
+    }
+
+    /// Whether it is a lack of ours, of which the peer knows nothing.
+    pub fn is_shortage(self) -> bool {
+        matches!(
+            self,
+            Failure::NoBuffers
+                | Failure::Full
+                | Failure::TableFull
+                | Failure::NoLocalPort
+                | Failure::Other(libc::ENOMEM)
+        )
     }
 }
 
@@ -234,6 +250,7 @@ impl fmt::Display for Failure {
             Failure::TimedOut => f.write_str("timed out"),
             Failure::Refused => f.write_str("connection refused"),
             Failure::TableFull => f.write_str("descriptor table full"),
+            Failure::NoLocalPort => f.write_str("no local port is left"),
             Failure::Other(errno) => std::io::Error::from_raw_os_error(*errno).fmt(f),
         }
     }

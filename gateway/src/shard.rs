@@ -60,7 +60,7 @@ use crate::time::Time;
 use crate::timers::Wheel;
 use crate::upstream::Group;
 use accept::{AcceptLimits, Accepting};
-use drain::{Loss, Sweep};
+use drain::{Cutting, Loss, Sweep};
 use mailbox::{Letter, Mailroom};
 
 /// Completions taken in one turn. More are left to the next, so that outboxes are flushed, timers
@@ -144,6 +144,8 @@ pub struct Shard<R: Ring> {
     losses: Vec<Loss>,
     /// Set once we are stopping: when the last connection is closed whatever it still owes.
     stop_deadline: Option<Time>,
+    /// How far the stop has got.
+    cutting: Cutting,
 }
 
 /// What a shard is made of.
@@ -228,6 +230,7 @@ impl<R: Ring> Shard<R> {
             sweep_at: Time(0),
             losses: Vec::new(),
             stop_deadline: None,
+            cutting: Cutting::default(),
             config,
             shared,
         }
@@ -299,7 +302,8 @@ impl<R: Ring> Shard<R> {
         let ready = !self.dirty.is_empty()
             || self.mail.has_own()
             || self.may_rearm_starved()
-            || self.may_serve_waiting();
+            || self.may_serve_waiting()
+            || self.may_cut_off();
         if ready || !self.mail.may_sleep(self.stop_deadline.is_some()) {
             return Wait::No;
         }

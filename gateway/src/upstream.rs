@@ -35,6 +35,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -47,7 +48,7 @@ use health::Record;
 pub use address::{UNIX_PATH_BYTES_MAX, UpstreamAddress, UpstreamName, UpstreamUrl};
 pub use cookie::{COOKIE_NAME_DEFAULT, CookieToken, SameSite, StickyCookie};
 pub use hash::stable_hash;
-pub use health::{Checked, Health, HealthOptions};
+pub use health::{Checked, Evidence, Health, HealthOptions};
 pub use key::{HashKey, cookie_value, is_engine_io, sid_of};
 pub use open_packet::{OPEN_PACKET_BYTES_MAX, OpenScan, OpenScanner, SID_BYTES_MAX};
 pub use sids::{Sid, Sids};
@@ -597,19 +598,39 @@ impl Group {
     /// Answers the health when this has changed it.
     pub fn on_connect_failed(&mut self, id: UpstreamId, now: Time, random: u64) -> Option<Health> {
         self.on_closed(id);
-        let options = self.options.health;
-        self.judge(id, now, |record| record.on_failure(now, random, &options))
+        self.on_evidence(id, Evidence::Connect, now, random)
     }
 
-    /// The upstream was reached and did not answer in time, or with a 5xx, or with what is no
-    /// answer. Else as [`on_connect_failed`](Group::on_connect_failed).
+    /// The upstream was reached and did not answer a client of this address in time, or with a 5xx, or
+    /// with what is no answer. Else as [`on_connect_failed`](Group::on_connect_failed).
     pub fn on_handshake_failed(
         &mut self,
         id: UpstreamId,
+        client: IpAddr,
         now: Time,
         random: u64,
     ) -> Option<Health> {
-        self.on_connect_failed(id, now, random)
+        self.on_closed(id);
+        self.on_evidence(id, Evidence::Client(client), now, random)
+    }
+
+    /// Something speaks against an upstream whose attempt was over before, by
+    /// [`on_abandoned`](Group::on_abandoned).
+    pub fn on_evidence(
+        &mut self,
+        id: UpstreamId,
+        evidence: Evidence,
+        now: Time,
+        random: u64,
+    ) -> Option<Health> {
+        let options = self.options.health;
+        let (mut active, mut ejected) = (0, 0);
+        for upstream in self.upstreams.iter().filter(|it| it.spec.mode == Mode::Active) {
+            active += 1;
+            ejected += usize::from(upstream.record.is_ejected(now));
+        }
+        let may_eject = 2 * (ejected + 1) <= active;
+        self.judge(id, now, |record| record.on_failure(evidence, may_eject, now, random, &options))
     }
 
     /// A connection that was open is not any more. Of an upstream that has left the list this is

@@ -200,6 +200,8 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         section.milliseconds("connect_timeout_ms", timeout.clone(), default.connect_timeout);
     let attempt_timeout =
         section.milliseconds("attempt_timeout_ms", timeout.clone(), default.attempt_timeout);
+    let upgrade_timeout =
+        section.milliseconds("upgrade_timeout_ms", timeout.clone(), default.upgrade_timeout);
     let response_timeout =
         section.milliseconds("response_timeout_ms", 1..=AGE_MS_MAX, default.response_timeout);
     let keepalive_timeout =
@@ -291,6 +293,7 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         handshake_timeout,
         connect_timeout,
         attempt_timeout,
+        upgrade_timeout,
         response_timeout,
         keepalive_timeout,
         request_body_bytes_max,

@@ -398,6 +398,7 @@ fn upstreams() {
             options: GroupOptions::default(),
             preserve_host,
             http: true,
+            source_addresses: Vec::new(),
             check: None,
             path: path.map(str::to_owned),
             drained_clients: Clients::Stay,
@@ -792,5 +793,29 @@ fn damaged_files_have_faults_and_never_panic() {
             let rest = text[at..].chars().next().map_or(0, char::len_utf8);
             inspect(&format!("{}{put}{}", &text[..at], &text[at + rest..]));
         }
+    }
+}
+
+#[test]
+fn source_addresses_are_of_the_family_of_their_upstreams() {
+    let file = |url: &str, list: &str| {
+        format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nbackend = \"a\"\n\
+             [backend.a]\nkind = \"websocket\"\nurl = \"{url}\"\nsource_addresses = {list}\n"
+        )
+    };
+    let (v4, v6) = ("ws://127.0.0.1:81", "ws://[::1]:81");
+    let config = good(&file(v4, "[\"127.0.0.2\", \"::2\", \"127.0.0.3\"]"));
+    let BackendKind::Websocket(websocket) = &config.backends[0].kind else { unreachable!() };
+    let sources = websocket.sources_of(&websocket.upstreams[0].address);
+    assert_eq!(sources.map(|it| it.to_string()).collect::<Vec<_>>(), ["127.0.0.2", "127.0.0.3"]);
+    for (url, list, why) in [
+        (v6, "[\"127.0.0.2\"]", "has none of the family"),
+        (v4, "[\"127.0.0.2\", \"127.0.0.2\"]", "twice"),
+        (v4, "[\"127.0.0.2:80\"]", "is no IP address"),
+        (v4, "[\"nobody\"]", "is no IP address"),
+    ] {
+        let faults = Config::parse("test", &file(url, list)).expect_err("it is faulty");
+        assert!(faults.to_string().contains(why), "{faults}");
     }
 }

@@ -1,11 +1,12 @@
 //! `[backend.NAME]` of the kind `websocket`: its upstreams and how clients are spread over them.
 
 use std::fmt::Display;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::machine::Machine;
 use super::reader::{Placed, Reader, Section};
-use super::{Clients, Websocket};
+use super::{Clients, SOURCE_ADDRESSES_MAX, Websocket};
 use crate::checks::{CheckKind, CheckOptions, StatusSet, check_host, check_path};
 use crate::route::PathPattern;
 use crate::upstream::{
@@ -30,6 +31,7 @@ pub(super) fn read_websocket(
     let preserve_host = section.word("host", &["preserve", "upstream"]) == "preserve";
     let path = section.string("path");
     let http = section.boolean("http", true);
+    let source_addresses = read_sources(reader, &mut section);
     let drained_clients = read_clients(&mut section, "drained_clients");
     let down_clients = read_clients(&mut section, "down_clients");
     let options = read_options(reader, &mut section);
@@ -63,6 +65,18 @@ pub(super) fn read_websocket(
              add url = \"ws://127.0.0.1:3000\"",
         );
     }
+    let families = upstreams.iter().filter_map(|upstream| match &upstream.address {
+        UpstreamAddress::Tcp(address) => Some(address.is_ipv4()),
+        UpstreamAddress::Unix(_) => None,
+    });
+    let unreachable = families
+        .filter(|is_v4| !source_addresses.iter().any(|source| source.is_ipv4() == *is_v4))
+        .count();
+    if unreachable > 0 && !source_addresses.is_empty() {
+        let message = "`source_addresses` has none of the family (IPv4 or IPv6) of some upstream: it \
+                       could not be reached from any of them; add one, or leave the key out";
+        reader.fault(&section.place_of("source_addresses"), message);
+    }
     // What it says of the list is said here, with a place; a shard may rely on it.
     if let Err(fault) = Group::new(options.clone(), upstreams.clone(), 0) {
         reader.echo(&place, fault);
@@ -75,10 +89,41 @@ pub(super) fn read_websocket(
         preserve_host,
         path,
         http,
+        source_addresses,
         check,
         drained_clients,
         down_clients,
     })
+}
+
+fn read_sources(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> Vec<IpAddr> {
+    let list = section.strings("source_addresses").unwrap_or_default();
+    section.settle_list("source_addresses");
+    if list.len() > SOURCE_ADDRESSES_MAX {
+        let message = format!(
+            "`source_addresses` has {} entries: at most {SOURCE_ADDRESSES_MAX} are supported; remove some",
+            list.len()
+        );
+        reader.fault(&section.place_of("source_addresses"), message);
+    }
+    let mut sources: Vec<IpAddr> = Vec::with_capacity(list.len());
+    for Placed { value, place } in list {
+        match value.parse() {
+            Ok(source) if sources.contains(&source) => {
+                reader
+                    .fault(&place, format!("`source_addresses` has \"{value}\" twice; remove one"));
+            }
+            Ok(source) => sources.push(source),
+            Err(_) => reader.fault(
+                &place,
+                format!(
+                    "`source_addresses` has \"{value}\": it is no IP address; write one of this \
+                     machine's, without a port"
+                ),
+            ),
+        }
+    }
+    sources
 }
 
 fn read_clients(section: &mut Section<'_, '_>, key: &'static str) -> Clients {

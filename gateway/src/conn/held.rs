@@ -84,6 +84,9 @@ mod tests {
             cookie: None,
             session: Session::None,
             picked: None,
+            picked_unfit: false,
+            sent: 0,
+            suspect: None,
             upstream: None,
             tried: Tried::default(),
             waits: false,
@@ -143,7 +146,12 @@ mod tests {
                 &[(Handshakes, size_of::<Forwarding>()), (RequestHeads, 200), (EarlyBytes, 23)],
             ),
             (
-                State::Answering(Box::new(Answering { head: answer(), body: None, opening: None })),
+                State::Answering(Box::new(Answering {
+                    head: answer(),
+                    body: None,
+                    is_done: false,
+                    opening: None,
+                })),
                 &[(Handshakes, size_of::<Answering>()), (RequestHeads, 70)],
             ),
         ];

@@ -15,7 +15,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, IoSlice};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::ptr::NonNull;
@@ -464,9 +464,9 @@ impl Ring for LinuxRing {
         self.push(&opcode::AsyncCancel::new(target.0).build(), Token::of(Op::Cancel, id));
     }
 
-    fn submit_socket(&mut self, owner: ConnId, address: &UpstreamAddress) {
+    fn submit_socket(&mut self, owner: ConnId, address: &UpstreamAddress, source: Option<IpAddr>) {
         let socket = match address {
-            UpstreamAddress::Tcp(address) => upstream_socket(address, self.local_ports),
+            UpstreamAddress::Tcp(address) => upstream_socket(address, source, self.local_ports),
             UpstreamAddress::Unix(_) => Socket::new(Domain::UNIX, Type::STREAM, None),
         };
         match socket {
@@ -532,13 +532,22 @@ pub fn monotonic_now() -> Time {
 /// The ports for outgoing connections, as `IP_LOCAL_PORT_RANGE` takes them: the last in the upper
 /// half, the first in the lower. `None` where the system does not say.
 fn local_ports() -> Option<u32> {
-    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
-    let mut ports = range.split_ascii_whitespace().map(|port| port.parse::<u16>().ok());
-    let (first, last) = (ports.next()??, ports.next()??);
+    let (first, last) = local_port_range()?;
     Some(u32::from(last) << 16 | u32::from(first))
 }
 
-fn upstream_socket(address: &SocketAddr, local_ports: Option<u32>) -> io::Result<Socket> {
+/// The first and the last port for outgoing connections. `None` where the system does not say.
+pub fn local_port_range() -> Option<(u16, u16)> {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    let mut ports = range.split_ascii_whitespace().map(|port| port.parse::<u16>().ok());
+    Some((ports.next()??, ports.next()??))
+}
+
+fn upstream_socket(
+    address: &SocketAddr,
+    source: Option<IpAddr>,
+    local_ports: Option<u32>,
+) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(*address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(60)))?;
@@ -560,6 +569,23 @@ fn upstream_socket(address: &SocketAddr, local_ports: Option<u32>) -> io::Result
                 size_of::<u32>() as libc::socklen_t,
             );
         }
+    }
+    if let Some(source) = source {
+        // The port is chosen at the connect, when it is known where to: one that is taken toward
+        // another upstream will do as well. Without this a bind takes a port from all of them.
+        const IP_BIND_ADDRESS_NO_PORT: libc::c_int = 24;
+        let on: libc::c_int = 1;
+        // SAFETY: the value is an int, and its size is given; the descriptor is open.
+        unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::IPPROTO_IP,
+                IP_BIND_ADDRESS_NO_PORT,
+                (&raw const on).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            );
+        }
+        socket.bind(&SocketAddr::new(source, 0).into())?;
     }
     Ok(socket)
 }

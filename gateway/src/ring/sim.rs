@@ -37,7 +37,7 @@ mod link;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::IoSlice;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -351,7 +351,7 @@ impl Ring for SimRing {
         self.submit(Submission::Cancel(id, Op::Send));
     }
 
-    fn submit_socket(&mut self, owner: ConnId, _address: &UpstreamAddress) {
+    fn submit_socket(&mut self, owner: ConnId, _address: &UpstreamAddress, _: Option<IpAddr>) {
         self.submit(Submission::Socket(owner));
     }
 
@@ -462,7 +462,7 @@ mod tests {
                     self.accepts += 1;
                     let id = self.opened(slot);
                     self.conn(id).busy += 1;
-                    self.ring.submit_socket(id, &UpstreamAddress::Tcp(UPSTREAM));
+                    self.ring.submit_socket(id, &UpstreamAddress::Tcp(UPSTREAM), None);
                 }
                 Completion::AcceptEnded { .. } => self.ring.arm_accept(0),
                 Completion::AcceptRefused { .. } => {}
@@ -751,7 +751,7 @@ mod tests {
 
     fn upstream(network: &Network, ring: &mut SimRing) -> ConnId {
         let _client = accepted(network, ring);
-        ring.submit_socket(FIRST, &UpstreamAddress::Tcp(UPSTREAM));
+        ring.submit_socket(FIRST, &UpstreamAddress::Tcp(UPSTREAM), None);
         let taken = completions(network, ring);
         let [Completion::SocketOpened { owner: FIRST, result: Ok(slot) }] = taken[..] else {
             panic!("{taken:?}")
@@ -798,7 +798,7 @@ mod tests {
         );
         ring.submit_close(id);
         completions(&network, &mut ring);
-        ring.submit_socket(FIRST, &UpstreamAddress::Tcp(UPSTREAM));
+        ring.submit_socket(FIRST, &UpstreamAddress::Tcp(UPSTREAM), None);
         assert!(matches!(completions(&network, &mut ring)[..], [Completion::SocketOpened { .. }]));
         let id = ConnId { generation: 2, ..id };
         ring.submit_connect(id, &UpstreamAddress::Tcp(UPSTREAM));

@@ -2,9 +2,9 @@
 //! (`forward.rs`): gathered until it is whole, and what becomes of one that is none.
 
 use super::Shard;
+use super::attempt::Failing;
 use crate::conn::ConnId;
-use crate::http::{self, Response};
-use crate::metrics::Cause;
+use crate::http::{self, HttpError, Response};
 use crate::ring::Ring;
 
 /// Why a client is told 502 when its upstream has gone.
@@ -24,7 +24,7 @@ impl<R: Ring> Shard<R> {
         match answer.gather(bytes, &limits) {
             Ok(whole) => whole.map(|(head, taken)| (client, head, taken)),
             Err(error) => {
-                self.bad_answer(id, client, &format!("the upstream's answer: {error}"));
+                self.bad_head(id, client, error);
                 None
             }
         }
@@ -40,7 +40,7 @@ impl<R: Ring> Shard<R> {
         match http::parse_response(head, &self.head_limits()) {
             Ok(response) => Some(response),
             Err(error) => {
-                self.bad_answer(id, client, &format!("the upstream's answer: {error}"));
+                self.bad_head(id, client, error);
                 None
             }
         }
@@ -57,6 +57,15 @@ impl<R: Ring> Shard<R> {
 
     /// An upstream's answer is none that a client could be given.
     pub(super) fn bad_answer(&mut self, id: ConnId, client: ConnId, why: &str) {
-        self.attempt_failed(id, client, 502, Cause::BackendGone, why);
+        self.attempt_failed(id, client, Failing::BadAnswer, why);
+    }
+
+    fn bad_head(&mut self, id: ConnId, client: ConnId, error: HttpError) {
+        let failing = match error {
+            // What is in order and too large for us says nothing of the upstream.
+            HttpError::HeadTooLarge | HttpError::TooManyHeaders => Failing::OurLimit,
+            _ => Failing::BadAnswer,
+        };
+        self.attempt_failed(id, client, failing, &format!("the upstream's answer: {error}"));
     }
 }

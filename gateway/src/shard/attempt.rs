@@ -7,27 +7,32 @@
 //!                        +------------------------------- attempt_failed    attempt_opened
 //! ```
 //!
-//! A client that has heard nothing yet goes on to the next upstream when one cannot be reached, or
-//! is reached and does not answer the handshake. An ordinary request is not sent twice: it moves on
-//! only while nothing of it has been sent. What the group is told, and when, is the contract of
+//! A client that has heard nothing yet goes on to the next upstream when one cannot be reached. Once a
+//! handshake has been sent, one more upstream gets it at most (`SENT_MAX`), and only where the first broke
+//! off: a slow one is waited for. Where both break off it is the request's fault, and counts against
+//! neither. An ordinary request is not sent twice: it moves on only while nothing of it has been sent. What the group is told, and when, is the contract of
 //! `upstream.rs`: every pick has exactly one outcome.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::Shard;
+use super::close::upstream_of;
 use crate::config::{BackendKind, Config, Websocket};
 use crate::conn::table::Table;
-use crate::conn::{AnswerHead, Answering, Attempt, ConnId, Counted, Phase, Session, Side, State};
+use crate::conn::{
+    AnswerHead, Answering, Attempt, ConnId, Counted, Phase, SENT_MAX, Session, Side, State,
+};
 use crate::handshake::{self, Offer};
 use crate::http::{self, Request};
+use crate::journal::Journal;
 use crate::metrics::Cause;
 use crate::random::Random;
 use crate::ring::{Failure, Ring};
 use crate::time::Time;
 use crate::upstream::{
-    Balance, Client, Group, Pick, Sticky, Tried, UpstreamAddress, UpstreamId, UpstreamSpec,
-    connections_share,
+    Balance, Client, Evidence, Group, Health, Pick, Sticky, Tried, UpstreamAddress, UpstreamId,
+    UpstreamSpec, connections_share,
 };
 
 /// Clients that wait for room at an upstream and are tried again in one turn.
@@ -102,6 +107,9 @@ impl<R: Ring> Shard<R> {
             session,
             began_at: self.now,
             picked: None,
+            picked_unfit: false,
+            sent: 0,
+            suspect: None,
             upstream: None,
             tried: Tried::default(),
             waits: false,
@@ -119,7 +127,7 @@ impl<R: Ring> Shard<R> {
     /// Asks for a connection to the next upstream. `failed` is what the client is told when there is
     /// none: how the last one failed.
     pub(super) fn try_upstream(&mut self, id: ConnId, failed: Option<(u16, Cause, &str)>) {
-        let Shard { table, ring, groups, waiting, random, now, .. } = self;
+        let Shard { table, ring, groups, waiting, random, now, config, .. } = self;
         let conn = &mut table[id];
         let Some(attempt) = attempt_of(&mut conn.state) else { return };
         let backend = usize::from(attempt.backend);
@@ -131,7 +139,10 @@ impl<R: Ring> Shard<R> {
                 attempt.picked = Some(upstream);
                 conn.flags.socket_in_flight = true;
                 let upstream = group.get(upstream).expect("what was picked is in the list");
-                ring.submit_socket(id, &upstream.spec().address);
+                attempt.picked_unfit = upstream.health(*now) != Health::Up;
+                let address = &upstream.spec().address;
+                let source = source_of(config, attempt.backend, address, random);
+                ring.submit_socket(id, address, source);
             }
             Pick::Wait => {
                 attempt.waits = true;
@@ -147,6 +158,7 @@ impl<R: Ring> Shard<R> {
             Pick::None => {
                 let nobody = (503, Cause::BackendGone, "no upstream is available");
                 let (status, cause, why) = failed.unwrap_or(nobody);
+                self.book_suspect(id);
                 self.refuse(id, status, cause, why);
             }
         }
@@ -217,7 +229,11 @@ impl<R: Ring> Shard<R> {
                 }
             }
             (Err(failure), _) if is_open => {
+                self.metrics.upstream_shortages.add(1);
                 let why = format!("no socket for the upstream: {failure}");
+                let picked = attempt_of(&mut self.table[client].state)
+                    .and_then(|it| Some(Counted { backend: it.backend, upstream: it.picked? }));
+                note_trouble(&self.groups, &self.journal, picked, &why);
                 self.refuse(client, 503, Cause::MemoryPressure, &why);
             }
             (Err(_), _) => {}
@@ -250,7 +266,12 @@ impl<R: Ring> Shard<R> {
         conn.deadline = deadline;
         conn.state = if is_request {
             let head = AnswerHead::new(client);
-            State::Answering(Box::new(Answering { head, body: None, opening: None }))
+            State::Answering(Box::new(Answering {
+                head,
+                body: None,
+                is_done: false,
+                opening: None,
+            }))
         } else {
             State::Handshaking(Box::new(AnswerHead::new(client)))
         };
@@ -269,7 +290,10 @@ impl<R: Ring> Shard<R> {
         let client = *client;
         if let Err(failure) = result {
             let why = format!("the upstream could not be reached: {failure}");
-            return self.attempt_failed(id, client, 502, Cause::BackendGone, &why);
+            return match failure.is_shortage() {
+                true => self.attempt_failed(id, client, Failing::Shortage, &why),
+                false => self.attempt_failed(id, client, Failing::Connect, &why),
+            };
         }
         self.record_connected(id, client);
         let Some(attempt) = attempt_of(&mut self.table[client].state) else {
@@ -332,7 +356,12 @@ impl<R: Ring> Shard<R> {
         });
         if let State::Connecting(connecting) = &mut table[client].state {
             connecting.offer = Some(Offer::new(&upgrade, &key));
+            connecting.attempt.sent += 1;
         }
+        // From here on it is the upstream that has to move on.
+        table[client].deadline = Time::NEVER;
+        table[id].deadline = *now + config.limits.upgrade_timeout;
+        self.timers.set(id.slot, table[id].deadline);
         self.mark_dirty(id);
         Some(())
     }
@@ -343,53 +372,140 @@ impl<R: Ring> Shard<R> {
         &mut self,
         id: ConnId,
         client: ConnId,
-        status: u16,
-        cause: Cause,
+        failing: Failing,
         why: &str,
     ) {
+        let (status, cause) = failing.answer();
         self.start_close(id, cause);
         let open = self.table.get_mut(client).filter(|conn| conn.phase == Phase::Open);
         let Some(conn) = open else { return };
         let is_sent = matches!(&conn.state, State::Forwarding(forwarding) if forwarding.connected);
+        let address = conn.client_ip();
         let Some(attempt) = attempt_of(&mut conn.state) else { return };
         attempt.upstream = None;
-        self.picked_failed(client);
-        if is_sent {
+        if let Some(upstream) = attempt.picked {
+            let counted = Counted { backend: attempt.backend, upstream };
+            note_trouble(&self.groups, &self.journal, Some(counted), why);
+        }
+        let is_first = attempt.suspect.is_none();
+        match failing {
+            Failing::Connect | Failing::ConnectLate => {
+                self.picked_failed(client, Some(Evidence::Connect));
+            }
+            Failing::Shortage | Failing::OurLimit => self.picked_failed(client, None),
+            _ if !is_first => {
+                // Two servers in a row, one request: it is the request.
+                attempt.suspect = None;
+                self.picked_failed(client, None);
+            }
+            Failing::BrokeOff | Failing::BadAnswer if !is_sent && attempt.sent < SENT_MAX => {
+                attempt.suspect = attempt.picked.filter(|_| !attempt.picked_unfit);
+                self.picked_failed(client, None);
+            }
+            Failing::BrokeOff | Failing::BadAnswer | Failing::Late => {
+                self.picked_failed(client, Some(Evidence::Client(address)));
+            }
+        }
+        if matches!(failing, Failing::Shortage) {
+            self.metrics.upstream_shortages.add(1);
+        }
+        let Some(attempt) = attempt_of(&mut self.table[client].state) else { return };
+        let may_repeat = match failing {
+            Failing::Connect | Failing::ConnectLate => !is_sent,
+            Failing::BrokeOff | Failing::BadAnswer => !is_sent && attempt.sent < SENT_MAX,
+            Failing::Late | Failing::Shortage | Failing::OurLimit => false,
+        };
+        if !may_repeat {
+            self.book_suspect(client);
             return self.fail_request(client, status, cause, why);
+        }
+        if attempt.sent > 0 && self.table[client].deadline == Time::NEVER {
+            // It looks for a connection again.
+            let deadline = self.now + self.config.limits.connect_timeout;
+            self.table[client].deadline = deadline;
+            self.timers.set(client.slot, deadline);
         }
         self.try_upstream(client, Some((status, cause, why)));
     }
 
+    /// The upstream that broke off first is at fault: the same request fared well at another, or there
+    /// was no other that could have told.
+    fn book_suspect(&mut self, client: ConnId) {
+        let address = self.table[client].client_ip();
+        let Some(attempt) = attempt_of(&mut self.table[client].state) else { return };
+        let Some(upstream) = attempt.suspect.take() else { return };
+        let counted = Counted { backend: attempt.backend, upstream };
+        self.on_evidence(counted, Evidence::Client(address));
+    }
+
+    /// Something speaks against an upstream.
+    fn on_evidence(&mut self, counted: Counted, evidence: Evidence) {
+        let Shard { groups, random, now, journal, .. } = self;
+        let Counted { backend, upstream } = counted;
+        let group = groups[usize::from(backend)].as_mut().expect("a websocket backend");
+        let health = group.on_evidence(upstream, evidence, *now, random.next_u64());
+        if let Some(Health::Ejected { until }) = health
+            && let Some(name) = group.get(upstream).map(|upstream| upstream.name())
+        {
+            let failures = group.options().health.eject_failures;
+            let why = format!(
+                "it gets no clients for {:.1?}: {failures} failures in a row (eject_failures), or one \
+                 behind an ejection",
+                until.since(*now)
+            );
+            journal.note_trouble((backend, name), true, &why);
+        }
+    }
+
     /// The client's time for connecting is over.
     pub(super) fn attempt_late(&mut self, client: ConnId) {
+        let limits = &self.config.limits;
+        let patience = limits.attempt_timeout.min(limits.connect_timeout);
         let Some(attempt) = attempt_of(&mut self.table[client].state) else { return };
+        let upstream = attempt.upstream;
         let (status, why) = if attempt.waits {
             (503, "every upstream has as many connections as it may have")
         } else if matches!(attempt.session, Session::Asked(_)) {
             (503, "where this session belongs was not found out within connect_timeout_ms")
         } else {
-            (504, "no upstream answered within connect_timeout_ms")
+            (504, "no upstream could be reached within connect_timeout_ms")
         };
-        self.picked_failed(client);
+        // The last one may have been tried a moment ago.
+        let upstream = upstream.and_then(|upstream| self.table.get(upstream));
+        let is_evident = upstream.is_some_and(|conn| conn.opened_at + patience <= self.now);
+        let picked = attempt_of(&mut self.table[client].state)
+            .and_then(|it| Some(Counted { backend: it.backend, upstream: it.picked? }));
+        note_trouble(&self.groups, &self.journal, picked, why);
+        self.picked_failed(client, is_evident.then_some(Evidence::Connect));
+        self.book_suspect(client);
         self.refuse(client, status, Cause::BackendTimeout, why);
     }
 
     /// Tells the group that the upstream which was picked for a client, if one was, did not take it;
-    /// it is not picked for this client again.
-    fn picked_failed(&mut self, client: ConnId) {
-        let Shard { table, groups, random, metrics, now, .. } = self;
+    /// it is not picked for this client again. `evidence` is what speaks against it; what was sent to one
+    /// that was ejected or down, because nobody else was left, does not.
+    fn picked_failed(&mut self, client: ConnId, evidence: Option<Evidence>) {
+        let Shard { table, groups, metrics, .. } = self;
         let Some(attempt) = attempt_of(&mut table[client].state) else { return };
         let Some(upstream) = attempt.picked.take() else { return };
+        let counted = Counted { backend: attempt.backend, upstream };
         let group = groups[usize::from(attempt.backend)].as_mut().expect("a websocket backend");
-        group.on_connect_failed(upstream, *now, random.next_u64());
+        group.on_abandoned(upstream);
+        let evidence = evidence.filter(|_| !attempt.picked_unfit);
         attempt.tried.push(upstream);
         metrics.upstream_failures.add(1);
+        // Of a client this only says where it was: see `Conn::counted`.
+        table[client].counted = Some(counted);
         self.room_made = true;
+        if let Some(evidence) = evidence {
+            self.on_evidence(counted, evidence);
+        }
     }
 
     /// The upstream has taken the client: its connection counts until it is closed. Returns the
     /// cookie that brings the client back to it, where it has not brought that.
     pub(super) fn attempt_opened(&mut self, id: ConnId, client: ConnId) -> Option<String> {
+        self.book_suspect(client);
         let Shard { table, groups, now, .. } = self;
         let attempt = attempt_of(&mut table[client].state)?;
         let upstream = attempt.picked.take()?;
@@ -404,19 +520,29 @@ impl<R: Ring> Shard<R> {
     /// The upstream has answered a handshake with something else than a WebSocket. A gateway's
     /// refusals and a 503 speak of it, others of the client.
     pub(super) fn attempt_answered(&mut self, client: ConnId, status: u16) {
-        let Shard { table, groups, random, now, .. } = self;
+        let is_bad = (502..=504).contains(&status);
+        if !is_bad {
+            self.book_suspect(client);
+        }
+        let address = self.table[client].client_ip();
+        let Shard { table, groups, now, .. } = self;
         let Some(attempt) = attempt_of(&mut table[client].state) else { return };
         let Some(upstream) = attempt.picked.take() else { return };
-        let group = groups[usize::from(attempt.backend)].as_mut().expect("a websocket backend");
-        let backend = attempt.backend;
-        if (502..=504).contains(&status) {
-            group.on_handshake_failed(upstream, *now, random.next_u64());
-        } else {
-            group.on_answered(upstream, *now);
-        }
+        let counted = Counted { backend: attempt.backend, upstream };
+        // Another has broken off over the same request, or nobody else was left.
+        let is_doubtful = attempt.suspect.take().is_some() || attempt.picked_unfit;
+        let group = groups[usize::from(counted.backend)].as_mut().expect("a websocket backend");
         // Of a client this only says where it was: see `Conn::counted`.
-        table[client].counted = Some(Counted { backend, upstream });
+        table[client].counted = Some(counted);
         self.room_made = true;
+        if !is_bad {
+            return group.on_answered(upstream, *now);
+        }
+        group.on_abandoned(upstream);
+        note_trouble(&self.groups, &self.journal, Some(counted), &format!("it answered {status}"));
+        if !is_doubtful {
+            self.on_evidence(counted, Evidence::Client(address));
+        }
     }
 
     /// The client is going, or is told that it does not get an upstream.
@@ -448,6 +574,67 @@ impl<R: Ring> Shard<R> {
         if let Some(group) = &mut self.groups[usize::from(counted.backend)] {
             group.on_closed(counted.upstream);
             self.room_made = true;
+        }
+    }
+}
+
+/// What the next connection to `address` is made from, where the operator has a list.
+fn source_of(
+    config: &Config,
+    backend: u16,
+    address: &UpstreamAddress,
+    random: &mut Random,
+) -> Option<IpAddr> {
+    let BackendKind::Websocket(websocket) = &config.backends[usize::from(backend)].kind else {
+        return None;
+    };
+    let mut sources = websocket.sources_of(address);
+    match sources.clone().count() as u64 {
+        0 => None,
+        count => sources.nth((random.next_u64() % count) as usize),
+    }
+}
+
+/// Leaves word that an upstream has failed a client, for the log.
+pub(super) fn note_trouble(
+    groups: &[Option<Group>],
+    journal: &Journal,
+    counted: Option<Counted>,
+    why: &str,
+) {
+    if let Some(upstream) = upstream_of(groups, counted) {
+        journal.note_trouble(upstream, false, why);
+    }
+}
+
+/// How an attempt at an upstream has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failing {
+    /// There is no connection.
+    Connect,
+    /// There is none within `attempt_timeout_ms`.
+    ConnectLate,
+    /// It has the request, and has ended the connection.
+    BrokeOff,
+    /// It has the request, and its answer breaks a rule.
+    BadAnswer,
+    /// It has the request, and has not answered in time.
+    Late,
+    /// We have no local port, descriptor or memory for a connection to it.
+    Shortage,
+    /// Its answer is in order, and larger than we take (`head_bytes_max`, `headers_max`).
+    OurLimit,
+}
+
+impl Failing {
+    /// The status that the client gets when no other upstream is tried, and the cause.
+    fn answer(self) -> (u16, Cause) {
+        match self {
+            Failing::Connect | Failing::BrokeOff => (502, Cause::BackendGone),
+            Failing::BadAnswer => (502, Cause::BackendProtocolError),
+            Failing::ConnectLate | Failing::Late => (504, Cause::BackendTimeout),
+            Failing::Shortage => (503, Cause::MemoryPressure),
+            Failing::OurLimit => (502, Cause::TooBig),
         }
     }
 }

@@ -92,7 +92,10 @@ impl<R: Ring> Shard<R> {
                 let cause = conn.cause.unwrap_or(Cause::InternalError);
                 return self.start_close(id, cause);
             }
-            conn.flags.shut_wanted = true;
+            // An upstream whose conversation is complete was asked to end it: the end that goes first
+            // keeps the port for a minute (TIME_WAIT), and ours toward one upstream are few. One that
+            // does not is reset at the deadline.
+            conn.flags.shut_wanted |= !conn.awaits_end();
         }
         if conn.phase < Phase::Closing && conn.flags.shut_wanted && !conn.flags.shut {
             conn.flags.shut = true;

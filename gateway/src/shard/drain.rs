@@ -77,6 +77,19 @@ pub(super) struct Loss {
     step: Duration,
 }
 
+/// How far a stop has got.
+#[derive(Default)]
+pub(super) struct Cutting {
+    /// The listeners are closed.
+    is_deaf: bool,
+    /// Behind the deadline: the next slot of this pass over the table.
+    next: u32,
+    /// This pass has found a connection that was not being closed.
+    found: bool,
+    /// A whole pass has found none.
+    is_over: bool,
+}
+
 /// The time in which `clients` of one shard leave when they are given `window`.
 pub fn pace(clients: u32, window: Duration) -> Duration {
     window.min(Duration::from_secs(1) * clients / CLIENTS_PER_SECOND_MIN)
@@ -319,9 +332,13 @@ impl<R: Ring> Shard<R> {
             // reason to come back.
             return self.start_finish(client, Cause::ClientClose);
         }
-        let leaves = conn.flags.read_done;
+        // Only a client that waits takes a step of the pace. One that has left already, or cannot be
+        // told, would make those behind it wait for nobody.
+        if conn.flags.read_done || !between_frames {
+            return self.fail_orphan(client, upstream);
+        }
         let delay = self.next_loss(upstream);
-        if leaves || delay.is_zero() || !between_frames {
+        if delay.is_zero() {
             return self.fail_orphan(client, upstream);
         }
         let conn = &mut self.table[client];
@@ -333,9 +350,10 @@ impl<R: Ring> Shard<R> {
 
     /// How long the client of an upstream that was lost is kept: nothing for the first, so that one
     /// connection that breaks is told at once, and then a step more for each. The steps are as wide as
-    /// it takes for all that are there to go evenly.
+    /// it takes for all that are there to go evenly. `lost_window` is the longest delay: connections that
+    /// go on being lost behind it share its end.
     fn next_loss(&mut self, upstream: ConnId) -> Duration {
-        let now = self.now;
+        let (now, window) = (self.now, self.config.limits.lost_window);
         let Some(counted) = self.table.get(upstream).and_then(|conn| conn.counted) else {
             return Duration::ZERO;
         };
@@ -343,11 +361,11 @@ impl<R: Ring> Shard<R> {
         self.losses.retain(|loss| loss.next > now);
         if let Some(loss) = self.losses.iter_mut().find(|loss| loss.upstream == counted) {
             let delay = loss.next.since(now);
-            loss.next = loss.next + loss.step;
+            loss.next = (loss.next + loss.step).min(now + window);
             return delay;
         }
         let clients = self.connections_at(counted).max(1);
-        let step = pace(clients, self.config.limits.lost_window) / clients;
+        let step = pace(clients, window) / clients;
         self.losses.push(Loss { upstream: counted, next: now + step, step });
         Duration::ZERO
     }
@@ -361,8 +379,9 @@ impl<R: Ring> Shard<R> {
     /// Asked to stop: accepts no more, asks everybody to leave, and `stop_timeout` after that
     /// closes what is left.
     pub(super) fn stop_join(&mut self) {
-        if self.stop_deadline.is_some() && !self.is_accepting() {
+        if self.stop_deadline.is_some() && !self.is_accepting() && !self.cutting.is_deaf {
             // A client that were left in the backlog would wait for all the others.
+            self.cutting.is_deaf = true;
             self.ring.stop_listening();
         }
         match self.stop_deadline {
@@ -373,15 +392,37 @@ impl<R: Ring> Shard<R> {
                 self.stop_accepting();
                 self.start_sweep(Whom::Everybody, window);
             }
-            Some(deadline) if self.now >= deadline => {
-                for slot in 0..self.table.slots_used() {
-                    if let Some(id) = self.table.id_at(slot) {
-                        self.start_close(id, Cause::Drain);
-                    }
-                }
-            }
+            Some(deadline) if self.now >= deadline => self.cut_off(),
             Some(_) => {}
         }
+    }
+
+    /// The stop deadline has passed: closes what is left, so many slots a turn.
+    fn cut_off(&mut self) {
+        if self.cutting.is_over {
+            return;
+        }
+        let end = self.table.slots_used();
+        let stop = end.min(self.cutting.next.saturating_add(SLOTS_PER_TURN));
+        for slot in self.cutting.next..stop {
+            let id = self.table.id_at(slot);
+            if let Some(id) = id.filter(|id| self.table[*id].phase < Phase::Closing) {
+                self.cutting.found = true;
+                self.start_close(id, Cause::Drain);
+            }
+        }
+        self.cutting.next = stop;
+        if stop == end {
+            // A client that was cut off late in a pass may have got an upstream meanwhile, in a slot
+            // that the pass had left behind. So the last pass is one that finds nobody.
+            self.cutting.is_over = !self.cutting.found;
+            (self.cutting.next, self.cutting.found) = (0, false);
+        }
+    }
+
+    /// Whether the next turn goes on with [`Shard::cut_off`].
+    pub(super) fn may_cut_off(&self) -> bool {
+        !self.cutting.is_over && self.stop_deadline.is_some_and(|deadline| deadline <= self.now)
     }
 
     /// Whether we have been asked to stop and nothing is left.
@@ -440,5 +481,53 @@ kind = "echo"
             assert!(shard.sweeps.is_empty(), "{window:?}");
             assert_eq!(shard.now, started + window);
         }
+    }
+
+    /// Behind the stop deadline a turn looks at so many slots and no more, and once nobody is left to
+    /// be closed it looks at none; the listeners are closed once.
+    #[test]
+    fn cutting_off_goes_through_the_table_once_a_part_a_turn() {
+        let network = Network::new(1, Faults::none());
+        let setup = Setup::of_test(CONFIG, &[Inbox::default()].into());
+        let mut shard = Shard::new(network.ring(10_000, 8, 4096, 1), setup);
+        let peer = ([192, 0, 2, 1], 5).into();
+        let last = shard.table.occupy(2 * SLOTS_PER_TURN, Side::Client, peer, shard.now);
+        shard.table.vacate(last);
+        shard.stop_deadline = Some(shard.now);
+        let mut steps = Vec::new();
+        for _ in 0..5 {
+            steps.push((shard.cutting.next, shard.may_cut_off()));
+            shard.stop_join();
+        }
+        let (one, two) = (SLOTS_PER_TURN, 2 * SLOTS_PER_TURN);
+        assert_eq!(steps, [(0, true), (one, true), (two, true), (0, false), (0, false)]);
+        assert!(shard.cutting.is_deaf);
+    }
+
+    /// A client that has left takes no step of the pace; of those that wait, however many they are, none
+    /// waits beyond the window.
+    #[test]
+    fn a_pace_of_losses_is_for_who_waits_and_has_an_end() {
+        let config =
+            CONFIG.replace("kind = \"echo\"", "kind = \"websocket\"\nurl = \"ws://127.0.0.1:9\"");
+        let network = Network::new(1, Faults::none());
+        let setup = Setup::of_test(&config, &[Inbox::default()].into());
+        let mut shard = Shard::new(network.ring(10_000, 8, 4096, 1), setup);
+        let (peer, now) = (([192, 0, 2, 1], 5).into(), shard.now);
+        let window = shard.config.limits.lost_window;
+        let upstream = shard.table.occupy(0, Side::Upstream, peer, now);
+        let group = shard.groups[0].as_mut().expect("a group");
+        let counted = Counted { backend: 0, upstream: group.upstreams()[0].id() };
+        (0..1000).for_each(|_| group.on_picked(counted.upstream));
+        shard.table[upstream].counted = Some(counted);
+        for slot in 1..2000 {
+            let client = shard.table.occupy(slot, Side::Client, peer, now);
+            shard.table[client].flags.read_done = true;
+            shard.orphan(client, upstream);
+        }
+        assert!(shard.losses.is_empty());
+        let delays: Vec<Duration> = (0..5000).map(|_| shard.next_loss(upstream)).collect();
+        assert!(delays.is_sorted() && delays[0].is_zero() && delays[1] > Duration::ZERO);
+        assert_eq!(delays.last(), Some(&window));
     }
 }

@@ -19,6 +19,7 @@
 
 use super::Shard;
 use super::answer::NOT_ANSWERED;
+use super::attempt::{Failing, note_trouble};
 use super::send::PAUSE_AT_BYTES;
 use crate::conn::{ConnId, Forwarding, Head, Phase, Session, State};
 use crate::handshake;
@@ -148,13 +149,17 @@ impl<R: Ring> Shard<R> {
                     scanned
                 }
             };
+            if scanned.is_err() {
+                let why = "the body of its answer is not framed as its head says";
+                note_trouble(&self.groups, &self.journal, self.table[id].counted, why);
+            }
             let Shard { table, stores, now, dirty, .. } = self;
             let Some(conn) = table.get_mut(client).filter(|conn| conn.phase == Phase::Open) else {
                 return self.start_close(id, Cause::ClientGone);
             };
             let Ok((forward, done)) = scanned else {
-                self.start_close(id, Cause::BackendGone);
-                return self.fail_request(client, 502, Cause::BackendGone, "");
+                self.start_close(id, Cause::BackendProtocolError);
+                return self.fail_request(client, 502, Cause::BackendProtocolError, "");
             };
             conn.outbox.write(stores, *now, |out| out.extend_from_slice(&bytes[..forward]));
             super::mark_dirty(conn, client.slot, dirty);
@@ -227,6 +232,9 @@ impl<R: Ring> Shard<R> {
     /// The whole answer has been passed on.
     fn answer_done(&mut self, id: ConnId, client: ConnId) {
         // It was asked to close, so its end follows.
+        if let State::Answering(answering) = &mut self.table[id].state {
+            answering.is_done = true;
+        }
         self.start_finish(id, Cause::BackendClose);
         self.metrics.requests_forwarded.add(1);
         let keepalive_timeout = self.config.limits.keepalive_timeout;
@@ -255,9 +263,11 @@ impl<R: Ring> Shard<R> {
         let State::Answering(answering) = &self.table[id].state else { return };
         let client = answering.head.client;
         match &answering.body {
-            None => self.bad_answer(id, client, NOT_ANSWERED),
+            None => self.attempt_failed(id, client, Failing::BrokeOff, NOT_ANSWERED),
             Some(BodyReader::UntilEnd) if in_order => self.answer_done(id, client),
             Some(_) => {
+                let why = "it went before its answer was whole";
+                note_trouble(&self.groups, &self.journal, self.table[id].counted, why);
                 self.start_close(id, Cause::BackendGone);
                 self.fail_request(client, 502, Cause::BackendGone, "");
             }
@@ -298,7 +308,7 @@ impl<R: Ring> Shard<R> {
             Some(conn) => match &conn.state {
                 State::Forwarding(forwarding) if !forwarding.connected => {
                     let why = "the upstream did not connect within attempt_timeout_ms";
-                    return self.attempt_failed(id, client, 504, Cause::BackendTimeout, why);
+                    return self.attempt_failed(id, client, Failing::ConnectLate, why);
                 }
                 State::Forwarding(forwarding) => {
                     (heard.max(conn.received_at), !forwarding.request_done)
@@ -319,7 +329,7 @@ impl<R: Ring> Shard<R> {
             self.fail_request(client, 408, Cause::ClientTimeoutHandshake, why);
         } else {
             let why = "the upstream did not answer within response_timeout_ms";
-            self.attempt_failed(id, client, 504, Cause::BackendTimeout, why);
+            self.attempt_failed(id, client, Failing::Late, why);
         }
     }
 

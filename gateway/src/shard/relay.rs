@@ -21,6 +21,7 @@
 //! make up a Close frame for a client that has gone: it sees 1006, as it would without us.
 
 use super::answer::NOT_ANSWERED;
+use super::attempt::{Failing, note_trouble};
 use super::meter::{Allowance, Used, is_counted};
 use super::send::PAUSE_AT_BYTES;
 use super::{RECORDS, Shard};
@@ -174,14 +175,19 @@ impl<R: Ring> Shard<R> {
     pub(super) fn upstream_late(&mut self, id: ConnId) {
         let State::Handshaking(head) = &self.table[id].state else { return };
         let client = head.client;
-        let why = "the upstream did not answer within attempt_timeout_ms";
-        self.attempt_failed(id, client, 504, Cause::BackendTimeout, why);
+        let (failing, why) = match self.table[id].flags.connect_in_flight {
+            true => {
+                (Failing::ConnectLate, "the upstream did not connect within attempt_timeout_ms")
+            }
+            false => (Failing::Late, "the upstream did not answer within upgrade_timeout_ms"),
+        };
+        self.attempt_failed(id, client, failing, why);
     }
 
     /// An upstream went before it had answered.
     pub(super) fn upstream_lost(&mut self, id: ConnId) {
         let State::Handshaking(head) = &self.table[id].state else { return };
-        self.bad_answer(id, head.client, NOT_ANSWERED);
+        self.attempt_failed(id, head.client, Failing::BrokeOff, NOT_ANSWERED);
     }
 
     // A refusal on its way to the client.
@@ -355,9 +361,11 @@ impl<R: Ring> Shard<R> {
                     self.finish(other, error.cause());
                 }
                 Side::Upstream => {
+                    let why = format!("it broke the protocol: {error}");
+                    note_trouble(&self.groups, &self.journal, self.table[id].counted, &why);
                     let (cause, code, why) = match error.cause() {
                         Cause::TooBig => (Cause::TooBig, 1009, "the backend's message is too big"),
-                        _ => (Cause::BackendGone, 1011, "the backend broke the protocol"),
+                        _ => (Cause::BackendProtocolError, 1011, "the backend broke the protocol"),
                     };
                     self.fail_client(other, id, cause, code, why);
                     self.fail_upstream(id, other, error.close_code());

@@ -7,10 +7,17 @@
 //!                 rise good checks                            until is over
 //! ```
 //!
+//! What a client met is evidence of two kinds ([`Evidence`]): without a connection the upstream is at
+//! fault whoever asked, while a connection that it broke off may be the fault of what was asked. So
+//! failures of the second kind eject only when clients of at least two addresses met them in a row.
+//! Behind a proxy that is not in `trusted_proxies` all clients have one address: there only connects
+//! that fail, and checks, speak against an upstream. Never more than half of a group is ejected.
+//!
 //! The two are apart: an upstream that answers its checks and fails its clients is ejected all the
 //! same, and one that is down stays so whatever its old clients see. Down is what is said of one
 //! that is both.
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use crate::time::Time;
@@ -89,12 +96,33 @@ impl Checked {
     }
 }
 
+/// What speaks against an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// There was no connection, whoever asked.
+    Connect,
+    /// It broke off, was silent or answered badly when a client of this address asked.
+    Client(IpAddr),
+}
+
+/// What one client may choose of its address: an IPv6 host has the lower half for itself.
+fn network_of(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+    }
+}
+
 /// What is remembered of one upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     checked: Checked,
     /// Clients in a row that it failed.
     failures: u32,
+    /// Whose those were, as long as that is one network.
+    failed_by: Option<IpAddr>,
+    /// They were those of several, or connects.
+    is_shared: bool,
     /// Ejections that followed on each other.
     ejections: u32,
     /// The end of the last ejection, and how long that was. `Time(0)`: there was none.
@@ -110,6 +138,8 @@ impl Record {
         Record {
             checked: Checked::default(),
             failures: 0,
+            failed_by: None,
+            is_shared: false,
             ejections: 0,
             ejected_until: Time(0),
             ejected_for: Duration::ZERO,
@@ -127,6 +157,10 @@ impl Record {
         }
     }
 
+    pub(super) fn is_ejected(&self, now: Time) -> bool {
+        now < self.ejected_until
+    }
+
     /// The operator lets clients come again: their number grows slowly.
     pub(super) fn on_admitted(&mut self, now: Time) {
         self.available_since = Some(now);
@@ -134,7 +168,7 @@ impl Record {
 
     pub(super) fn on_check_result(&mut self, ok: bool, now: Time, options: &HealthOptions) {
         if self.checked.on_result(ok, options) && ok {
-            self.failures = 0;
+            self.forgive(0);
             self.available_since = Some(now);
         }
     }
@@ -145,22 +179,41 @@ impl Record {
         if now < self.ejected_until {
             return;
         }
-        self.failures = 0;
+        self.forgive(0);
         // It has been well for as long as it was away: the next ejection is a first one again.
         if now >= self.ejected_until + self.ejected_for {
             self.ejections = 0;
         }
     }
 
+    fn forgive(&mut self, failures: u32) {
+        (self.failures, self.failed_by, self.is_shared) = (failures, None, false);
+    }
+
     /// A client was failed. `random` shortens the ejection that may follow by up to a quarter, so
-    /// that shards and gateways do not all try again at the same instant.
-    pub(super) fn on_failure(&mut self, now: Time, random: u64, options: &HealthOptions) {
+    /// that shards and gateways do not all try again at the same instant. `may_eject`: enough others
+    /// are left.
+    pub(super) fn on_failure(
+        &mut self,
+        evidence: Evidence,
+        may_eject: bool,
+        now: Time,
+        random: u64,
+        options: &HealthOptions,
+    ) {
         // Clients that were on their way when it was ejected are the same failure, not a longer one.
         if options.eject_failures == 0 || now < self.ejected_until {
             return;
         }
         self.failures = self.failures.saturating_add(1);
-        if self.failures < options.eject_failures {
+        match (evidence, self.failed_by) {
+            (Evidence::Connect, _) => self.is_shared = true,
+            (Evidence::Client(address), None) => self.failed_by = Some(network_of(address)),
+            (Evidence::Client(address), Some(other)) => {
+                self.is_shared |= network_of(address) != other;
+            }
+        }
+        if self.failures < options.eject_failures || !self.is_shared || !may_eject {
             return;
         }
         let doubled = options.eject.saturating_mul(1_u32 << self.ejections.min(31));
@@ -170,8 +223,8 @@ impl Record {
         self.ejected_for = whole - Duration::from_nanos(cut as u64);
         self.ejected_until = now + self.ejected_for;
         self.ejections = self.ejections.saturating_add(1);
-        // The next failure after its return is enough.
-        self.failures = options.eject_failures - 1;
+        // The next failure after its return is enough, if it is not of one client alone.
+        self.forgive(options.eject_failures - 1);
     }
 
     /// How much of its weight it has, in thousandths: from 100 on the day it comes back to 1000
@@ -231,7 +284,7 @@ mod tests {
         let mut record = Record::new(None);
         for (index, &(second, event, want)) in events.iter().enumerate() {
             match event {
-                '-' => record.on_failure(at(second), 0, options),
+                '-' => record.on_failure(Evidence::Connect, true, at(second), 0, options),
                 '+' => record.on_success(at(second)),
                 _ => {}
             }
@@ -303,7 +356,7 @@ mod tests {
         let (mut least, mut most) = (Duration::MAX, Duration::ZERO);
         for random in 0..1000 {
             let mut record = Record::new(None);
-            record.on_failure(at(0), random, &options);
+            record.on_failure(Evidence::Connect, true, at(0), random, &options);
             let Health::Ejected { until } = record.health(at(0)) else { panic!("not ejected") };
             let length = until.since(at(0));
             assert!(length > 3 * SECOND && length <= 4 * SECOND, "{length:?}");
@@ -320,7 +373,7 @@ mod tests {
         let mut record = Record::new(None);
         for _ in 0..100 {
             let now = record.ejected_until;
-            record.on_failure(now, u64::MAX, &options);
+            record.on_failure(Evidence::Connect, true, now, u64::MAX, &options);
         }
         assert_eq!(record.health(Time(u64::MAX - 1)), Health::Ejected { until: Time::NEVER });
     }
@@ -329,7 +382,7 @@ mod tests {
     fn down_is_said_of_one_that_is_both() {
         let options = HealthOptions { eject_failures: 1, ..options(1, 1) };
         let mut record = Record::new(None);
-        record.on_failure(at(0), 0, &options);
+        record.on_failure(Evidence::Connect, true, at(0), 0, &options);
         record.on_check_result(false, at(0), &options);
         assert_eq!(record.health(at(1)), Health::Down);
         record.on_check_result(true, at(2), &options);
@@ -348,7 +401,7 @@ mod tests {
         }
         assert_eq!(record.ramp(at(10), Duration::ZERO), 1000);
         // Ejected: all of it, for a panic. Back: slowly again.
-        record.on_failure(at(30), 0, &options);
+        record.on_failure(Evidence::Connect, true, at(30), 0, &options);
         assert_eq!(record.ramp(at(33), slow), 1000);
         assert_eq!(record.ramp(at(34), slow), 100);
         assert_eq!(record.ramp(at(44), slow), 1000);
@@ -357,5 +410,37 @@ mod tests {
         record.on_check_result(true, at(60), &options);
         assert_eq!(record.ramp(at(60), slow), 100);
         assert_eq!(record.ramp(at(65), slow), 550);
+    }
+
+    /// Failures of one network alone eject nobody, however many; one of another network, or a connect,
+    /// makes them count. The same again after its return.
+    #[test]
+    fn failures_of_one_client_alone_eject_nobody() {
+        let options = options(1, 1);
+        let [a, near_a, b] = ["2001:db8::1", "2001:db8::2:1", "2001:db8:0:1::1"]
+            .map(|address| Evidence::Client(address.parse().expect("an address")));
+        for last in [b, Evidence::Connect] {
+            let mut record = Record::new(None);
+            for begin in [0, 4] {
+                for number in 0..100 {
+                    let who = if number % 2 == 0 { a } else { near_a };
+                    record.on_failure(who, true, at(begin), 0, &options);
+                    assert_eq!(record.health(at(begin)), Health::Up);
+                }
+                record.on_failure(last, false, at(begin), 0, &options);
+                assert_eq!(record.health(at(begin)), Health::Up, "nobody else is left");
+                record.on_failure(last, true, at(begin), 0, &options);
+                let until = if begin == 0 { at(4) } else { at(12) };
+                assert_eq!(record.health(at(begin)), Health::Ejected { until });
+            }
+        }
+        // A success between forgives the one as well as the number.
+        let mut record = Record::new(None);
+        for who in [a, b, a, b] {
+            record.on_failure(who, true, at(0), 0, &options);
+            record.on_success(at(0));
+        }
+        (0..9).for_each(|_| record.on_failure(b, true, at(0), 0, &options));
+        assert_eq!(record.health(at(0)), Health::Up);
     }
 }

@@ -553,7 +553,7 @@ fn health_says_when_it_changes() {
     let id = group.upstreams()[0].id();
     let fail = |group: &mut Group, now| {
         group.on_picked(id);
-        group.on_handshake_failed(id, now, 0)
+        group.on_connect_failed(id, now, 0)
     };
     assert_eq!(fail(&mut group, NOW), None);
     assert_eq!(fail(&mut group, NOW), None);
@@ -579,6 +579,25 @@ fn health_says_when_it_changes() {
     let nobody = UpstreamId(99.try_into().expect("a number"));
     assert_eq!(group.on_check_result(nobody, false, until), None);
     assert_eq!(group.on_connect_failed(nobody, until, 0), None);
+}
+
+/// Whatever clients meet, half of a group is left, and the only upstream always.
+#[test]
+fn half_of_a_group_is_never_ejected() {
+    for (count, most) in [(1, 0), (2, 1), (3, 1), (4, 2), (5, 2), (9, 4)] {
+        let mut group = group(options(Balance::RoundRobin), &vec![1; count]);
+        let ids: Vec<UpstreamId> = group.upstreams().iter().map(Upstream::id).collect();
+        for number in 0..20_u8 {
+            for id in &ids {
+                group.on_picked(*id);
+                group.on_handshake_failed(*id, [192, 0, 2, number].into(), NOW, 0);
+                group.on_picked(*id);
+                group.on_connect_failed(*id, NOW, 0);
+            }
+        }
+        let ejected = group.upstreams().iter().filter(|it| it.health(NOW) != Health::Up).count();
+        assert_eq!(ejected, most, "of {count}");
+    }
 }
 
 /// One of four comes new. Its part of the round grows from a tenth of a share to a whole one.

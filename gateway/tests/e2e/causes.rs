@@ -73,7 +73,7 @@ impl ConfigOf {
                  [backend.echo]\nkind = \"echo\"\n\
                  [backend.app]\nkind = \"websocket\"\nurl = \"ws://{url}\"\n\
                  [limits]\nhandshake_timeout_ms = 1000\nconnect_timeout_ms = 1000\n\
-                 attempt_timeout_ms = 500\noutbox_age_max_ms = 500\n"
+                 attempt_timeout_ms = 500\nupgrade_timeout_ms = 1000\noutbox_age_max_ms = 500\n"
             ),
         }
     }
@@ -446,7 +446,20 @@ const PLAIN: &[Case] = &[
     Case {
         cause: Cause::BackendGone,
         provoke: |bench| bench.refused(bench.connect(), upgrade("/nobody", "")),
-        line: "state=connecting status=502 route=*/nobody backend=nobody messages=0/0 requests=1",
+        line: "state=connecting status=502 route=*/nobody backend=nobody upstream messages=0/0 requests=1",
+    },
+    Case {
+        cause: Cause::BackendProtocolError,
+        provoke: |bench| {
+            let (mut client, mut upstream) = bench.join("/app");
+            // A reserved opcode.
+            upstream.write(b"\x83\x00");
+            assert_eq!(client.close_frame().0, 1011);
+            client.send(0x88, b"\x03\xF3");
+            client.end();
+            Seen::of(&client)
+        },
+        line: "state=relay status=101 close_code=1011 route=*/app backend=app upstream messages=0/0 requests=1",
     },
     Case {
         cause: Cause::AdminClose,
@@ -538,7 +551,7 @@ const IMPATIENT: &[Case] = &[
             client.rest();
             Seen::of(&client)
         },
-        line: "state=connecting status=504 route=*/app backend=app messages=0/0 requests=1",
+        line: "state=connecting status=504 route=*/app backend=app upstream messages=0/0 requests=1",
     },
     Case {
         cause: Cause::BackendTimeout,
@@ -630,6 +643,8 @@ fn run(config: ConfigOf) {
             assert_eq!(line["sent_bytes"], got, "{why}");
         }
         if !line["upstream"].is_null() {
+            let is_nobody = line["backend"] == "nobody";
+            let upstream = if is_nobody { "unix:/nobody/is.there" } else { &upstream };
             assert_eq!(line["upstream"], upstream, "{why}");
         }
         let duration_ms = line["duration_ms"].as_u64().expect("milliseconds");

@@ -1,0 +1,126 @@
+//! A warning when an upstream has failed a client: which one, and over what.
+//!
+//! A line per upstream and second at most: what is more in that second is counted in the next line. Of
+//! what happens within one second an ejection is told first, as it is what the rest has led to.
+
+use std::collections::BTreeMap;
+use std::mem;
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use crate::access::url_of;
+use crate::config::Config;
+use crate::journal::Trouble;
+use crate::upstream::UpstreamName;
+
+/// From one line of an upstream to its next.
+const PACE: Duration = Duration::from_secs(1);
+
+/// What is to be said, and when each upstream was last spoken of. There are no more entries than
+/// upstreams that were in trouble in the last second.
+#[derive(Debug, Default)]
+pub struct Troubles {
+    entries: BTreeMap<(u16, UpstreamName), Entry>,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    told_at: Option<Instant>,
+    worst: Option<Trouble>,
+    /// Beside `worst`.
+    more: u64,
+}
+
+impl Troubles {
+    /// Takes an entry of a journal.
+    pub fn push(&mut self, trouble: Trouble) {
+        let entry = self.entries.entry(trouble.upstream).or_default();
+        match &entry.worst {
+            None => entry.worst = Some(trouble),
+            Some(worst) => {
+                entry.more += 1;
+                if trouble.is_ejection && !worst.is_ejection {
+                    entry.worst = Some(trouble);
+                }
+            }
+        }
+    }
+
+    /// Writes the lines that are due. `lost`: entries that no journal had room for.
+    pub fn end_of_tick(&mut self, lost: u64, config: &Config, now: Instant) {
+        for line in self.lines(config, now) {
+            warn!("{line}");
+        }
+        if lost > 0 {
+            warn!(left_out = lost, "upstreams have failed more clients than there is room to note");
+        }
+    }
+
+    fn lines(&mut self, config: &Config, now: Instant) -> Vec<String> {
+        let mut lines = Vec::new();
+        self.entries.retain(|(backend, name), entry| {
+            let is_due = entry.told_at.is_none_or(|told_at| now >= told_at + PACE);
+            match entry.worst.take_if(|_| is_due) {
+                Some(trouble) => {
+                    entry.told_at = Some(now);
+                    let more = mem::take(&mut entry.more);
+                    lines.push(line(config, *backend, *name, &trouble, more));
+                    true
+                }
+                None => !is_due,
+            }
+        });
+        lines
+    }
+}
+
+fn line(config: &Config, backend: u16, name: UpstreamName, trouble: &Trouble, more: u64) -> String {
+    let of = config.backends.get(usize::from(backend)).map_or("?", |it| it.name.as_str());
+    let url = url_of(config, backend, name);
+    let url = url.as_deref().unwrap_or("an upstream that has left the list");
+    let what = if trouble.is_ejection { " is ejected" } else { "" };
+    let more = if more > 0 { format!(" (and {more} more like it)") } else { String::new() };
+    format!("backend {of}: {url}{what}: {}{more}", trouble.why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::BackendKind;
+
+    #[test]
+    fn a_line_per_upstream_and_second() {
+        let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nbackend = \"app\"\n\
+                    [backend.app]\nkind = \"websocket\"\n\
+                    [[backend.app.upstream]]\nurl = \"ws://127.0.0.1:1\"\n\
+                    [[backend.app.upstream]]\nurl = \"ws://127.0.0.1:2\"\n";
+        let config = Config::parse("test", text).expect("it is in order");
+        let BackendKind::Websocket(websocket) = &config.backends[0].kind else { unreachable!() };
+        let names = [0, 1].map(|index: usize| {
+            let spec = &websocket.upstreams[index];
+            UpstreamName::new(&spec.url, &spec.address)
+        });
+        let trouble = |index: usize, is_ejection, why: &str| Trouble {
+            upstream: (0, names[index]),
+            is_ejection,
+            why: why.into(),
+        };
+        let (mut troubles, start) = (Troubles::default(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        troubles.push(trouble(0, false, "refused"));
+        let first = "backend app: ws://127.0.0.1:1: refused";
+        assert_eq!(troubles.lines(&config, at(0)), [first]);
+        troubles.push(trouble(0, false, "refused"));
+        troubles.push(trouble(0, true, "refused, the third"));
+        troubles.push(trouble(0, false, "refused"));
+        troubles.push(trouble(1, false, "late"));
+        assert_eq!(troubles.lines(&config, at(100)), ["backend app: ws://127.0.0.1:2: late"]);
+        assert_eq!(troubles.lines(&config, at(999)), [""; 0]);
+        let second =
+            "backend app: ws://127.0.0.1:1 is ejected: refused, the third (and 2 more like it)";
+        assert_eq!(troubles.lines(&config, at(1000)), [second]);
+        assert_eq!(troubles.lines(&config, at(2000)), [""; 0]);
+        assert!(troubles.entries.is_empty());
+    }
+}
