@@ -12,7 +12,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use crate::http::Headers;
+use crate::http::{Headers, steps};
 
 /// Addresses of a chain that are looked at. Nobody has so many proxies of his own in a row.
 const HOPS_MAX: usize = 64;
@@ -46,6 +46,7 @@ fn walk(
     trusted: &CidrSet,
 ) -> IpAddr {
     for entry in entries.take(HOPS_MAX) {
+        steps::took(1);
         let Some(address) = entry else { break };
         from = address;
         if !trusted.contains(from) {

@@ -7,7 +7,10 @@ use std::net::IpAddr;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::http::{Headers, HttpError, Request, Response, content_length, split_outside_quotes};
+use crate::http::{
+    Headers, HttpError, NOMINATIONS_MAX, Request, Response, content_length, is_token_byte,
+    split_outside_quotes, steps,
+};
 
 /// What a client asks for, once it is known to ask in order.
 #[derive(Clone, Debug)]
@@ -22,6 +25,9 @@ pub struct Upgrade<'a> {
 
 /// More subprotocols than this are refused: each is compared with the others.
 pub const PROTOCOLS_MAX: usize = 32;
+
+/// More extensions than this are refused: each that an upstream chooses is looked for among them.
+pub const EXTENSIONS_MAX: usize = 32;
 
 /// Reads an upgrade out of a request. `None`: it is an ordinary request; where only a WebSocket is
 /// served, [`HttpError::UpgradeRequired`] is the answer.
@@ -65,6 +71,9 @@ pub fn upgrade_of<'a>(request: &Request<'a>) -> Result<Option<Upgrade<'a>>, Http
         protocols.push(protocol);
     }
     let extensions: Vec<&str> = headers.quoted_list("sec-websocket-extensions").collect();
+    if extensions.len() > EXTENSIONS_MAX {
+        return Err(HttpError::TooManyExtensions);
+    }
     let extensions = (!extensions.is_empty()).then(|| extensions.join(", "));
     Ok(Some(Upgrade { key, protocols, extensions }))
 }
@@ -78,8 +87,7 @@ fn is_key(key: &str) -> bool {
 
 /// A token (RFC 9110 §5.6.2).
 fn is_token(text: &str) -> bool {
-    let is_mark = |b: u8| b"!#$%&'*+-.^_`|~".contains(&b);
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || is_mark(b))
+    !text.is_empty() && text.bytes().all(is_token_byte)
 }
 
 /// The Sec-WebSocket-Accept for a key (§4.2.2), in ASCII.
@@ -245,7 +253,12 @@ pub fn encode_forwarded_request(
     encode_header(out, "Host", host.unwrap_or(request.host).as_bytes());
     encode_header(out, "Connection", b"close");
     encode_forwarded(out, request, forwarded);
-    let is_ours = |name: &str| is_one_of(name, &["host"]) || is_address_claim(name);
+    // However the list was written, this is what it says: a request's only coding.
+    if request.headers.get("transfer-encoding").is_some() {
+        encode_header(out, "Transfer-Encoding", b"chunked");
+    }
+    let is_ours =
+        |name: &str| is_one_of(name, &["host", "transfer-encoding"]) || is_address_claim(name);
     encode_end_to_end(out, &request.headers, is_ours);
     out.extend_from_slice(b"\r\n");
 }
@@ -295,10 +308,34 @@ fn encode_forwarded(out: &mut Vec<u8>, request: &Request<'_>, forwarded: &Forwar
 /// Appends the headers of one end for the other: all but those of one hop, and those that are ours
 /// to say.
 fn encode_end_to_end(out: &mut Vec<u8>, headers: &Headers<'_>, is_ours: impl Fn(&str) -> bool) {
+    let nominations = Nominations::of(headers);
     for header in headers.iter() {
-        if !is_ours(header.name) && !is_hop(headers, header.name) {
+        if !is_ours(header.name) && !is_hop(&nominations, header.name) {
             encode_header(out, header.name, header.value);
         }
+    }
+}
+
+/// The headers that Connection names, collected once for all lines of a head.
+struct Nominations<'a> {
+    names: [&'a str; NOMINATIONS_MAX],
+    count: usize,
+}
+
+impl<'a> Nominations<'a> {
+    /// A head with more of them than there is room for was refused when it was parsed.
+    fn of(headers: &Headers<'a>) -> Nominations<'a> {
+        let mut nominations = Nominations { names: [""; NOMINATIONS_MAX], count: 0 };
+        for (place, name) in nominations.names.iter_mut().zip(headers.list("connection")) {
+            *place = name;
+            nominations.count += 1;
+        }
+        nominations
+    }
+
+    fn have(&self, name: &str) -> bool {
+        steps::took(self.count);
+        is_one_of(name, &self.names[..self.count])
     }
 }
 
@@ -308,13 +345,25 @@ fn is_one_of(name: &str, names: &[&str]) -> bool {
 
 /// Many backends read `_` and `-` in a name as the same, so we do too.
 fn is_address_claim(name: &str) -> bool {
-    let name = name.to_ascii_lowercase().replace('_', "-");
-    name.starts_with("x-forwarded-") || name == "x-real-ip" || name == "forwarded"
+    let rest = without_prefix(name, "x-forwarded-");
+    rest.is_some() || is_name(name, "x-real-ip") || is_name(name, "forwarded")
+}
+
+/// Whether `name` is `known`, which is in lower case with `-`, in whatever case and with `_` as well.
+fn is_name(name: &str, known: &str) -> bool {
+    without_prefix(name, known) == Some("")
+}
+
+/// What of `name` stands behind `prefix`, which is read as in [`is_name`].
+fn without_prefix<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
+    let (start, rest) = name.split_at_checked(prefix.len())?;
+    let fold = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+    start.bytes().map(fold).eq(prefix.bytes()).then_some(rest)
 }
 
 /// Whether a header is for one hop (RFC 9110 §7.6.1). Its sender nominates more of them in
 /// Connection, but not those that say who it is or what is agreed.
-fn is_hop(headers: &Headers<'_>, name: &str) -> bool {
+fn is_hop(nominations: &Nominations<'_>, name: &str) -> bool {
     let is = |names: &[&str]| is_one_of(name, names);
     let always = ["connection", "upgrade", "keep-alive", "proxy-connection", "te", "trailer"];
     if is(&always) || is(&["proxy-authorization", "proxy-authenticate", "http2-settings"]) {
@@ -324,7 +373,7 @@ fn is_hop(headers: &Headers<'_>, name: &str) -> bool {
     let identity = ["authorization", "cookie", "set-cookie", "origin"];
     let is_sec = name.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("sec-"));
     let protected = is(&framing) || is(&identity) || is_sec || is_address_claim(name);
-    !protected && headers.has_token("connection", name)
+    !protected && nominations.have(name)
 }
 
 /// What an upstream answered.
@@ -400,6 +449,9 @@ pub fn check_upstream_response<'a>(
         extension.split(';').next().unwrap_or_default().trim()
     }
     let mut rsv1 = false;
+    if headers.quoted_list("sec-websocket-extensions").nth(EXTENSIONS_MAX).is_some() {
+        return Err(UpstreamFault::ExtensionNotOffered);
+    }
     for extension in headers.quoted_list("sec-websocket-extensions").map(name) {
         let mut offered = split_outside_quotes(&offer.extensions);
         if !offered.any(|offer| name(offer).eq_ignore_ascii_case(extension)) {
