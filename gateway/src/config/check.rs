@@ -206,6 +206,12 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         section.milliseconds("keepalive_timeout_ms", 1..=AGE_MS_MAX, default.keepalive_timeout);
     let request_body_bytes_max =
         section.size("request_body_bytes_max", 0..=(1 << 40), default.request_body_bytes_max);
+    let body_bytes_per_second_min = section.number(
+        "body_bytes_per_second_min",
+        0..=(1 << 30),
+        u64::from(default.body_bytes_per_second_min),
+    ) as u32;
+    let body_grace = section.milliseconds("body_grace_ms", 1..=AGE_MS_MAX, default.body_grace);
     // Control frames carry up to 125 bytes and are never too big.
     let message_bytes_max = section.size(
         "message_bytes_max",
@@ -294,6 +300,8 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         response_timeout,
         keepalive_timeout,
         request_body_bytes_max,
+        body_bytes_per_second_min,
+        body_grace,
         message_bytes_max,
         frame_bytes_max,
         outbox_bytes_max,
