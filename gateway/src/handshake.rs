@@ -233,7 +233,7 @@ pub fn encode_upstream_request(
     encode_forwarded(out, request, forwarded);
     let ours = ["host", "sec-websocket-key", "content-length", "transfer-encoding", "expect"];
     encode_end_to_end(out, &request.headers, |name| {
-        is_one_of(name, &ours) || is_address_claim(name)
+        is_one_of(name, &ours) || is_replaced_claim(name, forwarded)
     });
     out.extend_from_slice(b"\r\n");
 }
@@ -250,15 +250,20 @@ pub fn encode_forwarded_request(
 ) {
     // As old as the client's: the answer must be one that it understands (RFC 9112 §2.3).
     encode_request_line(out, request, path, request.minor_version);
-    encode_header(out, "Host", host.unwrap_or(request.host).as_bytes());
+    let host = host.unwrap_or(request.host);
+    // HTTP/1.0 knows requests without (RFC 9112 §3.2).
+    if !host.is_empty() || request.minor_version > 0 {
+        encode_header(out, "Host", host.as_bytes());
+    }
     encode_header(out, "Connection", b"close");
     encode_forwarded(out, request, forwarded);
     // However the list was written, this is what it says: a request's only coding.
     if request.headers.get("transfer-encoding").is_some() {
         encode_header(out, "Transfer-Encoding", b"chunked");
     }
-    let is_ours =
-        |name: &str| is_one_of(name, &["host", "transfer-encoding"]) || is_address_claim(name);
+    let is_ours = |name: &str| {
+        is_one_of(name, &["host", "transfer-encoding"]) || is_replaced_claim(name, forwarded)
+    };
     encode_end_to_end(out, &request.headers, is_ours);
     out.extend_from_slice(b"\r\n");
 }
@@ -272,7 +277,9 @@ fn encode_request_line(
 ) {
     out.extend_from_slice(request.method.as_bytes());
     out.push(b' ');
-    out.extend_from_slice(path.unwrap_or(request.path).as_bytes());
+    // `*` is the server itself, of which there is no part (RFC 9112 §3.2.4).
+    let path = path.filter(|_| request.path != "*").unwrap_or(request.path);
+    out.extend_from_slice(path.as_bytes());
     if let Some(query) = request.query {
         out.push(b'?');
         out.extend_from_slice(query.as_bytes());
@@ -302,7 +309,23 @@ fn encode_forwarded(out: &mut Vec<u8>, request: &Request<'_>, forwarded: &Forwar
     encode_header(out, "X-Forwarded-For", &chain);
     encode_header(out, "X-Real-IP", client.as_bytes());
     encode_header(out, "X-Forwarded-Proto", forwarded.proto.as_bytes());
-    encode_header(out, "X-Forwarded-Host", request.host.as_bytes());
+    let names_host = |line: &httparse::Header<'_>| is_name(line.name, "x-forwarded-host");
+    let is_said = forwarded.proxy.is_some() && request.headers.iter().any(names_host);
+    if !is_said && !request.host.is_empty() {
+        encode_header(out, "X-Forwarded-Host", request.host.as_bytes());
+    }
+}
+
+/// Whether a header says who the client is in a way that is made anew here. A trusted proxy's other
+/// claims go on: what it was asked for (X-Forwarded-Host, -Port, -Prefix), who has logged in at it,
+/// and Forwarded.
+fn is_replaced_claim(name: &str, forwarded: &Forwarded<'_>) -> bool {
+    match forwarded.proxy {
+        None => is_address_claim(name),
+        Some(_) => {
+            ["x-forwarded-for", "x-forwarded-proto", "x-real-ip"].iter().any(|it| is_name(name, it))
+        }
+    }
 }
 
 /// Appends the headers of one end for the other: all but those of one hop, and those that are ours
@@ -624,13 +647,80 @@ mod tests {
         };
         let lines = "X-Forwarded-For: 6.6.6.6, 203.0.113.9\r\nX-Forwarded-Proto: wss\r\n\
                      x-forwarded-for: 10.0.0.7\r\nX_Forwarded_For: 7.7.7.7\r\nForwarded: for=8.8.8.8\r\n";
-        let want = "6.6.6.6, 203.0.113.9, 10.0.0.7, 10.0.0.1; 203.0.113.9; https; ";
+        let want = "6.6.6.6, 203.0.113.9, 10.0.0.7, 10.0.0.1; 203.0.113.9; https; for=8.8.8.8";
         assert_eq!(sent(lines, &behind("203.0.113.9")), want);
         assert_eq!(sent(lines, &ours("192.0.2.1")), "192.0.2.1; 192.0.2.1; http; ");
         // Without that header: the client that was named another way, or the proxy itself.
-        let want = "203.0.113.9, 10.0.0.1; 203.0.113.9; https; ";
+        let want = "203.0.113.9, 10.0.0.1; 203.0.113.9; https; for=203.0.113.9";
         assert_eq!(sent("Forwarded: for=203.0.113.9\r\n", &behind("203.0.113.9")), want);
         assert_eq!(sent("", &behind("::ffff:10.0.0.1")), "10.0.0.1; 10.0.0.1; https; ");
+    }
+
+    #[test]
+    fn what_a_trusted_proxy_says_goes_on() {
+        let sent = |lines: &str, proxy: Option<&str>, name: &str| {
+            let head = client(&format!("Connection: Upgrade\r\n{lines}"));
+            let request = parse_request(head.as_bytes(), &LIMITS).unwrap();
+            let proxy = proxy.map(|proxy| proxy.parse().unwrap());
+            let forwarded =
+                Forwarded { client: "203.0.113.9".parse().unwrap(), proto: "https", proxy };
+            let (mut upgrade, mut plain) = (Vec::new(), Vec::new());
+            encode_upstream_request(&mut upgrade, &request, KEY, None, None, &forwarded);
+            encode_forwarded_request(&mut plain, &request, None, None, &forwarded);
+            let all = |wire: &[u8]| {
+                let sent = parse_request(wire, &LIMITS).unwrap();
+                sent.headers.all(name).collect::<Vec<_>>().join("|")
+            };
+            assert_eq!(all(&upgrade), all(&plain));
+            all(&plain)
+        };
+        let trusted = Some("10.0.0.1");
+        for name in [
+            "X-Forwarded-Port",
+            "X-Forwarded-Prefix",
+            "X-Forwarded-Ssl",
+            "X-Forwarded-Server",
+            "X-Forwarded-User",
+            "X-Forwarded-Email",
+            "X-Forwarded-Access-Token",
+            "X-Forwarded-Client-Cert",
+            "Forwarded",
+        ] {
+            for spelt in [name.to_owned(), name.replace('-', "_")] {
+                let line = format!("{spelt}: for=a\r\n");
+                assert_eq!(sent(&line, trusted, &spelt), "for=a", "{spelt}");
+                assert_eq!(sent(&line, None, &spelt), "", "{spelt}");
+            }
+        }
+        let host = "X-Forwarded-Host: chat.example.org\r\n";
+        assert_eq!(sent(host, trusted, "x-forwarded-host"), "chat.example.org");
+        assert_eq!(sent("", trusted, "x-forwarded-host"), "x");
+        assert_eq!(sent(host, None, "x-forwarded-host"), "x");
+        for (line, name, want) in [
+            ("X-Real-IP: 6.6.6.6\r\n", "x-real-ip", "203.0.113.9"),
+            ("X_Real_IP: 6.6.6.6\r\n", "x_real_ip", ""),
+            ("X_Forwarded_Proto: ws\r\n", "x_forwarded_proto", ""),
+            ("X-Forwarded-Proto: ws\r\n", "x-forwarded-proto", "https"),
+        ] {
+            assert_eq!(sent(line, trusted, name), want, "{line}");
+        }
+    }
+
+    #[test]
+    fn requests_of_no_host_and_of_the_server_itself() {
+        let sent = |line: &str, path: Option<&str>| {
+            let head = format!("{line}\r\n\r\n");
+            let request = parse_request(head.as_bytes(), &LIMITS).unwrap();
+            text(|out| encode_forwarded_request(out, &request, None, path, &ours("10.0.0.1")))
+        };
+        let old = sent("GET /health HTTP/1.0", None);
+        assert!(old.starts_with("GET /health HTTP/1.0\r\nConnection: close\r\n"), "{old}");
+        assert!(!old.to_ascii_lowercase().contains("host"), "{old}");
+        let all = sent("OPTIONS * HTTP/1.1\r\nHost: x", Some("/socket"));
+        assert!(all.starts_with("OPTIONS * HTTP/1.1\r\nHost: x\r\n"), "{all}");
+        let listed = sent("POST / HTTP/1.1\r\nHost:\r\nTransfer-Encoding: ,chunked", None);
+        assert!(listed.contains("\r\nTransfer-Encoding: chunked\r\n"), "{listed}");
+        assert!(!listed.contains(",chunked") && listed.contains("\r\nHost: \r\n"), "{listed}");
     }
 
     #[test]

@@ -432,7 +432,7 @@ fn read_backend(
     server: &Server,
     limits: &Limits,
 ) -> Placed<Backend> {
-    const KINDS: [&str; 3] = ["echo", "local", "websocket"];
+    const KINDS: [&str; 4] = ["echo", "local", "websocket", "refuse"];
     check_name(reader, "backend", &name);
     let kind = section.required("kind", "websocket");
     let kind = match kind.as_ref().map(|kind| (kind.value.as_str(), kind)) {
@@ -443,6 +443,12 @@ fn read_backend(
         Some(("local", _)) => BackendKind::Local(read_local(reader, section, limits)),
         Some(("websocket", _)) => read_websocket(reader, section, machine, server.shards)
             .map_or(BackendKind::Echo, BackendKind::Websocket),
+        Some(("refuse", _)) => {
+            section.set_scope("backend.refuse");
+            let status = section.number("status", 400..=599, 404) as u16;
+            section.finish();
+            BackendKind::Refuse { status }
+        }
         Some((other, kind)) => {
             reader.fault(&kind.place, not_one_of("kind", other, &KINDS));
             BackendKind::Echo

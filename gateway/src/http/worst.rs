@@ -6,7 +6,7 @@
 
 use super::body::{BodyReader, Trailers};
 use super::*;
-use crate::client_address::{Cidr, CidrSet, client_of, proto_of};
+use crate::client_address::{Cidr, CidrSet, ClientHeader, client_of};
 use crate::handshake::{self, Forwarded, Offer};
 use crate::origin::Origins;
 use crate::proxy_protocol;
@@ -53,8 +53,9 @@ fn forward(text: &str) {
     let Ok(request) = parse_request(text.as_bytes(), &LIMITS) else { return };
     let peer = "10.0.0.1".parse().expect("an address");
     let trusted: Cidr = "10.0.0.0/8".parse().expect("a range");
-    let client = client_of(&request.headers, peer, &CidrSet::new(&[trusted]));
-    let proto = proto_of(&request.headers).unwrap_or("http");
+    let trusted = CidrSet::new(&[trusted]);
+    let (client, proto) = client_of(&request.headers, peer, &trusted, ClientHeader::Either);
+    let proto = proto.unwrap_or("http");
     Origins::default().admit(&request.headers);
     cookie_value(&request.headers, "none");
     request.query.map(|query| query_param(query, "none"));
