@@ -12,55 +12,91 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use crate::http::Headers;
+use crate::http::{Headers, steps};
 
 /// Addresses of a chain that are looked at. Nobody has so many proxies of his own in a row.
 const HOPS_MAX: usize = 64;
 
-/// The address that a request is made for: `peer`'s, or the one that `peer` names if it is trusted.
+/// The address that a request is made for: `peer`'s, or the one that `peer` names if it is trusted;
+/// and the scheme by which that client came to the first of the proxies, if one says so.
 ///
 /// X-Forwarded-For is walked from the right, over those that are trusted themselves, to the first
-/// that is not; without such a header the `for` of Forwarded (RFC 7239 §5.2) is. What is no address
-/// ends the walk, and the last one before it counts, as does the last of [`HOPS_MAX`]. The answer is
-/// canonical: never an IPv4 address in IPv6.
-pub fn client_of(headers: &Headers<'_>, peer: IpAddr, trusted: &CidrSet) -> IpAddr {
+/// that is not; without such a header the `for` of Forwarded (RFC 7239 §5.2) is. `header` may have it
+/// that only one of the two is looked at. What is no address ends the walk, and the last one before it
+/// counts, as does the last of [`HOPS_MAX`]. The answer is canonical: never an IPv4 address in IPv6.
+///
+/// The scheme is of the hop whose address counts: of the entry of X-Forwarded-Proto that stands as far
+/// from the right, or of the first where there are fewer, as some proxies replace that header and
+/// append to the other; of Forwarded, the `proto` of the element.
+pub fn client_of(
+    headers: &Headers<'_>,
+    peer: IpAddr,
+    trusted: &CidrSet,
+    header: ClientHeader,
+) -> (IpAddr, Option<&'static str>) {
     let peer = peer.to_canonical();
     if !trusted.contains(peer) {
-        return peer;
+        return (peer, None);
     }
     // A comma never belongs to an address. So each entry is read by itself, and a quote that a
     // client left open cannot swallow what a proxy has put behind it.
-    if headers.get("x-forwarded-for").is_some() {
-        let entries = headers.all("x-forwarded-for").rev().flat_map(|line| line.rsplit(','));
-        walk(peer, entries.map(node), trusted)
-    } else {
-        let entries = headers.all("forwarded").rev().flat_map(|line| line.rsplit(','));
-        walk(peer, entries.map(forwarded_for), trusted)
-    }
+    let is_listed = match header {
+        ClientHeader::Either => headers.get("x-forwarded-for").is_some(),
+        ClientHeader::ForwardedFor => true,
+        ClientHeader::Forwarded => false,
+    };
+    let name = if is_listed { "x-forwarded-for" } else { "forwarded" };
+    let entries = || headers.all(name).rev().flat_map(|line| line.rsplit(','));
+    let (client, hops) = match is_listed {
+        true => walk(peer, entries().map(node), trusted),
+        false => walk(peer, entries().map(forwarded_for), trusted),
+    };
+    let of_element =
+        || entries().nth(hops.checked_sub(1)?).and_then(|element| pair(element, "proto")?.ok());
+    let proto = match header {
+        ClientHeader::Forwarded => of_element().and_then(scheme),
+        ClientHeader::ForwardedFor => listed_proto(headers, hops),
+        ClientHeader::Either if headers.get("x-forwarded-proto").is_some() => {
+            listed_proto(headers, hops)
+        }
+        ClientHeader::Either if !is_listed => of_element().and_then(scheme),
+        ClientHeader::Either => None,
+    };
+    (client, proto)
 }
 
-/// `from` is the last one that is known, and trusted.
+/// `from` is the last one that is known, and trusted. Returns the one that counts, and how many
+/// entries from the right it stands; 0 is `from`.
 fn walk(
     mut from: IpAddr,
     entries: impl Iterator<Item = Option<IpAddr>>,
     trusted: &CidrSet,
-) -> IpAddr {
+) -> (IpAddr, usize) {
+    let mut hops = 0;
     for entry in entries.take(HOPS_MAX) {
+        steps::took(1);
         let Some(address) = entry else { break };
         from = address;
+        hops += 1;
         if !trusted.contains(from) {
             break;
         }
     }
-    from
+    (from, hops)
 }
 
-/// The scheme by which the client came to a trusted proxy: what it appended last to
-/// X-Forwarded-Proto, in lower case; `None` when that is no scheme of ours.
-pub fn proto_of(headers: &Headers<'_>) -> Option<&'static str> {
-    let last = headers.all("x-forwarded-proto").next_back()?.rsplit(',').next()?;
-    let last = last.trim_matches([' ', '\t']);
-    ["http", "https", "ws", "wss"].into_iter().find(|known| known.eq_ignore_ascii_case(last))
+/// The scheme in X-Forwarded-Proto of the client that stands `hops` entries from the right in the list
+/// of addresses; of the first entry, where there are fewer. The last of the list is what the peer has
+/// seen, as the last address is.
+fn listed_proto(headers: &Headers<'_>, hops: usize) -> Option<&'static str> {
+    let entries = headers.all("x-forwarded-proto").rev().flat_map(|line| line.rsplit(','));
+    entries.take(hops.max(1)).last().and_then(scheme)
+}
+
+/// A scheme of ours, in lower case.
+fn scheme(text: &str) -> Option<&'static str> {
+    let text = text.trim_matches([' ', '\t']);
+    ["http", "https", "ws", "wss"].into_iter().find(|known| known.eq_ignore_ascii_case(text))
 }
 
 /// One entry of X-Forwarded-For, or one node of Forwarded: an address, with a port or without. An
@@ -100,23 +136,27 @@ fn is_port(text: &str) -> bool {
 /// The address in one element of Forwarded (RFC 7239 §4): `for=192.0.2.1;proto=https`, or
 /// `For="[2001:db8::1]:47011"`. A node without an address (`unknown`, `_hidden`) is none.
 fn forwarded_for(element: &str) -> Option<IpAddr> {
+    node(pair(element, "for")?.ok()?)
+}
+
+/// The value of a pair of an element of Forwarded, without its quotes; an error where it is written in
+/// no way that it may be, or twice, which is no element (RFC 7239 §4).
+fn pair<'a>(element: &'a str, wanted: &str) -> Option<Result<&'a str, ()>> {
     let mut found = None;
     for pair in element.split(';') {
         let Some((name, value)) = pair.split_once('=') else { continue };
-        if !name.trim_matches([' ', '\t']).eq_ignore_ascii_case("for") {
+        if !name.trim_matches([' ', '\t']).eq_ignore_ascii_case(wanted) {
             continue;
         }
         let value = value.trim_matches([' ', '\t']);
         let value = match value.strip_prefix('"') {
-            Some(rest) => rest.strip_suffix('"')?,
+            Some(rest) => rest.strip_suffix('"').ok_or(()),
             // A token has no colon and no bracket (RFC 7239 §4).
-            None if value.contains([':', '[']) => return None,
-            None => value,
+            None if value.contains([':', '[']) => Err(()),
+            None => Ok(value),
         };
-        let address = node(value)?;
-        // Twice in one element is no element (§4).
-        if found.replace(address).is_some() {
-            return None;
+        if found.replace(value).is_some() {
+            return Some(Err(()));
         }
     }
     found
@@ -239,6 +279,18 @@ fn joined(mut ranges: Vec<(u128, u128)>) -> Vec<(u128, u128)> {
     joined
 }
 
+/// Which header of a trusted proxy names the client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientHeader {
+    /// X-Forwarded-For, and Forwarded where there is none.
+    #[default]
+    Either,
+    /// X-Forwarded-For alone, with X-Forwarded-Proto.
+    ForwardedFor,
+    /// Forwarded alone (RFC 7239).
+    Forwarded,
+}
+
 /// Who may come in at a listener, and how it is told who that is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
@@ -250,6 +302,10 @@ pub struct Access {
     pub allow: Option<CidrSet>,
     /// Clients that may not, even where `allow` has them.
     pub deny: CidrSet,
+    /// Whether a path has to be written plainly ([`is_plain_path`](crate::http::is_plain_path)).
+    pub strict_paths: bool,
+    /// Which header of a trusted proxy names the client.
+    pub client_header: ClientHeader,
 }
 
 impl Access {
@@ -288,13 +344,16 @@ mod tests {
         act(&parse_request(head.as_bytes(), &LIMITS).expect("a request").headers)
     }
 
+    fn address(headers: &Headers<'_>, peer: IpAddr, trusted: &CidrSet) -> IpAddr {
+        client_of(headers, peer, trusted, ClientHeader::Either).0
+    }
+
     const TRUSTED: &str = "10.0.0.0/8 ::1 2001:db8:ffff::/48";
 
     /// Who a request with these header lines from 10.0.0.1 is for.
     #[track_caller]
     fn check(lines: &str, want: &str) {
-        let client =
-            with_headers(lines, |headers| client_of(headers, ip("10.0.0.1"), &set(TRUSTED)));
+        let client = with_headers(lines, |headers| address(headers, ip("10.0.0.1"), &set(TRUSTED)));
         assert_eq!(client, ip(want), "{}", &lines[..lines.len().min(200)]);
     }
 
@@ -410,18 +469,18 @@ mod tests {
             ("11.0.0.0", "11.0.0.0"),
             ("::a00:1", "::a00:1"),
         ] {
-            let client = with_headers(lines, |headers| client_of(headers, ip(peer), &trusted));
+            let client = with_headers(lines, |headers| address(headers, ip(peer), &trusted));
             assert_eq!(client, ip(want));
         }
         // The same address in IPv6, as a socket for both families tells it.
         let mapped = ip("::ffff:10.0.0.1");
         assert_eq!(
-            with_headers(lines, |headers| client_of(headers, mapped, &trusted)),
+            with_headers(lines, |headers| address(headers, mapped, &trusted)),
             ip("6.6.6.6")
         );
         let nobody = CidrSet::default();
         assert_eq!(
-            with_headers(lines, |headers| client_of(headers, mapped, &nobody)),
+            with_headers(lines, |headers| address(headers, mapped, &nobody)),
             ip("10.0.0.1")
         );
     }
@@ -463,20 +522,72 @@ mod tests {
     }
 
     #[test]
-    fn the_scheme_that_the_last_proxy_saw() {
-        for (lines, want) in [
-            ("", None),
-            ("X-Forwarded-Proto: https\r\n", Some("https")),
-            ("X-Forwarded-Proto: HTTPS \r\n", Some("https")),
-            ("X-Forwarded-Proto: wss\r\n", Some("wss")),
-            ("X-Forwarded-Proto: https, http\r\n", Some("http")),
-            ("X-Forwarded-Proto: http\r\nX-Forwarded-Proto: https\r\n", Some("https")),
-            ("X-Forwarded-Proto: https,\r\n", None),
-            ("X-Forwarded-Proto: javascript\r\n", None),
-            ("X-Forwarded-Proto: https http\r\n", None),
+    fn the_scheme_is_of_the_hop_whose_address_counts() {
+        use ClientHeader::*;
+        let two = "X-Forwarded-For: 203.0.113.9, 10.0.0.7\r\n";
+        let elements = "Forwarded: for=203.0.113.9;proto=HTTPS, for=10.0.0.7;proto=http\r\n";
+        for (lines, header, want) in [
+            (String::new(), Either, None),
+            ("X-Forwarded-Proto: https\r\n".into(), Either, Some("https")),
+            ("X-Forwarded-Proto: HTTPS \r\n".into(), Either, Some("https")),
+            ("X-Forwarded-Proto: wss\r\n".into(), Either, Some("wss")),
+            // Without addresses, what the peer itself says.
+            ("X-Forwarded-Proto: https, http\r\n".into(), Either, Some("http")),
+            // Two proxies that append: the outer one saw https, the inner one http.
+            (format!("{two}X-Forwarded-Proto: https, http\r\n"), Either, Some("https")),
+            (
+                format!("{two}X-Forwarded-Proto: https\r\nx-forwarded-proto: http\r\n"),
+                Either,
+                Some("https"),
+            ),
+            // What a client sent stands to the left of it.
+            (format!("{two}X-Forwarded-Proto: wss, https, http\r\n"), Either, Some("https")),
+            // One that replaces the header speaks for the chain.
+            (format!("{two}X-Forwarded-Proto: https\r\n"), Either, Some("https")),
+            (format!("{two}X-Forwarded-Proto: https,\r\n"), Either, Some("https")),
+            ("X-Forwarded-Proto: https,\r\n".into(), Either, None),
+            ("X-Forwarded-Proto: javascript\r\n".into(), Either, None),
+            ("X-Forwarded-Proto: https http\r\n".into(), Either, None),
+            (elements.into(), Either, Some("https")),
+            ("Forwarded: for=203.0.113.9;proto=https\r\n".into(), Either, Some("https")),
+            ("Forwarded: proto=\"https\";for=203.0.113.9\r\n".into(), Either, Some("https")),
+            ("Forwarded: for=203.0.113.9;proto=gopher\r\n".into(), Either, None),
+            ("Forwarded: for=203.0.113.9;proto=http;proto=https\r\n".into(), Either, None),
+            // Each header has its own scheme.
+            (format!("{elements}X-Forwarded-Proto: ws\r\n"), Forwarded, Some("https")),
+            (format!("{elements}X-Forwarded-Proto: ws\r\n"), ForwardedFor, Some("ws")),
+            (format!("{elements}{two}"), Forwarded, Some("https")),
+            (format!("{elements}{two}"), ForwardedFor, None),
         ] {
-            assert_eq!(with_headers(lines, proto_of), want, "{lines}");
+            let got = with_headers(&lines, |headers| {
+                client_of(headers, ip("10.0.0.1"), &set(TRUSTED), header).1
+            });
+            assert_eq!(got, want, "{lines} {header:?}");
         }
+    }
+
+    #[test]
+    fn one_header_can_be_the_only_one_that_counts() {
+        let lines = "X-Forwarded-For: 6.6.6.6\r\nForwarded: for=203.0.113.9\r\n";
+        for (header, want) in [
+            (ClientHeader::Either, "6.6.6.6"),
+            (ClientHeader::ForwardedFor, "6.6.6.6"),
+            (ClientHeader::Forwarded, "203.0.113.9"),
+        ] {
+            let of = |lines: &str| {
+                with_headers(lines, |headers| {
+                    client_of(headers, ip("10.0.0.1"), &set(TRUSTED), header).0
+                })
+            };
+            assert_eq!(of(lines), ip(want), "{header:?}");
+        }
+        let only = |lines: &str, header| {
+            with_headers(lines, |headers| {
+                client_of(headers, ip("10.0.0.1"), &set(TRUSTED), header).0
+            })
+        };
+        assert_eq!(only("X-Forwarded-For: 6.6.6.6\r\n", ClientHeader::Forwarded), ip("10.0.0.1"));
+        assert_eq!(only("Forwarded: for=6.6.6.6\r\n", ClientHeader::ForwardedFor), ip("10.0.0.1"));
     }
 
     #[test]

@@ -195,6 +195,11 @@ pub enum BackendKind {
     Local(Local),
     /// WebSocket servers: each client gets a connection of its own to one of them.
     Websocket(Websocket),
+    /// Nobody: every request gets this status, 400 to 599.
+    Refuse {
+        #[allow(missing_docs)]
+        status: u16,
+    },
 }
 
 /// The embedded rooms.

@@ -334,6 +334,8 @@ pub struct AnswerHead {
     bytes: Vec<u8>,
     /// Interim responses (RFC 9110 §15.2) that came before it.
     interim_count: u8,
+    /// The upstream takes nothing more of the request. What it had sent before counts still.
+    pub send_failed: bool,
 }
 
 /// Interim responses that an upstream may send before its answer.
@@ -342,7 +344,13 @@ const INTERIM_MAX: u8 = 16;
 impl AnswerHead {
     /// Nothing has come yet of what `client` waits for.
     pub fn new(client: ConnId) -> AnswerHead {
-        AnswerHead { client, scanner: HeadScanner::default(), bytes: Vec::new(), interim_count: 0 }
+        AnswerHead {
+            client,
+            scanner: HeadScanner::default(),
+            bytes: Vec::new(),
+            interim_count: 0,
+            send_failed: false,
+        }
     }
 
     /// Takes what has come. Once a head is whole, returns it, and how many of `bytes` belong to it;
@@ -394,6 +402,8 @@ pub struct Forwarding {
     pub body_bytes_left: u64,
     /// The request is whole.
     pub request_done: bool,
+    /// Since when the client's rate is measured, and the bytes that it had sent by then.
+    pub measured_from: (Time, u64),
     /// The method is HEAD: whatever the response's head says, no body follows.
     pub is_head: bool,
     /// The client speaks HTTP/1.0: no interim responses, no chunks.

@@ -7,7 +7,10 @@ use std::net::IpAddr;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::http::{Headers, HttpError, Request, Response, content_length, split_outside_quotes};
+use crate::http::{
+    Headers, HttpError, NOMINATIONS_MAX, Request, Response, content_length, is_token_byte,
+    split_outside_quotes, steps,
+};
 
 /// What a client asks for, once it is known to ask in order.
 #[derive(Clone, Debug)]
@@ -22,6 +25,9 @@ pub struct Upgrade<'a> {
 
 /// More subprotocols than this are refused: each is compared with the others.
 pub const PROTOCOLS_MAX: usize = 32;
+
+/// More extensions than this are refused: each that an upstream chooses is looked for among them.
+pub const EXTENSIONS_MAX: usize = 32;
 
 /// Reads an upgrade out of a request. `None`: it is an ordinary request; where only a WebSocket is
 /// served, [`HttpError::UpgradeRequired`] is the answer.
@@ -65,6 +71,9 @@ pub fn upgrade_of<'a>(request: &Request<'a>) -> Result<Option<Upgrade<'a>>, Http
         protocols.push(protocol);
     }
     let extensions: Vec<&str> = headers.quoted_list("sec-websocket-extensions").collect();
+    if extensions.len() > EXTENSIONS_MAX {
+        return Err(HttpError::TooManyExtensions);
+    }
     let extensions = (!extensions.is_empty()).then(|| extensions.join(", "));
     Ok(Some(Upgrade { key, protocols, extensions }))
 }
@@ -78,8 +87,7 @@ fn is_key(key: &str) -> bool {
 
 /// A token (RFC 9110 §5.6.2).
 fn is_token(text: &str) -> bool {
-    let is_mark = |b: u8| b"!#$%&'*+-.^_`|~".contains(&b);
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || is_mark(b))
+    !text.is_empty() && text.bytes().all(is_token_byte)
 }
 
 /// The Sec-WebSocket-Accept for a key (§4.2.2), in ASCII.
@@ -225,7 +233,7 @@ pub fn encode_upstream_request(
     encode_forwarded(out, request, forwarded);
     let ours = ["host", "sec-websocket-key", "content-length", "transfer-encoding", "expect"];
     encode_end_to_end(out, &request.headers, |name| {
-        is_one_of(name, &ours) || is_address_claim(name)
+        is_one_of(name, &ours) || is_replaced_claim(name, forwarded)
     });
     out.extend_from_slice(b"\r\n");
 }
@@ -242,10 +250,20 @@ pub fn encode_forwarded_request(
 ) {
     // As old as the client's: the answer must be one that it understands (RFC 9112 §2.3).
     encode_request_line(out, request, path, request.minor_version);
-    encode_header(out, "Host", host.unwrap_or(request.host).as_bytes());
+    let host = host.unwrap_or(request.host);
+    // HTTP/1.0 knows requests without (RFC 9112 §3.2).
+    if !host.is_empty() || request.minor_version > 0 {
+        encode_header(out, "Host", host.as_bytes());
+    }
     encode_header(out, "Connection", b"close");
     encode_forwarded(out, request, forwarded);
-    let is_ours = |name: &str| is_one_of(name, &["host"]) || is_address_claim(name);
+    // However the list was written, this is what it says: a request's only coding.
+    if request.headers.get("transfer-encoding").is_some() {
+        encode_header(out, "Transfer-Encoding", b"chunked");
+    }
+    let is_ours = |name: &str| {
+        is_one_of(name, &["host", "transfer-encoding"]) || is_replaced_claim(name, forwarded)
+    };
     encode_end_to_end(out, &request.headers, is_ours);
     out.extend_from_slice(b"\r\n");
 }
@@ -259,7 +277,9 @@ fn encode_request_line(
 ) {
     out.extend_from_slice(request.method.as_bytes());
     out.push(b' ');
-    out.extend_from_slice(path.unwrap_or(request.path).as_bytes());
+    // `*` is the server itself, of which there is no part (RFC 9112 §3.2.4).
+    let path = path.filter(|_| request.path != "*").unwrap_or(request.path);
+    out.extend_from_slice(path.as_bytes());
     if let Some(query) = request.query {
         out.push(b'?');
         out.extend_from_slice(query.as_bytes());
@@ -289,16 +309,56 @@ fn encode_forwarded(out: &mut Vec<u8>, request: &Request<'_>, forwarded: &Forwar
     encode_header(out, "X-Forwarded-For", &chain);
     encode_header(out, "X-Real-IP", client.as_bytes());
     encode_header(out, "X-Forwarded-Proto", forwarded.proto.as_bytes());
-    encode_header(out, "X-Forwarded-Host", request.host.as_bytes());
+    let names_host = |line: &httparse::Header<'_>| is_name(line.name, "x-forwarded-host");
+    let is_said = forwarded.proxy.is_some() && request.headers.iter().any(names_host);
+    if !is_said && !request.host.is_empty() {
+        encode_header(out, "X-Forwarded-Host", request.host.as_bytes());
+    }
+}
+
+/// Whether a header says who the client is in a way that is made anew here. A trusted proxy's other
+/// claims go on: what it was asked for (X-Forwarded-Host, -Port, -Prefix), who has logged in at it,
+/// and Forwarded.
+fn is_replaced_claim(name: &str, forwarded: &Forwarded<'_>) -> bool {
+    match forwarded.proxy {
+        None => is_address_claim(name),
+        Some(_) => {
+            ["x-forwarded-for", "x-forwarded-proto", "x-real-ip"].iter().any(|it| is_name(name, it))
+        }
+    }
 }
 
 /// Appends the headers of one end for the other: all but those of one hop, and those that are ours
 /// to say.
 fn encode_end_to_end(out: &mut Vec<u8>, headers: &Headers<'_>, is_ours: impl Fn(&str) -> bool) {
+    let nominations = Nominations::of(headers);
     for header in headers.iter() {
-        if !is_ours(header.name) && !is_hop(headers, header.name) {
+        if !is_ours(header.name) && !is_hop(&nominations, header.name) {
             encode_header(out, header.name, header.value);
         }
+    }
+}
+
+/// The headers that Connection names, collected once for all lines of a head.
+struct Nominations<'a> {
+    names: [&'a str; NOMINATIONS_MAX],
+    count: usize,
+}
+
+impl<'a> Nominations<'a> {
+    /// A head with more of them than there is room for was refused when it was parsed.
+    fn of(headers: &Headers<'a>) -> Nominations<'a> {
+        let mut nominations = Nominations { names: [""; NOMINATIONS_MAX], count: 0 };
+        for (place, name) in nominations.names.iter_mut().zip(headers.list("connection")) {
+            *place = name;
+            nominations.count += 1;
+        }
+        nominations
+    }
+
+    fn have(&self, name: &str) -> bool {
+        steps::took(self.count);
+        is_one_of(name, &self.names[..self.count])
     }
 }
 
@@ -308,13 +368,25 @@ fn is_one_of(name: &str, names: &[&str]) -> bool {
 
 /// Many backends read `_` and `-` in a name as the same, so we do too.
 fn is_address_claim(name: &str) -> bool {
-    let name = name.to_ascii_lowercase().replace('_', "-");
-    name.starts_with("x-forwarded-") || name == "x-real-ip" || name == "forwarded"
+    let rest = without_prefix(name, "x-forwarded-");
+    rest.is_some() || is_name(name, "x-real-ip") || is_name(name, "forwarded")
+}
+
+/// Whether `name` is `known`, which is in lower case with `-`, in whatever case and with `_` as well.
+fn is_name(name: &str, known: &str) -> bool {
+    without_prefix(name, known) == Some("")
+}
+
+/// What of `name` stands behind `prefix`, which is read as in [`is_name`].
+fn without_prefix<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
+    let (start, rest) = name.split_at_checked(prefix.len())?;
+    let fold = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+    start.bytes().map(fold).eq(prefix.bytes()).then_some(rest)
 }
 
 /// Whether a header is for one hop (RFC 9110 §7.6.1). Its sender nominates more of them in
 /// Connection, but not those that say who it is or what is agreed.
-fn is_hop(headers: &Headers<'_>, name: &str) -> bool {
+fn is_hop(nominations: &Nominations<'_>, name: &str) -> bool {
     let is = |names: &[&str]| is_one_of(name, names);
     let always = ["connection", "upgrade", "keep-alive", "proxy-connection", "te", "trailer"];
     if is(&always) || is(&["proxy-authorization", "proxy-authenticate", "http2-settings"]) {
@@ -324,7 +396,7 @@ fn is_hop(headers: &Headers<'_>, name: &str) -> bool {
     let identity = ["authorization", "cookie", "set-cookie", "origin"];
     let is_sec = name.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("sec-"));
     let protected = is(&framing) || is(&identity) || is_sec || is_address_claim(name);
-    !protected && headers.has_token("connection", name)
+    !protected && nominations.have(name)
 }
 
 /// What an upstream answered.
@@ -400,6 +472,9 @@ pub fn check_upstream_response<'a>(
         extension.split(';').next().unwrap_or_default().trim()
     }
     let mut rsv1 = false;
+    if headers.quoted_list("sec-websocket-extensions").nth(EXTENSIONS_MAX).is_some() {
+        return Err(UpstreamFault::ExtensionNotOffered);
+    }
     for extension in headers.quoted_list("sec-websocket-extensions").map(name) {
         let mut offered = split_outside_quotes(&offer.extensions);
         if !offered.any(|offer| name(offer).eq_ignore_ascii_case(extension)) {
@@ -572,13 +647,80 @@ mod tests {
         };
         let lines = "X-Forwarded-For: 6.6.6.6, 203.0.113.9\r\nX-Forwarded-Proto: wss\r\n\
                      x-forwarded-for: 10.0.0.7\r\nX_Forwarded_For: 7.7.7.7\r\nForwarded: for=8.8.8.8\r\n";
-        let want = "6.6.6.6, 203.0.113.9, 10.0.0.7, 10.0.0.1; 203.0.113.9; https; ";
+        let want = "6.6.6.6, 203.0.113.9, 10.0.0.7, 10.0.0.1; 203.0.113.9; https; for=8.8.8.8";
         assert_eq!(sent(lines, &behind("203.0.113.9")), want);
         assert_eq!(sent(lines, &ours("192.0.2.1")), "192.0.2.1; 192.0.2.1; http; ");
         // Without that header: the client that was named another way, or the proxy itself.
-        let want = "203.0.113.9, 10.0.0.1; 203.0.113.9; https; ";
+        let want = "203.0.113.9, 10.0.0.1; 203.0.113.9; https; for=203.0.113.9";
         assert_eq!(sent("Forwarded: for=203.0.113.9\r\n", &behind("203.0.113.9")), want);
         assert_eq!(sent("", &behind("::ffff:10.0.0.1")), "10.0.0.1; 10.0.0.1; https; ");
+    }
+
+    #[test]
+    fn what_a_trusted_proxy_says_goes_on() {
+        let sent = |lines: &str, proxy: Option<&str>, name: &str| {
+            let head = client(&format!("Connection: Upgrade\r\n{lines}"));
+            let request = parse_request(head.as_bytes(), &LIMITS).unwrap();
+            let proxy = proxy.map(|proxy| proxy.parse().unwrap());
+            let forwarded =
+                Forwarded { client: "203.0.113.9".parse().unwrap(), proto: "https", proxy };
+            let (mut upgrade, mut plain) = (Vec::new(), Vec::new());
+            encode_upstream_request(&mut upgrade, &request, KEY, None, None, &forwarded);
+            encode_forwarded_request(&mut plain, &request, None, None, &forwarded);
+            let all = |wire: &[u8]| {
+                let sent = parse_request(wire, &LIMITS).unwrap();
+                sent.headers.all(name).collect::<Vec<_>>().join("|")
+            };
+            assert_eq!(all(&upgrade), all(&plain));
+            all(&plain)
+        };
+        let trusted = Some("10.0.0.1");
+        for name in [
+            "X-Forwarded-Port",
+            "X-Forwarded-Prefix",
+            "X-Forwarded-Ssl",
+            "X-Forwarded-Server",
+            "X-Forwarded-User",
+            "X-Forwarded-Email",
+            "X-Forwarded-Access-Token",
+            "X-Forwarded-Client-Cert",
+            "Forwarded",
+        ] {
+            for spelt in [name.to_owned(), name.replace('-', "_")] {
+                let line = format!("{spelt}: for=a\r\n");
+                assert_eq!(sent(&line, trusted, &spelt), "for=a", "{spelt}");
+                assert_eq!(sent(&line, None, &spelt), "", "{spelt}");
+            }
+        }
+        let host = "X-Forwarded-Host: chat.example.org\r\n";
+        assert_eq!(sent(host, trusted, "x-forwarded-host"), "chat.example.org");
+        assert_eq!(sent("", trusted, "x-forwarded-host"), "x");
+        assert_eq!(sent(host, None, "x-forwarded-host"), "x");
+        for (line, name, want) in [
+            ("X-Real-IP: 6.6.6.6\r\n", "x-real-ip", "203.0.113.9"),
+            ("X_Real_IP: 6.6.6.6\r\n", "x_real_ip", ""),
+            ("X_Forwarded_Proto: ws\r\n", "x_forwarded_proto", ""),
+            ("X-Forwarded-Proto: ws\r\n", "x-forwarded-proto", "https"),
+        ] {
+            assert_eq!(sent(line, trusted, name), want, "{line}");
+        }
+    }
+
+    #[test]
+    fn requests_of_no_host_and_of_the_server_itself() {
+        let sent = |line: &str, path: Option<&str>| {
+            let head = format!("{line}\r\n\r\n");
+            let request = parse_request(head.as_bytes(), &LIMITS).unwrap();
+            text(|out| encode_forwarded_request(out, &request, None, path, &ours("10.0.0.1")))
+        };
+        let old = sent("GET /health HTTP/1.0", None);
+        assert!(old.starts_with("GET /health HTTP/1.0\r\nConnection: close\r\n"), "{old}");
+        assert!(!old.to_ascii_lowercase().contains("host"), "{old}");
+        let all = sent("OPTIONS * HTTP/1.1\r\nHost: x", Some("/socket"));
+        assert!(all.starts_with("OPTIONS * HTTP/1.1\r\nHost: x\r\n"), "{all}");
+        let listed = sent("POST / HTTP/1.1\r\nHost:\r\nTransfer-Encoding: ,chunked", None);
+        assert!(listed.contains("\r\nTransfer-Encoding: chunked\r\n"), "{listed}");
+        assert!(!listed.contains(",chunked") && listed.contains("\r\nHost: \r\n"), "{listed}");
     }
 
     #[test]

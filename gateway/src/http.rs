@@ -3,6 +3,9 @@
 //! a response's body.
 
 pub mod body;
+pub(crate) mod steps;
+#[cfg(test)]
+mod worst;
 
 use std::fmt;
 
@@ -12,6 +15,10 @@ pub use body::BodyReader;
 
 /// The most header lines that a head can have, whatever is configured.
 pub const HEADERS_MAX: usize = 128;
+
+/// The most headers that Connection can nominate for one hop (RFC 9110 §7.6.1): each header of a
+/// head is held against each of them.
+pub const NOMINATIONS_MAX: usize = 32;
 
 /// Bounds of a head.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +62,7 @@ impl HeadScanner {
             return Err(HttpError::ProxyHeaderOnPlainPort);
         }
         while let Some(&byte) = head.get(self.scanned as usize) {
+            steps::took(1);
             let scanned = self.scanned as usize;
             if scanned >= limits.head_bytes_max {
                 return Err(HttpError::HeadTooLarge);
@@ -93,8 +101,9 @@ impl HeadScanner {
     }
 }
 
-/// The header lines of a head, in order and in the sender's spelling.
-#[derive(Clone, Copy, Debug)]
+/// The header lines of a head, in order and in the sender's spelling. Of several kibibytes, so it
+/// is handed on by reference.
+#[derive(Clone, Debug)]
 pub struct Headers<'a> {
     slots: [Header<'a>; HEADERS_MAX],
     count: usize,
@@ -103,12 +112,14 @@ pub struct Headers<'a> {
 impl<'a> Headers<'a> {
     /// Every line.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Header<'a>> {
+        steps::took(self.count);
         self.slots[..self.count].iter()
     }
 
     /// The values of all lines of this name.
     pub fn all(&self, name: &str) -> impl DoubleEndedIterator<Item = &'a str> {
         self.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|header| {
+            steps::took(header.value.len());
             // What is not UTF-8 is present, and equals nothing that anybody compares it with.
             std::str::from_utf8(header.value).unwrap_or("\u{FFFD}")
         })
@@ -142,6 +153,7 @@ impl<'a> Headers<'a> {
 
 /// Splits a list at the commas that are in no quoted string (RFC 9110 §5.6.4).
 pub(crate) fn split_outside_quotes(value: &str) -> impl Iterator<Item = &str> {
+    steps::took(value.len());
     let (mut quoted, mut escaped) = (false, false);
     value
         .split(move |letter| {
@@ -159,19 +171,19 @@ pub(crate) fn split_outside_quotes(value: &str) -> impl Iterator<Item = &str> {
 }
 
 /// A request head that was understood.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Request<'a> {
     /// As sent: case matters.
     pub method: &'a str,
     /// As sent.
     pub target: &'a str,
-    /// Begins with a slash; not decoded.
+    /// Begins with a slash, or is the `*` of OPTIONS; not decoded. No segment of it is `.` or `..`.
     pub path: &'a str,
     /// What follows the first question mark.
     pub query: Option<&'a str>,
     /// 0 or 1: the minor of HTTP/1.
     pub minor_version: u8,
-    /// The one Host, with its port.
+    /// The one Host, with its port. Empty where the request names none, which HTTP/1.0 need not.
     pub host: &'a str,
     /// All header lines.
     pub headers: Headers<'a>,
@@ -196,12 +208,24 @@ pub fn parse_request<'a>(head: &'a [u8], limits: &HeadLimits) -> Result<Request<
     if target.len() > limits.target_bytes_max {
         return Err(HttpError::TargetTooLong);
     }
-    let mut hosts = headers.all("host");
-    let host = match (hosts.next(), hosts.next()) {
-        (Some(host), None) if is_authority(host) => host,
+    let hosts = {
+        let mut hosts = headers.all("host");
+        (hosts.next(), hosts.next())
+    };
+    let host = match hosts {
+        // What has no authority has an empty Host (RFC 9110 §7.2).
+        (Some(host), None) if host.is_empty() || is_authority(host) => host,
+        (None, _) if minor_version == 0 => "",
         _ => return Err(HttpError::BadHost), // RFC 9112 §3.2
     };
-    let (path, query) = split_target(target, host)?;
+    let (path, query) = match target {
+        "*" if method == "OPTIONS" => ("*", None), // RFC 9112 §3.2.4
+        _ => split_target(target, host)?,
+    };
+    if has_dot_segment(path) {
+        return Err(HttpError::DotSegment);
+    }
+    check_nominations(&headers)?;
     check_body_headers(&headers, minor_version)?;
     // A body whose end we could not find (RFC 9112 §6.1).
     if headers.list("transfer-encoding").any(|coding| !coding.eq_ignore_ascii_case("chunked")) {
@@ -211,7 +235,7 @@ pub fn parse_request<'a>(head: &'a [u8], limits: &HeadLimits) -> Result<Request<
 }
 
 /// A response head that was understood.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Response<'a> {
     /// 100 to 599.
     pub status: u16,
@@ -235,6 +259,7 @@ pub fn parse_response<'a>(head: &'a [u8], limits: &HeadLimits) -> Result<Respons
     };
     let (reason, count) = (parsed.reason.unwrap_or_default(), parsed.headers.len());
     let headers = Headers { slots, count };
+    check_nominations(&headers)?;
     check_body_headers(&headers, minor_version)?;
     Ok(Response { status, reason, minor_version, headers })
 }
@@ -246,7 +271,81 @@ fn check_whole(head: &[u8], limits: &HeadLimits) -> Result<(), HttpError> {
     }
 }
 
-/// A name or address with an optional port; no user, no list, nothing else.
+fn check_nominations(headers: &Headers<'_>) -> Result<(), HttpError> {
+    let few = headers.list("connection").nth(NOMINATIONS_MAX).is_none();
+    few.then_some(()).ok_or(HttpError::TooManyNominations)
+}
+
+/// Whether a segment of `path` is `.` or `..` for a server that decodes it, or would be without the
+/// parameters behind a `;`. Slashes and backslashes part segments, `%2f` and `%5c` as well.
+///
+/// Routes compare the path as it was sent. A server that resolves such segments would serve another
+/// path than the one that the route was chosen by (RFC 3986 §5.2.4, §6.2.2.3).
+fn has_dot_segment(path: &str) -> bool {
+    steps::took(path.len());
+    let bytes = path.as_bytes();
+    // Of the segment: its dots so far, and whether it is made of nothing else up to its parameters.
+    let (mut dots, mut only_dots, mut ended) = (0, true, false);
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let escaped = (byte == b'%').then(|| bytes.get(at + 1..at + 3)).flatten();
+        let decoded = match escaped {
+            Some([b'2', b'e' | b'E']) => b'.',
+            Some([b'2', b'f' | b'F']) => b'/',
+            Some([b'5', b'c' | b'C']) => b'\\',
+            Some([b'3', b'b' | b'B']) => b';',
+            _ => byte,
+        };
+        at += if decoded == byte { 1 } else { 3 };
+        match decoded {
+            b'/' | b'\\' => {
+                if only_dots && (1..=2).contains(&dots) {
+                    return true;
+                }
+                (dots, only_dots, ended) = (0, true, false);
+            }
+            b';' => ended = true,
+            _ if ended => {}
+            b'.' => dots += 1,
+            _ => only_dots = false,
+        }
+    }
+    only_dots && (1..=2).contains(&dots)
+}
+
+/// Whether `path` is written in the one way that has nothing to normalise (RFC 3986 §6.2.2.2): no
+/// empty segment but the last, no letter, digit, `-`, `.`, `_` or `~` as `%xx`, no `%` that begins no
+/// such pair, no backslash. The case of letters is part of the path, and so not looked at.
+pub fn is_plain_path(path: &str) -> bool {
+    steps::took(path.len());
+    let bytes = path.as_bytes();
+    let mut before = 0;
+    for (at, &byte) in bytes.iter().enumerate() {
+        let is_plain = match byte {
+            b'/' => before != b'/',
+            b'\\' => false,
+            b'%' => {
+                let digit = |at: usize| bytes.get(at).and_then(|b| char::from(*b).to_digit(16));
+                match (digit(at + 1), digit(at + 2)) {
+                    (Some(high), Some(low)) => {
+                        let byte = (high << 4 | low) as u8;
+                        !byte.is_ascii_alphanumeric() && !b"-._~".contains(&byte)
+                    }
+                    _ => false,
+                }
+            }
+            _ => true,
+        };
+        if !is_plain {
+            return false;
+        }
+        before = byte;
+    }
+    true
+}
+
+/// A name or address with an optional port, of which only the colon may be there (RFC 3986 §3.2.3);
+/// no user, no list, nothing else.
 fn is_authority(text: &str) -> bool {
     let (name, port) = match text.strip_prefix('[') {
         Some(rest) => {
@@ -269,7 +368,8 @@ fn is_authority(text: &str) -> bool {
     !name.is_empty()
         && name.bytes().all(is_name)
         && port.is_none_or(|port| {
-            port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
+            let digits = port.bytes().all(|byte| byte.is_ascii_digit());
+            digits && (port.is_empty() || port.parse::<u16>().is_ok())
         })
 }
 
@@ -331,6 +431,11 @@ fn is_coding_list(headers: &Headers<'_>) -> bool {
     !last.eq_ignore_ascii_case("chunked") || headers.list("transfer-encoding").last() == Some(last)
 }
 
+/// Whether a token may have this byte (RFC 9110 §5.6.2).
+pub(crate) fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
 /// Digits only: `parse` alone would take a plus sign.
 pub(crate) fn content_length(value: &str) -> Option<u64> {
     value.bytes().all(|byte| byte.is_ascii_digit()).then(|| value.parse().ok()).flatten()
@@ -361,6 +466,14 @@ pub enum HttpError {
     BadHost,
     /// Neither a path nor a URL of the Host (RFC 9112 §3.2).
     BadTarget,
+    /// A path that leads elsewhere once it is resolved (RFC 3986 §5.2.4).
+    DotSegment,
+    /// A path that is written another way than it has to be, where that is refused.
+    LoosePath,
+    /// Above [`NOMINATIONS_MAX`].
+    TooManyNominations,
+    /// A trailer that is no header line, or that may not stand there (RFC 9110 §6.5.1).
+    BadTrailer,
     /// Content-Length that is repeated, garbled, or beside Transfer-Encoding (RFC 9112 §6.3).
     BadLength,
     /// Not HTTP/1.0 or 1.1.
@@ -381,6 +494,8 @@ pub enum HttpError {
     BadWebSocketVersion,
     /// Subprotocols that are no tokens, repeated or too many (RFC 6455 §4.1).
     BadProtocols,
+    /// More extensions than are looked at.
+    TooManyExtensions,
 }
 
 impl HttpError {
@@ -422,6 +537,12 @@ impl HttpError {
             HttpError::TargetTooLong => "The URL is too long.",
             HttpError::BadHost => "Exactly one Host header with a host name is needed.",
             HttpError::BadTarget => "The target must be a path, or a URL of the Host.",
+            HttpError::DotSegment => "A segment of the path is `.` or `..`: resolve it first.",
+            HttpError::LoosePath => {
+                "The path has an empty segment, a needless %xx or a backslash: write it plainly."
+            }
+            HttpError::TooManyNominations => "Connection names too many headers.",
+            HttpError::BadTrailer => "A trailer is no header line, or may not stand there.",
             HttpError::BadLength => {
                 "Content-Length or Transfer-Encoding is garbled, repeated or contradicted."
             }
@@ -438,6 +559,7 @@ impl HttpError {
             HttpError::BadKey => "Exactly one Sec-WebSocket-Key of 16 bytes is needed.",
             HttpError::BadWebSocketVersion => "Only Sec-WebSocket-Version 13 is spoken here.",
             HttpError::BadProtocols => "Sec-WebSocket-Protocol must list distinct tokens.",
+            HttpError::TooManyExtensions => "Sec-WebSocket-Extensions lists too many.",
         }
     }
 }
@@ -469,6 +591,10 @@ impl fmt::Display for HttpError {
             HttpError::TargetTooLong => "the first line is longer than target_bytes_max allows",
             HttpError::BadHost => "it has not exactly one Host that names a host",
             HttpError::BadTarget => "the target is neither a path nor a URL of the Host",
+            HttpError::DotSegment => "a segment of the path is `.` or `..`",
+            HttpError::LoosePath => "the path is not written plainly",
+            HttpError::TooManyNominations => "Connection names more than 32 headers",
+            HttpError::BadTrailer => "a trailer is no header line, or may not stand there",
             HttpError::BadLength => "the length of the body is garbled or said twice",
             HttpError::BadVersion => "it is not HTTP/1.0 or HTTP/1.1",
             HttpError::BodyWithUpgrade => "an upgrade request has a body",
@@ -479,6 +605,7 @@ impl fmt::Display for HttpError {
             HttpError::BadKey => "it has not exactly one Sec-WebSocket-Key of 16 bytes",
             HttpError::BadWebSocketVersion => "its Sec-WebSocket-Version is not 13",
             HttpError::BadProtocols => "Sec-WebSocket-Protocol is no list of distinct tokens",
+            HttpError::TooManyExtensions => "Sec-WebSocket-Extensions lists more than 32",
         })
     }
 }
@@ -487,9 +614,11 @@ impl std::error::Error for HttpError {}
 
 /// The value of `name` in a query, decoded. `None`: absent, badly escaped or not UTF-8.
 pub fn query_param(query: &str, name: &str) -> Option<String> {
+    steps::took(query.len());
     query
         .split('&')
         .find_map(|pair| {
+            steps::took(pair.len());
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             (percent_decode(key)? == name).then_some(value)
         })
@@ -541,6 +670,13 @@ mod tests {
         want("GET /#a HTTP/1.1\r\nHost: x\r\n\r\n", Err(HttpError::BadTarget));
         want("GET / HTTP/1.1\r\n\r\n", Err(HttpError::BadHost));
         want("GET / HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n", Err(HttpError::BadHost));
+        want("GET / HTTP/1.0\r\nHost: x\r\nHost: x\r\n\r\n", Err(HttpError::BadHost));
+        want("GET / HTTP/1.1\r\nHost:\r\nHost:\r\n\r\n", Err(HttpError::BadHost));
+        want("GET /health HTTP/1.0\r\n\r\n", Ok("GET /health None ".into()));
+        want("GET / HTTP/1.1\r\nHost:\r\n\r\n", Ok("GET / None ".into()));
+        want("GET / HTTP/1.1\r\nHost: x:\r\n\r\n", Ok("GET / None x:".into()));
+        want("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", Ok("OPTIONS * None x".into()));
+        want("OPTIONS * HTTP/1.0\r\n\r\n", Ok("OPTIONS * None ".into()));
         want("GET / HTTP/1.1\r\nHost: a@b\r\n\r\n", Err(HttpError::BadHost));
         want("GET / HTTP/1.1\nHost: x\r\n\r\n", Err(HttpError::BadLineEnd));
         want("GET / HTTP/1.1\r\nHost: x\ry\r\n\r\n", Err(HttpError::BadLineEnd));
@@ -573,15 +709,108 @@ mod tests {
         let connect = "CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n";
         assert_eq!(read(connect), Err(HttpError::BadTarget));
         let host = |host: &str| read(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"));
-        for good in ["x", "x:0", "x:65535", "[::1]", "[::1]:80", "a_b.c-d~", "127.0.0.1:9", "X."] {
+        for good in [
+            "",
+            "x:",
+            "[::1]:",
+            "x",
+            "x:0",
+            "x:65535",
+            "[::1]",
+            "[::1]:80",
+            "a_b.c-d~",
+            "127.0.0.1:9",
+            "X.",
+        ] {
             assert_eq!(host(good), Ok(format!("GET / None {good}")), "{good}");
         }
         for bad in [
-            "", "x:", ":80", "x:65536", "x:+1", "x:1:2", "::1", "[::1", "[::1]x", "[x]", "[::1]:",
+            ":", ":80", "x:65536", "x:+1", "x:1:2", "::1", "[::1", "[::1]x", "[x]", "[::1]::",
             "[]", "x, y", "x y", "x/", "x?", "a@x", "\u{e9}", "%41", "x\\y",
         ] {
             assert_eq!(host(bad), Err(HttpError::BadHost), "{bad}");
         }
+    }
+
+    /// Each path as it stands, and as the URL of its host.
+    #[test]
+    fn rfc_3986_a_path_says_where_it_leads() {
+        let read = |path: &str, host: &str| {
+            let head = format!("GET {host}{path} HTTP/1.1\r\nHost: x\r\n\r\n");
+            let limits = HeadLimits { target_bytes_max: 90, ..LIMITS };
+            parse_request(head.as_bytes(), &limits).map(|request| request.path.to_owned())
+        };
+        for bad in [
+            "/utils/../x",
+            "/utils/%2e%2e/x",
+            "/utils/..%2fx",
+            "/utils/..%2Fx",
+            "/utils%2f..%2fx",
+            "/utils/%2E./x",
+            "/utils/..\\x",
+            "/utils/..%5cx",
+            "/utils%5C..",
+            "/./x",
+            "/x/.",
+            "/x/..",
+            "/..",
+            "/%2e",
+            "/x/..;a=b/y",
+            "/x/..%3ba/y",
+            "/x/.?a",
+            "//../x",
+        ] {
+            for host in ["", "http://x", "WS://X"] {
+                assert_eq!(read(bad, host), Err(HttpError::DotSegment), "{host}{bad}");
+            }
+        }
+        for good in [
+            "/...",
+            "/..a",
+            "/a..",
+            "/.a/b",
+            "/%2ea",
+            "/a%2e%2e",
+            "/a/%252e%252e/b",
+            "//x",
+            "/x//",
+            "/a;..",
+            "/%2e%2e%2e",
+            "/.%2",
+            "/.%",
+            "/%",
+        ] {
+            for host in ["", "http://x"] {
+                assert_eq!(read(good, host).as_deref(), Ok(good), "{host}{good}");
+            }
+        }
+        // Of a query nobody makes a path.
+        assert_eq!(read("/x?../y", "").as_deref(), Ok("/x"));
+    }
+
+    #[test]
+    fn plain_paths() {
+        for plain in
+            ["/", "/a/b", "/a/", "/A", "/%2F", "/%c3%A9", "/a%20b", "*", "/a;b=c", "/a@b:c"]
+        {
+            assert!(is_plain_path(plain), "{plain}");
+        }
+        for loose in
+            ["//", "/a//b", "/%61dmin", "/%41", "/%7e", "/a%2Eb", "/%", "/%2", "/%zz", "/a\\b"]
+        {
+            assert!(!is_plain_path(loose), "{loose}");
+        }
+    }
+
+    #[test]
+    fn nominations_are_bounded() {
+        let connection = |count: usize| {
+            let list = (0..count).map(|n| format!("h{n}")).collect::<Vec<_>>().join(",,");
+            let head = format!("GET / HTTP/1.1\r\nHost: x\r\nConnection: {list}\r\n\r\n");
+            parse_request(head.as_bytes(), &LIMITS).map(|_| ())
+        };
+        assert_eq!(connection(NOMINATIONS_MAX), Ok(()));
+        assert_eq!(connection(NOMINATIONS_MAX + 1), Err(HttpError::TooManyNominations));
     }
 
     #[test]

@@ -76,6 +76,11 @@ pub struct Limits {
     pub keepalive_timeout: Duration,
     /// The body of an ordinary HTTP request; larger ones are refused.
     pub request_body_bytes_max: usize,
+    /// Bytes that the body of an ordinary HTTP request has to bring a second, over each time of
+    /// `body_grace` in which the client is read; zero: any.
+    pub body_bytes_per_second_min: u32,
+    /// From the request's way to the upstream until its rate counts, and from then to the next time.
+    pub body_grace: Duration,
     /// One message of a client, all its fragments together. At most [`MESSAGE_BYTES_MAX`].
     pub message_bytes_max: usize,
     /// The payload of one frame of a client; zero: as much as its message may have.
@@ -133,6 +138,8 @@ const DEFAULTS: Limits = Limits {
     response_timeout: Duration::from_millis(60_000),
     keepalive_timeout: Duration::from_millis(60_000),
     request_body_bytes_max: 1 << 20,
+    body_bytes_per_second_min: 500,
+    body_grace: Duration::from_millis(30_000),
     message_bytes_max: 1 << 20,
     frame_bytes_max: 0,
     outbox_bytes_max: outbox_bytes_default(1 << 20),

@@ -207,6 +207,7 @@ fn summary(config: &Config) -> String {
         let _ = write!(text, "backend    {}: ", backend.name);
         let _ = match &backend.kind {
             BackendKind::Echo => write!(text, "echo"),
+            BackendKind::Refuse { status } => write!(text, "refused with {status}"),
             BackendKind::Local(local) if local.demo_page => write!(text, "rooms, with a demo page"),
             BackendKind::Local(_) => write!(text, "rooms"),
             BackendKind::Websocket(websocket) => {

@@ -12,6 +12,8 @@
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use crate::http::steps;
+
 /// The longest line of version 1, with its CRLF (§2.1).
 pub const LINE_BYTES_MAX: usize = 107;
 
@@ -106,6 +108,7 @@ fn begins(bytes: &[u8], start: &[u8]) -> bool {
 /// Version 1 (§2.1).
 fn parse_line(bytes: &[u8]) -> Result<Option<ProxyHeader>, HeaderFault> {
     let within = &bytes[..bytes.len().min(LINE_BYTES_MAX)];
+    steps::took(within.len());
     let Some(end) = within.iter().position(|byte| *byte == b'\n') else {
         return if within.len() < LINE_BYTES_MAX { Ok(None) } else { Err(HeaderFault::LineEnd) };
     };
@@ -218,6 +221,7 @@ fn check_tlvs(header: &[u8], mut at: usize) -> Result<(), HeaderFault> {
     const CRC32C: u8 = 3;
     let mut checksum_at = None;
     while at < header.len() {
+        steps::took(1);
         let Some(&[kind, high, low]) = header.get(at..at + 3) else { return Err(HeaderFault::Tlv) };
         let value = at + 3;
         let end = value + usize::from(u16::from_be_bytes([high, low]));
@@ -244,6 +248,7 @@ fn check_tlvs(header: &[u8], mut at: usize) -> Result<(), HeaderFault> {
 fn crc32c<'a>(bytes: impl Iterator<Item = &'a u8>) -> u32 {
     let mut crc = u32::MAX;
     for byte in bytes {
+        steps::took(8);
         crc ^= u32::from(*byte);
         for _ in 0..8 {
             crc = (crc >> 1) ^ (0x82F6_3B78 & (crc & 1).wrapping_neg());

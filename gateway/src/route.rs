@@ -8,8 +8,10 @@
 //! 3. among those, a route whose subprotocol the client offers wins over one that asks for none;
 //!    of several the one the client named first (its order of preference, RFC 6455 §4.1).
 //!
-//! Paths are compared byte for byte, without decoding `%xx` or resolving `..`: a route says where a
-//! request goes, not what it may do there.
+//! Paths are compared byte for byte, without decoding `%xx`: a route says where a request goes, not
+//! what it may do there. A path with a segment `.` or `..` is refused before (`http.rs`). The case of
+//! letters, empty segments and needless `%xx` are the application's to tell apart, unless its listener
+//! has `paths = "strict"`, which refuses the latter two.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -77,7 +79,7 @@ pub enum HostPattern {
 pub enum PathPattern {
     /// This path and no other.
     Exact(String),
-    /// `/prefix/*`, kept as `/prefix/`: what begins with it. Empty: every path.
+    /// `/prefix/*`, kept as `/prefix/`: what begins with it, and `/prefix`. Empty: every path.
     Prefix(String),
 }
 
@@ -310,7 +312,10 @@ impl PathPattern {
     fn matches(&self, path: &str) -> bool {
         match self {
             PathPattern::Exact(exact) => path == exact,
-            PathPattern::Prefix(prefix) => path.starts_with(prefix.as_str()),
+            PathPattern::Prefix(prefix) => {
+                path.starts_with(prefix.as_str())
+                    || prefix.strip_suffix('/').is_some_and(|bare| !bare.is_empty() && path == bare)
+            }
         }
     }
 }
@@ -472,7 +477,8 @@ mod tests {
             ("/a", Some(1)),
             ("/a?b/c", Some(1)),
             ("/a/", Some(2)),
-            ("/a/b", Some(2)),
+            ("/a/b", Some(3)),
+            ("/a/bc", Some(2)),
             ("/a/b/?x", Some(3)),
             ("/A", None),
             ("/ab", None),
@@ -482,6 +488,40 @@ mod tests {
             let found = routes.find("h", path, [].into_iter()).map(|route| route.backend);
             assert_eq!(found, want, "{path}");
         }
+    }
+
+    #[test]
+    fn a_prefix_is_for_its_bare_path_as_well() {
+        let routes = Routes::new(vec![route("", "/app/*", "", 1), route("", "/app/x/*", "", 2)]);
+        for (path, want) in [
+            ("/app", Some(1)),
+            ("/app?a", Some(1)),
+            ("/app/", Some(1)),
+            ("/app/x", Some(2)),
+            ("/apple", None),
+            ("/ap", None),
+            ("/", None),
+            ("*", None),
+        ] {
+            let found = routes.find("h", path, [].into_iter()).map(|route| route.backend);
+            assert_eq!(found, want, "{path}");
+        }
+        // An exact route for it wins, and is another route.
+        let (bare, prefix) = (route("", "/app", "", 3), route("", "/app/*", "", 1));
+        assert!(!bare.same_requests(&prefix));
+        let routes = Routes::new(vec![prefix, bare]);
+        assert_eq!(routes.find("h", "/app", [].into_iter()).map(|it| it.backend), Some(3));
+    }
+
+    #[test]
+    fn what_names_no_host_is_for_any() {
+        let routes = Routes::new(vec![route("a.x", "", "", 1), route("", "", "", 2)]);
+        for (host, path, want) in [("", "/", 2), ("", "*", 2), ("a.x", "*", 1), ("a.x:", "/", 1)] {
+            let found = routes.find(host, path, [].into_iter()).map(|route| route.backend);
+            assert_eq!(found, Some(want), "{host} {path}");
+        }
+        let named = Routes::new(vec![route("a.x", "", "", 1), route("*.x", "", "", 1)]);
+        assert_eq!(named.find("", "/", [].into_iter()), None);
     }
 
     #[test]
@@ -565,6 +605,7 @@ mod tests {
             let by_path = match &route.path {
                 PathPattern::Exact(exact) if exact == path => 1000,
                 PathPattern::Prefix(prefix) if path.starts_with(prefix) => prefix.len(),
+                PathPattern::Prefix(prefix) if *prefix == format!("{path}/") => prefix.len(),
                 _ => return None,
             };
             let by_subprotocol = match &route.subprotocol {

@@ -8,6 +8,8 @@
 
 #[path = "sim/bad.rs"]
 mod bad;
+#[path = "sim/bodies.rs"]
+mod bodies;
 #[path = "sim/client.rs"]
 mod client;
 #[path = "sim/drain.rs"]

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use super::reader::{Placed, Reader, Section};
-use crate::client_address::{Access, Cidr, CidrSet};
+use crate::client_address::{Access, Cidr, CidrSet, ClientHeader};
 use crate::origin::Origins;
 
 /// Ranges in one list. A public list of addresses to deny has tens of thousands.
@@ -24,7 +24,14 @@ pub(super) fn read_access(reader: &Reader<'_>, section: &mut Section<'_, '_>) ->
         let message = "`allow` is empty: nobody could connect; leave it out to let everybody in";
         reader.fault(&section.place_of("allow"), message);
     }
-    Access { proxy_protocol, trusted_proxies, allow, deny }
+    let strict_paths = section.word("paths", &["as-sent", "strict"]) == "strict";
+    let headers = ["either", "x-forwarded-for", "forwarded"];
+    let client_header = match section.word("client_address_header", &headers) {
+        "x-forwarded-for" => ClientHeader::ForwardedFor,
+        "forwarded" => ClientHeader::Forwarded,
+        _ => ClientHeader::Either,
+    };
+    Access { proxy_protocol, trusted_proxies, allow, deny, strict_paths, client_header }
 }
 
 fn read_cidrs(

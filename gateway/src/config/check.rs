@@ -208,6 +208,12 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         section.milliseconds("keepalive_timeout_ms", 1..=AGE_MS_MAX, default.keepalive_timeout);
     let request_body_bytes_max =
         section.size("request_body_bytes_max", 0..=(1 << 40), default.request_body_bytes_max);
+    let body_bytes_per_second_min = section.number(
+        "body_bytes_per_second_min",
+        0..=(1 << 30),
+        u64::from(default.body_bytes_per_second_min),
+    ) as u32;
+    let body_grace = section.milliseconds("body_grace_ms", 1..=AGE_MS_MAX, default.body_grace);
     // Control frames carry up to 125 bytes and are never too big.
     let message_bytes_max = section.size(
         "message_bytes_max",
@@ -297,6 +303,8 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         response_timeout,
         keepalive_timeout,
         request_body_bytes_max,
+        body_bytes_per_second_min,
+        body_grace,
         message_bytes_max,
         frame_bytes_max,
         outbox_bytes_max,
@@ -427,7 +435,7 @@ fn read_backend(
     server: &Server,
     limits: &Limits,
 ) -> Placed<Backend> {
-    const KINDS: [&str; 3] = ["echo", "local", "websocket"];
+    const KINDS: [&str; 4] = ["echo", "local", "websocket", "refuse"];
     check_name(reader, "backend", &name);
     let kind = section.required("kind", "websocket");
     let kind = match kind.as_ref().map(|kind| (kind.value.as_str(), kind)) {
@@ -438,6 +446,12 @@ fn read_backend(
         Some(("local", _)) => BackendKind::Local(read_local(reader, section, limits)),
         Some(("websocket", _)) => read_websocket(reader, section, machine, server.shards)
             .map_or(BackendKind::Echo, BackendKind::Websocket),
+        Some(("refuse", _)) => {
+            section.set_scope("backend.refuse");
+            let status = section.number("status", 400..=599, 404) as u16;
+            section.finish();
+            BackendKind::Refuse { status }
+        }
         Some((other, kind)) => {
             reader.fault(&kind.place, not_one_of("kind", other, &KINDS));
             BackendKind::Echo

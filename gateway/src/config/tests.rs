@@ -719,6 +719,7 @@ fn the_documentation_has_the_keys_that_the_reader_asks_for() {
             }
             "[backend.rooms]" => scope = "backend.local",
             "[backend.echo]" => scope = "backend",
+            "[backend.closed]" => scope = "backend.refuse",
             _ if line.starts_with('[') => scope = line.trim_matches(['[', ']']),
             _ => {}
         }

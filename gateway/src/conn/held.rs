@@ -116,6 +116,7 @@ mod tests {
             request: vector(20),
             body: BodyReader::Length(0),
             body_bytes_left: 0,
+            measured_from: (Time::NEVER, 0),
             request_done: true,
             is_head: false,
             is_http_10: false,

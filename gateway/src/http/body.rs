@@ -1,17 +1,28 @@
 //! The body of a request or a response, of which only the end matters here: its bytes pass as they
 //! are (RFC 9112 §6, §7.1).
 
-use super::{HttpError, Request, Response, content_length};
+use super::{HttpError, Request, Response, content_length, steps};
 
 /// Finds the end of a body (RFC 9112 §6.3).
 #[derive(Clone, Copy, Debug)]
 pub enum BodyReader {
     /// So many bytes; none when there is no body.
     Length(u64),
-    /// In chunks (§7.1).
-    Chunked(Chunk),
+    /// In chunks (§7.1), and what may stand behind them.
+    Chunked(Chunk, Trailers),
     /// Until the upstream ends its stream.
     UntilEnd,
+}
+
+/// What may stand in the trailers of a chunked body (RFC 9112 §7.1.2). They pass as they are, so a
+/// server that adds them to the headers has to be able to rely on what this file has let through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trailers {
+    /// Of a request: header lines, but none of framing, routing, identity or control, as those were
+    /// judged when the head was (RFC 9110 §6.5.1).
+    OfRequest,
+    /// Of an answer: header lines.
+    OfAnswer,
 }
 
 /// Where a chunked body stands.
@@ -24,11 +35,74 @@ pub enum Chunk {
     Data(u64),
     /// In the CRLF behind data, of which this many bytes have passed.
     DataEnd(u8),
-    /// In the trailers: bytes of this line, of all lines, and whether CR was last.
+    /// In the trailers: bytes of all lines, and where in this one.
     #[allow(missing_docs)]
-    Trailer { line_bytes: u16, all_bytes: u16, after_return: bool },
+    Trailer { all_bytes: u16, line: TrailerLine },
     /// Behind the last chunk.
     Done,
+}
+
+/// Where a trailer's line stands.
+#[derive(Clone, Copy, Debug)]
+pub enum TrailerLine {
+    /// In its name, of which `bytes` have come; the first are kept, in lower case and with `-` for
+    /// `_`, as many backends read them.
+    #[allow(missing_docs)]
+    Name { kept: [u8; NAME_BYTES_KEPT], bytes: u16 },
+    /// In its value.
+    Value,
+    /// Behind the CR that ends it.
+    Return,
+    /// Behind the CR of the empty line.
+    LastReturn,
+}
+
+/// Bytes of a trailer's name that are looked at: enough for each of [`FORBIDDEN`].
+const NAME_BYTES_KEPT: usize = 20;
+
+impl TrailerLine {
+    const START: TrailerLine = TrailerLine::Name { kept: [0; NAME_BYTES_KEPT], bytes: 0 };
+}
+
+/// What a request's trailers may not bring, and what begins so: framing, routing, modifiers of the
+/// request, authentication, how the content is to be read (RFC 9110 §6.5.1), and who the client is.
+const FORBIDDEN: [&str; 29] = [
+    "content-length",
+    "content-encoding",
+    "content-type",
+    "content-range",
+    "transfer-encoding",
+    "trailer",
+    "te",
+    "connection",
+    "keep-alive",
+    "upgrade",
+    "host",
+    "cache-control",
+    "pragma",
+    "expect",
+    "max-forwards",
+    "range",
+    "authorization",
+    "cookie",
+    "set-cookie",
+    "origin",
+    "referer",
+    "forwarded",
+    "via",
+    "http2-settings",
+    "x-real-ip",
+    "x-client-ip",
+    "x-http-method",
+    "x-original-url",
+    "x-rewrite-url",
+];
+const FORBIDDEN_STARTS: [&str; 4] = ["x-forwarded-", "proxy-", "sec-", "if-"];
+
+fn is_forbidden(name: &[u8]) -> bool {
+    steps::took(FORBIDDEN.len() + FORBIDDEN_STARTS.len());
+    FORBIDDEN.iter().any(|known| known.as_bytes() == name)
+        || FORBIDDEN_STARTS.iter().any(|start| name.starts_with(start.as_bytes()))
 }
 
 /// Lines of a chunked body, all trailers together, are refused above this.
@@ -44,7 +118,7 @@ impl BodyReader {
     pub fn of_request(request: &Request<'_>) -> BodyReader {
         let headers = &request.headers;
         if headers.get("transfer-encoding").is_some() {
-            return BodyReader::Chunked(Chunk::START);
+            return BodyReader::Chunked(Chunk::START, Trailers::OfRequest);
         }
         let length = headers.get("content-length").and_then(content_length);
         BodyReader::Length(length.unwrap_or(0))
@@ -58,7 +132,7 @@ impl BodyReader {
         }
         if let Some(last) = headers.list("transfer-encoding").last() {
             return match last.eq_ignore_ascii_case("chunked") {
-                true => BodyReader::Chunked(Chunk::START),
+                true => BodyReader::Chunked(Chunk::START, Trailers::OfAnswer),
                 false => BodyReader::UntilEnd,
             };
         }
@@ -91,11 +165,11 @@ impl BodyReader {
                 payload(&bytes[..here as usize]);
                 Ok((here as usize, *left == 0))
             }
-            BodyReader::Chunked(chunk) => {
+            BodyReader::Chunked(chunk, trailers) => {
                 let mut at = 0;
                 while at < bytes.len() && !matches!(chunk, Chunk::Done) {
                     let is_data = matches!(chunk, Chunk::Data(_));
-                    let here = chunk.advance(&bytes[at..])?;
+                    let here = chunk.advance(&bytes[at..], *trailers)?;
                     if is_data {
                         payload(&bytes[at..at + here]);
                     }
@@ -109,7 +183,8 @@ impl BodyReader {
 
 impl Chunk {
     /// Reads at least one byte of `bytes`, which has one, and says how many.
-    fn advance(&mut self, bytes: &[u8]) -> Result<usize, HttpError> {
+    fn advance(&mut self, bytes: &[u8], trailers: Trailers) -> Result<usize, HttpError> {
+        steps::took(1);
         let byte = bytes[0];
         match self {
             Chunk::Data(left) => {
@@ -133,7 +208,7 @@ impl Chunk {
                     _ if *line_bytes > CHUNK_LINE_BYTES_MAX => return Err(HttpError::BadLength),
                     (b'\n', _) if *after_return && *size > 0 => *self = Chunk::Data(*size),
                     (b'\n', _) if *after_return => {
-                        *self = Chunk::Trailer { line_bytes: 0, all_bytes: 0, after_return: false };
+                        *self = Chunk::Trailer { all_bytes: 0, line: TrailerLine::START };
                     }
                     _ if *after_return => return Err(HttpError::BadLength),
                     (b'\r', _) if *digits > 0 => *after_return = true,
@@ -147,26 +222,51 @@ impl Chunk {
                     _ => return Err(HttpError::BadLength),
                 }
             }
-            Chunk::Trailer { line_bytes, all_bytes, after_return } => {
+            Chunk::Trailer { all_bytes, line } => {
                 *all_bytes += 1;
-                let is_bad = match byte {
-                    b'\n' => !*after_return,
-                    b'\r' => *after_return,
-                    _ => *after_return || (byte < 0x20 && byte != b'\t') || byte == 0x7F,
-                };
-                if is_bad || *all_bytes > CHUNK_LINE_BYTES_MAX {
+                if *all_bytes > CHUNK_LINE_BYTES_MAX {
                     return Err(HttpError::BadLength);
                 }
-                match byte {
-                    b'\n' if *line_bytes == 0 => *self = Chunk::Done,
-                    b'\n' => (*line_bytes, *after_return) = (0, false),
-                    b'\r' => *after_return = true,
-                    _ => *line_bytes += 1,
+                match line.advance(byte, trailers)? {
+                    Some(next) => *line = next,
+                    None => *self = Chunk::Done,
                 }
             }
             Chunk::Done => {}
         }
         Ok(1)
+    }
+}
+
+impl TrailerLine {
+    /// Reads one byte. `None`: it was the last of the empty line.
+    fn advance(&mut self, byte: u8, trailers: Trailers) -> Result<Option<TrailerLine>, HttpError> {
+        Ok(Some(match self {
+            TrailerLine::Name { bytes: 0, .. } if byte == b'\r' => TrailerLine::LastReturn,
+            TrailerLine::Name { kept, bytes } if byte == b':' && *bytes > 0 => {
+                let name = &kept[..NAME_BYTES_KEPT.min(usize::from(*bytes))];
+                // A name that goes on behind what is kept is none of the exact ones.
+                let is_cut = usize::from(*bytes) > NAME_BYTES_KEPT;
+                debug_assert!(!is_cut || FORBIDDEN.iter().all(|it| it.len() < NAME_BYTES_KEPT));
+                if trailers == Trailers::OfRequest && is_forbidden(name) {
+                    return Err(HttpError::BadTrailer);
+                }
+                TrailerLine::Value
+            }
+            TrailerLine::Name { kept, bytes } if super::is_token_byte(byte) => {
+                if let Some(place) = kept.get_mut(usize::from(*bytes)) {
+                    *place = if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+                }
+                TrailerLine::Name { kept: *kept, bytes: *bytes + 1 }
+            }
+            TrailerLine::Value if byte == b'\r' => TrailerLine::Return,
+            TrailerLine::Value if byte == b'\t' || (byte >= 0x20 && byte != 0x7F) => {
+                TrailerLine::Value
+            }
+            TrailerLine::Return if byte == b'\n' => TrailerLine::START,
+            TrailerLine::LastReturn if byte == b'\n' => return Ok(None),
+            _ => return Err(HttpError::BadTrailer),
+        }))
     }
 }
 
@@ -201,7 +301,7 @@ mod tests {
 
     #[track_caller]
     fn check_chunked(wire: &[u8], body: usize, end: &str) {
-        check(BodyReader::Chunked(Chunk::START), wire, body, end);
+        check(BodyReader::Chunked(Chunk::START, Trailers::OfRequest), wire, body, end);
     }
 
     #[test]
@@ -243,12 +343,46 @@ mod tests {
     }
 
     #[test]
+    fn rfc_9110_6_5_1_trailers() {
+        let read = |trailers: Trailers, line: &str| {
+            let wire = format!("1\r\na\r\n0\r\nX-A: b\r\n{line}\r\n\r\n");
+            let mut reader = BodyReader::Chunked(Chunk::START, trailers);
+            reader.scan(wire.as_bytes()).map(|(taken, done)| done && taken == wire.len())
+        };
+        let starts = FORBIDDEN_STARTS.map(|start| format!("{start}x"));
+        let names = FORBIDDEN.iter().map(|name| name.to_string()).chain(starts);
+        for name in names.chain(["X-Forwarded-For-And-More-Than-Is-Kept".to_owned()]) {
+            for name in [name.clone(), name.to_ascii_uppercase(), name.replace('-', "_")] {
+                let line = format!("{name}: 1");
+                assert_eq!(read(Trailers::OfRequest, &line), Err(HttpError::BadTrailer), "{line}");
+                assert_eq!(read(Trailers::OfAnswer, &line), Ok(true), "{line}");
+            }
+        }
+        for fine in
+            ["ETag: x", "Server-Timing: a;dur=1", "X-Checksum:", "Hostx: 1", "Xhost: \u{e9}"]
+        {
+            for trailers in [Trailers::OfRequest, Trailers::OfAnswer] {
+                assert_eq!(read(trailers, fine), Ok(true), "{fine}");
+            }
+        }
+        for bad in
+            ["no colon", "nocolon", " ", " A: b", "A : b", ": b", "A\u{e9}: b", "A: \0", "\t"]
+        {
+            for trailers in [Trailers::OfRequest, Trailers::OfAnswer] {
+                assert_eq!(read(trailers, bad), Err(HttpError::BadTrailer), "{bad:?}");
+            }
+        }
+    }
+
+    #[test]
     fn huge_sizes_and_lines_are_refused() {
         check_chunked(b"fffffffffffffff\r\nx", 18, "more"); // Just below 2^60.
         check_chunked(b"1000000000000000\r\nx", 0, "failed");
         check_chunked(b"ffffffffffffffff\r\nx", 0, "failed");
         check_chunked(b"10000000000000001\r\nx", 0, "failed");
-        let fails = |wire: &str| BodyReader::Chunked(Chunk::START).scan(wire.as_bytes()).is_err();
+        let fails = |wire: &str| {
+            BodyReader::Chunked(Chunk::START, Trailers::OfRequest).scan(wire.as_bytes()).is_err()
+        };
         let line_bytes_max = usize::from(CHUNK_LINE_BYTES_MAX);
         // With its CRLF a line is as long as the bound, and then by one longer.
         for (more, refused) in [(0, false), (1, true)] {
@@ -263,7 +397,7 @@ mod tests {
     /// Payload is what is left when the framing is taken off, wherever the wire is cut.
     #[test]
     fn payload_without_its_framing() {
-        let chunked = BodyReader::Chunked(Chunk::START);
+        let chunked = BodyReader::Chunked(Chunk::START, Trailers::OfRequest);
         for (reader, wire, want) in [
             (BodyReader::Length(5), &b"hellonext"[..], &b"hello"[..]),
             (BodyReader::Length(0), b"next", b""),
@@ -300,7 +434,7 @@ mod tests {
             match parse_response(head.as_bytes(), &limits) {
                 Ok(response) => match BodyReader::new(&response, method) {
                     BodyReader::Length(length) => length.to_string(),
-                    BodyReader::Chunked(_) => "chunked".into(),
+                    BodyReader::Chunked(..) => "chunked".into(),
                     BodyReader::UntilEnd => "until end".into(),
                 },
                 Err(error) => format!("{error:?}"),

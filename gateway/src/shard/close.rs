@@ -7,6 +7,7 @@
 //! slot free.
 
 use super::Shard;
+use super::forward::awaits_answer;
 use crate::conn::{ConnId, Counted, Phase, Side, State};
 use crate::journal::Closed;
 use crate::metrics::Cause;
@@ -111,8 +112,8 @@ impl<R: Ring> Shard<R> {
 
     /// The peer has ended its stream.
     pub(super) fn on_read_done(&mut self, id: ConnId) {
-        let conn = &mut self.table[id];
-        conn.flags.read_done = true;
+        self.table[id].flags.read_done = true;
+        let conn = &self.table[id];
         match (conn.phase, &conn.state) {
             (Phase::Closing | Phase::Free, _) => self.close_join(id),
             (Phase::Finishing, _) => self.flushed(id),
@@ -120,13 +121,35 @@ impl<R: Ring> Shard<R> {
             (_, State::Handshaking(_)) => self.upstream_lost(id),
             (_, State::Refusing(_)) => self.body_read_done(id),
             (_, State::Answering(_)) => self.answer_lost(id, true),
+            // It has ended its stream behind a whole request, and waits (RFC 9112 §9.6): it is
+            // answered first. One that is gone is found out by what it is sent.
+            (Phase::Open, _) if awaits_answer(conn) => {}
+            // Without a Close frame: what it was owed goes out, and then the end.
+            (_, State::Echo(_) | State::Rooms(_)) => self.start_finish(id, Cause::ClientGone),
             // Between two requests, which is where a client of HTTP leaves.
             (_, State::Head(head)) if conn.flags.served && head.bytes.is_empty() => {
                 self.start_close(id, Cause::HttpDone);
             }
-            // Without a Close frame, or in the middle of a request: nobody is there to talk to.
+            // In the middle of a request: nobody is there to talk to.
             _ => self.start_close(id, Cause::ClientGone),
         }
+    }
+
+    /// A send has failed. An upstream may have answered before it stopped to take the request: a
+    /// server that answers early and closes sends its answer, and then a reset for what it has not
+    /// read (RFC 9112 §9.6). The answer lies in our socket, and wins: the receive brings it, and
+    /// behind it the end of the stream or the failure, which is decided upon then.
+    pub(super) fn on_send_failed(&mut self, id: ConnId) {
+        let Shard { table, stores, delays, metrics, .. } = self;
+        let conn = &mut table[id];
+        let may_have_answered = conn.phase == Phase::Open && !conn.flags.read_done;
+        let Some(head) = conn.state.answer_head().filter(|_| may_have_answered) else {
+            return self.on_transport_lost(id);
+        };
+        head.send_failed = true;
+        conn.outbox.clear(stores);
+        delays.forget(&mut conn.mark, &metrics.recorder);
+        self.arm_recv(id);
     }
 
     /// The socket has failed: the peer, or the way to it, is gone.

@@ -21,7 +21,7 @@ use super::Shard;
 use super::answer::NOT_ANSWERED;
 use super::attempt::{Failing, note_trouble};
 use super::send::PAUSE_AT_BYTES;
-use crate::conn::{ConnId, Forwarding, Head, Phase, Session, State};
+use crate::conn::{Conn, ConnId, Forwarding, Head, Phase, Session, State};
 use crate::handshake;
 use crate::http::{BodyReader, HttpError, Request};
 use crate::metrics::Cause;
@@ -56,6 +56,7 @@ impl<R: Ring> Shard<R> {
             body,
             body_bytes_left,
             request_done: false,
+            measured_from: (Time::NEVER, 0),
             is_head: request.method == "HEAD",
             is_http_10,
             keep_alive: !is_http_10 && !request.headers.has_token("connection", "close"),
@@ -99,7 +100,8 @@ impl<R: Ring> Shard<R> {
             }
             Some(upstream) => {
                 let open = table.get_mut(upstream).filter(|conn| conn.phase == Phase::Open);
-                if let Some(conn) = open.filter(|_| !body.is_empty()) {
+                let takes = |conn: &&mut Conn| !matches!(&conn.state, State::Answering(it) if it.head.send_failed);
+                if let Some(conn) = open.filter(takes).filter(|_| !body.is_empty()) {
                     conn.outbox.write(stores, *now, |out| out.extend_from_slice(body));
                     super::mark_dirty(conn, upstream.slot, dirty);
                     full |= conn.outbox.bytes() > PAUSE_AT_BYTES;
@@ -114,12 +116,17 @@ impl<R: Ring> Shard<R> {
     /// The upstream of a request is connected, and the request's head is queued for it.
     pub(super) fn forward_connected(&mut self, id: ConnId, client: ConnId) {
         let Shard { table, stores, now, config, timers, .. } = self;
+        let received = table[client].traffic.received_bytes;
         let State::Forwarding(forwarding) = &mut table[client].state else { return };
         let body = std::mem::take(&mut forwarding.request);
         forwarding.connected = true;
         let behind = !forwarding.next.is_empty();
-        // From here on it is this connection that has to move on.
-        table[client].deadline = Time::NEVER;
+        // From here on it is this connection that has to move on, and a body that is not whole.
+        let measured = !forwarding.request_done && config.limits.body_bytes_per_second_min > 0;
+        forwarding.measured_from = (*now, received);
+        let deadline = if measured { *now + config.limits.body_grace } else { Time::NEVER };
+        table[client].deadline = deadline;
+        timers.set(client.slot, deadline);
         let conn = &mut table[id];
         conn.deadline = *now + config.limits.response_timeout;
         timers.set(id.slot, conn.deadline);
@@ -183,6 +190,7 @@ impl<R: Ring> Shard<R> {
             return None;
         }
         let Shard { table, stop_deadline, .. } = self;
+        let is_half_closed = table[client].flags.read_done;
         let State::Forwarding(forwarding) = &mut table[client].state else {
             self.start_close(id, Cause::ClientGone);
             return None;
@@ -196,6 +204,7 @@ impl<R: Ring> Shard<R> {
             // what is left of a request that was answered early cannot be told from the next.
             forwarding.keep_alive &= !matches!(body, BodyReader::UntilEnd)
                 && forwarding.request_done
+                && !(is_half_closed && forwarding.next.is_empty())
                 && stop_deadline.is_none();
             forwarding.answered = true;
             let opens = forwarding.attempt.session == Session::Opens
@@ -242,6 +251,9 @@ impl<R: Ring> Shard<R> {
         let State::Forwarding(forwarding) = &mut conn.state else { return };
         // Who asks without reading the answers is not given more of them.
         let keeps_up = conn.outbox.bytes() <= PAUSE_AT_BYTES;
+        // Its stream has ended, so what it has asked for is all that it can ask for.
+        let is_last = conn.flags.read_done && forwarding.next.is_empty();
+        forwarding.keep_alive &= !is_last;
         if !(forwarding.keep_alive && keeps_up && self.stop_deadline.is_none()) {
             forwarding.attempt.upstream = None;
             return self.start_finish(client, Cause::HttpDone);
@@ -255,6 +267,16 @@ impl<R: Ring> Shard<R> {
         self.resume(client);
         if !next.is_empty() {
             self.read_head(client, &mut next);
+            self.end_half_closed(client);
+        }
+    }
+
+    /// A client that has ended its stream is answered what it has asked for as a whole. What it
+    /// would have to go on with can come no more.
+    fn end_half_closed(&mut self, client: ConnId) {
+        let Some(conn) = self.table.get(client) else { return };
+        if conn.phase == Phase::Open && conn.flags.read_done && !awaits_answer(conn) {
+            self.start_finish(client, Cause::ClientGone);
         }
     }
 
@@ -262,6 +284,9 @@ impl<R: Ring> Shard<R> {
     pub(super) fn answer_lost(&mut self, id: ConnId, in_order: bool) {
         let State::Answering(answering) = &self.table[id].state else { return };
         let client = answering.head.client;
+        // A socket tells of a reset once: the failed send has heard of it, and the receive ends as if
+        // in order.
+        let in_order = in_order && !answering.head.send_failed;
         match &answering.body {
             None => self.attempt_failed(id, client, Failing::BrokeOff, NOT_ANSWERED),
             Some(BodyReader::UntilEnd) if in_order => self.answer_done(id, client),
@@ -290,10 +315,56 @@ impl<R: Ring> Shard<R> {
 
     /// A client's request is in the way of time: it is not connected, or its body does not come.
     pub(super) fn forwarding_deadline(&mut self, id: ConnId) {
-        let State::Forwarding(forwarding) = &self.table[id].state else { return };
+        let conn = &mut self.table[id];
+        let State::Forwarding(forwarding) = &mut conn.state else { return };
         if !forwarding.connected {
-            self.attempt_late(id);
+            return self.attempt_late(id);
         }
+        // An answer that has begun says how the exchange ends, and is waited for elsewhere.
+        let least = u64::from(self.config.limits.body_bytes_per_second_min);
+        if forwarding.request_done || forwarding.answered || least == 0 {
+            return;
+        }
+        let (from, before) = forwarding.measured_from;
+        let due = from + self.config.limits.body_grace;
+        if due > self.now {
+            // The upstream was what it waited for meanwhile.
+            conn.deadline = due;
+            return;
+        }
+        let received = conn.traffic.received_bytes;
+        let elapsed_ms = self.now.since(from).as_millis() as u64;
+        let is_slow = received.saturating_sub(before).saturating_mul(1000) < least * elapsed_ms;
+        // While we do not read it, nobody knows how fast it would be.
+        let is_read = !conn.flags.paused && !conn.flags.starved;
+        if is_slow && is_read {
+            let why = "the request's body comes slower than body_bytes_per_second_min";
+            return self.fail_request(id, 408, Cause::ClientTimeoutHandshake, why);
+        }
+        forwarding.measured_from = (self.now, received);
+        conn.deadline = self.now + self.config.limits.body_grace;
+    }
+
+    /// The upstream has room again for a body: from here on it is the client that is measured.
+    pub(super) fn resume_body(&mut self, client: ConnId) {
+        let now = self.now;
+        let Some(conn) = self.table.get_mut(client) else { return };
+        let received = conn.traffic.received_bytes;
+        let State::Forwarding(forwarding) = &mut conn.state else { return };
+        if forwarding.next.is_empty() {
+            if conn.flags.paused {
+                forwarding.measured_from = (now, received);
+            }
+            self.resume(client);
+        }
+    }
+
+    /// An upstream takes nothing of a request's body for `outbox_age_max_ms`.
+    pub(super) fn answering_slow(&mut self, id: ConnId) {
+        let State::Answering(answering) = &self.table[id].state else { return };
+        let client = answering.head.client;
+        let why = "the upstream takes nothing of the request's body";
+        self.attempt_failed(id, client, 504, Cause::BackendTimeout, why);
     }
 
     /// An upstream has been silent for a while: whether for too long.
@@ -341,6 +412,15 @@ impl<R: Ring> Shard<R> {
         if !forwarding.answered {
             self.refuse(id, 503, cause, why);
         }
+    }
+}
+
+/// Whether a client that has ended its stream may still be answered: all of its request is here.
+pub(super) fn awaits_answer(conn: &Conn) -> bool {
+    match &conn.state {
+        State::Forwarding(forwarding) => forwarding.request_done,
+        State::Connecting(_) => true,
+        _ => false,
     }
 }
 

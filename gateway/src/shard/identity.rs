@@ -7,7 +7,7 @@
 //! ```
 
 use super::Shard;
-use crate::client_address::{Access, client_of, proto_of};
+use crate::client_address::{Access, client_of};
 use crate::conn::addresses::Addresses;
 use crate::conn::{ConnId, Head, State};
 use crate::handshake::Forwarded;
@@ -19,7 +19,7 @@ use crate::route::Route;
 
 impl<R: Ring> Shard<R> {
     /// Who may come in where this connection did.
-    fn access(&self, id: ConnId) -> &Access {
+    pub(super) fn access(&self, id: ConnId) -> &Access {
         &self.config.listeners[self.table[id].addresses.listener()].access
     }
 
@@ -89,7 +89,8 @@ impl<R: Ring> Shard<R> {
     pub(super) fn identify(&mut self, id: ConnId, request: &Request<'_>) -> bool {
         let access = self.access(id);
         let peer = self.table[id].addresses.peer().ip();
-        let client = client_of(&request.headers, peer, &access.trusted_proxies);
+        let (trusted, header) = (&access.trusted_proxies, access.client_header);
+        let (client, _) = client_of(&request.headers, peer, trusted, header);
         let is_admitted = access.admits(client);
         self.table[id].addresses.set_client(client);
         if !is_admitted {
@@ -116,8 +117,11 @@ impl<R: Ring> Shard<R> {
     pub(super) fn forwarded_of(&self, id: ConnId, request: &Request<'_>) -> Forwarded<'static> {
         let addresses = &self.table[id].addresses;
         let (client, peer) = (addresses.client(), addresses.peer().ip());
-        if self.access(id).trusted_proxies.contains(peer) {
-            let proto = proto_of(&request.headers).unwrap_or("http");
+        let access = self.access(id);
+        if access.trusted_proxies.contains(peer) {
+            let (trusted, header) = (&access.trusted_proxies, access.client_header);
+            let (_, proto) = client_of(&request.headers, peer, trusted, header);
+            let proto = proto.unwrap_or("http");
             Forwarded { client, proto, proxy: Some(peer) }
         } else {
             Forwarded { client, proto: "http", proxy: None }

@@ -59,7 +59,7 @@ impl<R: Ring> Shard<R> {
                 self.waiting.push(Default::default());
             }
             match &backend.kind {
-                BackendKind::Echo => {}
+                BackendKind::Echo | BackendKind::Refuse { .. } => {}
                 BackendKind::Local(local) => match &mut self.rooms[index] {
                     Some(rooms) => rooms.set_limits(room_limits(config, local)),
                     empty => {

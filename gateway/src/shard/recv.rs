@@ -155,10 +155,7 @@ impl<R: Ring> Shard<R> {
             }
             State::Answering(answering) => {
                 let client = answering.head.client;
-                let Some(conn) = self.table.get(client) else { return };
-                if matches!(&conn.state, State::Forwarding(f) if f.next.is_empty()) {
-                    self.resume(client);
-                }
+                self.resume_body(client);
             }
             _ => self.resume(id),
         }

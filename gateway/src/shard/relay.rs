@@ -118,6 +118,10 @@ impl<R: Ring> Shard<R> {
                 self.join(client, id, rsv1);
                 self.relay_bytes(client, &early);
                 self.resume(client);
+                if self.table[client].flags.read_done && self.table[client].phase == Phase::Open {
+                    // It ended its stream behind its request, while there was no relay yet.
+                    self.relay_read_done(client);
+                }
                 if self.table.get_mut(id).is_some_and(|conn| conn.phase == Phase::Open) {
                     self.relay_buffer(id, rest);
                 }

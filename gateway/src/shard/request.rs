@@ -72,6 +72,9 @@ impl<R: Ring> Shard<R> {
         conn.flags.routed = false;
         conn.code = 0;
         self.record_head(id);
+        if self.access(id).strict_paths && !http::is_plain_path(request.path) {
+            return self.refuse_head(id, HttpError::LoosePath);
+        }
         if !self.admit_client(id) || !self.identify(id, &request) {
             return;
         }
@@ -90,6 +93,7 @@ impl<R: Ring> Shard<R> {
             return;
         }
         match &config.backend(route).kind {
+            BackendKind::Refuse { status } => self.refuse_as_told(id, *status),
             BackendKind::Echo => {
                 // It understands whatever the client does.
                 let protocol = upgrade.protocols.first().copied();
@@ -147,6 +151,7 @@ impl<R: Ring> Shard<R> {
         let kind = route.map(|route| &config.backend(route).kind);
         match kind {
             None => self.refuse_unrouted(id),
+            Some(BackendKind::Refuse { status }) => self.refuse_as_told(id, *status),
             // What browsers ask for beside every page.
             Some(BackendKind::Local(_)) if request.path == "/favicon.ico" => {
                 self.refuse_unrouted(id);
@@ -181,6 +186,15 @@ impl<R: Ring> Shard<R> {
 
     fn refuse_unrouted(&mut self, id: ConnId) {
         self.refuse(id, 404, Cause::HandshakeRejected, "no route leads from this host and path");
+    }
+
+    /// The operator has it that what this route is for gets `status`.
+    fn refuse_as_told(&mut self, id: ConnId, status: u16) {
+        let why = match handshake::reason_phrase(status) {
+            "" => "this path is not served",
+            phrase => phrase,
+        };
+        self.refuse(id, status, Cause::HandshakeRejected, why);
     }
 
     fn refuse_head(&mut self, id: ConnId, error: HttpError) {

@@ -97,7 +97,7 @@ impl<R: Ring> Shard<R> {
         }
         match result {
             Ok(_) | Err(Failure::Full) => {}
-            Err(_) => return self.on_transport_lost(id),
+            Err(_) => return self.on_send_failed(id),
         }
         if conn.outbox.is_empty() {
             conn.flags.congested = false;

@@ -258,6 +258,9 @@ impl<R: Ring> Shard<R> {
         if let State::Relay(_) = self.table[id].state {
             return self.relay_lost_slow(id);
         }
+        if let State::Answering(_) = self.table[id].state {
+            return self.answering_slow(id);
+        }
         // What is queued ahead of a Close frame would have to be read first, so none is sent.
         self.start_close(id, Cause::SlowConsumer);
     }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::http::{Headers, Request, query_param};
+use crate::http::{Headers, Request, query_param, steps};
 
 use super::hash::stable_hash;
 
@@ -82,6 +82,7 @@ pub fn cookie_value<'a>(headers: &Headers<'a>, name: &str) -> Option<&'a str> {
     let lines = headers.iter().filter(|header| header.name.eq_ignore_ascii_case("cookie"));
     let mut pairs = lines.flat_map(|line| line.value.split(|byte| *byte == b';'));
     pairs.find_map(|pair| {
+        steps::took(pair.len());
         let (key, value) = std::str::from_utf8(pair).ok()?.split_once('=')?;
         let value = value.trim_matches([' ', '\t']);
         let unquoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));

@@ -125,3 +125,47 @@ fn the_default_serves_its_page() {
     drop(peer);
     gateway.stop().expect("http_done 2");
 }
+
+/// A route is a fence for what is written plainly; the rest is refused before it.
+#[test]
+fn paths_that_lead_elsewhere_and_backends_that_refuse() {
+    let routes = "[[route]]\nbackend = \"rooms\"\n[[route]]\npath = \"/admin/*\"\nbackend = \"closed\"\n\
+                  [[route]]\npath = \"/gone\"\nbackend = \"gone\"\n\
+                  [backend.rooms]\nkind = \"local\"\ndemo_page = true\n\
+                  [backend.closed]\nkind = \"refuse\"\n\
+                  [backend.gone]\nkind = \"refuse\"\nstatus = 403\n";
+    for (paths, loose) in [("", 200), ("paths = \"strict\"\n", 400)] {
+        let gateway = Gateway::start(&format!("{HEAD}{paths}{routes}"));
+        let status = |request: String| {
+            let mut peer = Peer::connect(gateway.address());
+            peer.write(request);
+            peer.answer()[9..12].parse::<u16>().expect("a status")
+        };
+        for (target, want) in [
+            ("/", 200),
+            ("/admin", 404),
+            ("/admin/x", 404),
+            ("/gone", 403),
+            ("/x/../admin", 400),
+            ("/x/%2e%2e/admin", 400),
+            ("/x/..%2fadmin", 400),
+            ("http://test/x/../admin", 400),
+            ("//admin", loose),
+            ("/%61dmin", loose),
+            ("/ADMIN", 200),
+        ] {
+            let got = status(format!("GET {target} HTTP/1.1\r\nHost: test\r\n\r\n"));
+            assert_eq!(got, want, "{paths} {target}");
+        }
+        assert_eq!(status(upgrade("/admin/ws", "")), 404);
+        // Probes of balancers name no host.
+        for probe in [
+            "GET / HTTP/1.0\r\n",
+            "GET / HTTP/1.1\r\nHost:\r\n",
+            "GET / HTTP/1.1\r\nHost: test:\r\n",
+        ] {
+            assert_eq!(status(format!("{probe}\r\n")), 200, "{probe}");
+        }
+        assert_eq!(status("GET / HTTP/1.1\r\n\r\n".to_owned()), 400);
+    }
+}
