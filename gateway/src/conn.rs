@@ -72,6 +72,8 @@ pub struct Conn {
     pub mark: MarkId,
     /// When it was last sent a Ping, in microseconds that wrap.
     pub pinged_us: u32,
+    /// Bytes that came when it had nothing more to say (`shard/recv.rs`).
+    pub discarded_bytes: u32,
     /// Its other end, and the client that one speaks for.
     pub addresses: Addresses,
     /// What went through it.
@@ -439,6 +441,9 @@ pub struct Relay {
     /// Of an upstream: when the oldest message that it has not answered by one of its own came from
     /// the client; else never.
     pub asked_at: Time,
+    /// Of a client: Pings that were passed on to it, or are ours, less the Pongs that came. So many
+    /// Pongs are not its own idea, and do not count against its rates.
+    pub pongs_owed: u32,
     /// Of an upstream: where its histograms are ([`Recorder::upstream`](crate::recorder::Recorder)).
     pub place: u16,
     /// We have put a Ping into what this peer is sent, and its Pong has not been taken out of what

@@ -258,6 +258,8 @@ counters! {
     sids_unknown,
     /// Times that a client was read no further because it had sent more than its rates allow.
     throttled,
+    /// Peers that were cut off because they went on sending after their last word, or ours.
+    cut_off,
     /// Requests of clients of rooms, refused ones included.
     room_requests,
     /// Those refused by the client's shard.

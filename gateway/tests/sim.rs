@@ -18,6 +18,8 @@ mod drain;
 mod echo;
 #[path = "sim/forward.rs"]
 mod forward;
+#[path = "sim/last_words.rs"]
+mod last_words;
 #[path = "sim/rates.rs"]
 mod rates;
 #[path = "sim/relay.rs"]

@@ -22,7 +22,8 @@ impl Conn {
 impl State {
     fn add_held(&self, held: &mut Held) {
         match self {
-            State::None | State::Relay(_) => {}
+            State::None => {}
+            State::Relay(relay) => held.add(Holder::Assembly, relay.scanner.held_bytes()),
             State::ProxyHeader(bytes) | State::Head(Head { bytes, .. }) => {
                 held.add(Holder::RequestHeads, bytes.capacity());
             }

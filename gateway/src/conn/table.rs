@@ -143,6 +143,7 @@ impl Conn {
             outbox: Outbox::default(),
             mark: MarkId::NONE,
             pinged_us: 0,
+            discarded_bytes: 0,
             addresses: Addresses::NOWHERE,
             opened_at: Time(0),
             traffic: Traffic::default(),

@@ -16,6 +16,10 @@ const REARM_PER_TURN: usize = 64;
 /// first one that comes home the next receive would fail like the last.
 const REARM_FREE_PERCENT: u32 = 25;
 
+/// Bytes that a peer may send after its last word, or ours: what is on its way then, on all but the
+/// longest and fastest lines. What it may be in the middle of comes on top (`Shard::discard`).
+const DISCARD_BYTES_MAX: usize = 256 * 1024;
+
 /// Bytes in an outbox beyond which no second Pong joins one that waits there.
 const PONG_BYTES_MAX: usize = 4096;
 
@@ -167,7 +171,8 @@ impl<R: Ring> Shard<R> {
         match conn.phase {
             Phase::Open | Phase::Leaving => {}
             // Nobody looks at it any more.
-            Phase::Finishing | Phase::Closing | Phase::Free => return,
+            Phase::Finishing => return self.discard(id, buffer.len()),
+            Phase::Closing | Phase::Free => return,
         }
         match &conn.state {
             State::Echo(_) | State::Rooms(_) => self.read_messages(id, &mut buffer),
@@ -183,8 +188,49 @@ impl<R: Ring> Shard<R> {
         }
     }
 
+    /// Counts what a peer sends that nobody looks at any more: after we have failed it, or said
+    /// goodbye, or it has. It is read at all so that the socket's end is no reset, which could take our
+    /// last frame away from the peer (RFC 9112 §9.6 has the same of HTTP). Above the bound it is closed
+    /// all the same.
+    pub(super) fn discard(&mut self, id: ConnId, bytes: usize) {
+        let conn = &mut self.table[id];
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        conn.discarded_bytes = conn.discarded_bytes.saturating_add(bytes);
+        let conn = &self.table[id];
+        let unfinished = match (&conn.state, conn.cause) {
+            _ if conn.flags.close_received => 0,
+            // Clients of HTTP read an early answer when their whole body is on its way.
+            (State::Head(_) | State::Connecting(_) | State::Forwarding(_), _) => {
+                self.config.limits.request_body_bytes_max
+            }
+            (
+                _,
+                Some(Cause::ProtocolError | Cause::BadUtf8 | Cause::TooBig | Cause::RateLimited),
+            ) => 0,
+            // It has done nothing wrong, and may be in the middle of a message.
+            _ => self.config.routes.policy(conn.route).frame_limits().message_bytes_max,
+        };
+        let bound = DISCARD_BYTES_MAX.saturating_add(unfinished);
+        if conn.phase >= Phase::Closing || conn.discarded_bytes as usize <= bound {
+            return;
+        }
+        self.metrics.cut_off.add(1);
+        match (conn.phase, &conn.state) {
+            // Only one side of a relay has said its last.
+            (Phase::Open, State::Relay(_)) => self.relay_lost(id),
+            _ => self.start_close(id, Cause::ClientGone),
+        }
+    }
+
     /// Decodes what a client has sent us and acts on each message.
     pub(super) fn read_messages(&mut self, id: ConnId, bytes: &mut [u8]) {
+        if self.table[id].phase == Phase::Leaving {
+            // Only its Close frame is still wanted of it.
+            self.discard(id, bytes.len());
+            if self.table[id].phase != Phase::Leaving {
+                return;
+            }
+        }
         let policy = self.config.routes.policy(self.table[id].route);
         let limits = policy.frame_limits();
         let conn = &self.table[id];

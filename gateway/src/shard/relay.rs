@@ -163,6 +163,7 @@ impl<R: Ring> Shard<R> {
                 other,
                 scanner,
                 asked_at: Time::NEVER,
+                pongs_owed: 0,
                 place,
                 pong_awaited: false,
                 frame_awaited: false,
@@ -296,12 +297,16 @@ impl<R: Ring> Shard<R> {
                 sizes.record(size as u64, 1);
             }
         });
-        let counts = policy.rates.limit_data() || scanned.control_frames > 0;
+        // The upstream's Pings are the upstream's doing, and so are the answers to them.
+        let owed = scanned.pongs.min(relay.pongs_owed);
+        relay.pongs_owed -= owed;
+        let control_frames = scanned.pings + (scanned.pongs - owed);
+        let counts = policy.rates.limit_data() || control_frames > 0;
         if counts && conn.side == Side::Client && is_counted(conn) {
             let used = Used {
                 messages: scanned.messages.into(),
                 bytes: bytes.len() as u64,
-                control_frames: scanned.control_frames.into(),
+                control_frames: control_frames.into(),
             };
             let allowance = Allowance::of(&policy.rates, conn, self.now);
             if let Some(limit) = used.over(&allowance) {
@@ -335,6 +340,9 @@ impl<R: Ring> Shard<R> {
         }
         self.metrics.messages_relayed.add(u64::from(scanned.messages));
         self.table[id].traffic.received(scanned.messages);
+        if scanned.pings > 0 {
+            self.owe_pongs(other, scanned.pings);
+        }
         if let Some(conn) = self.table.get_mut(other) {
             conn.traffic.sent(scanned.messages);
             if RECORDS && scanned.messages > 0 && conn.phase == Phase::Open {
@@ -390,6 +398,19 @@ impl<R: Ring> Shard<R> {
             && conn.outbox.bytes() > PAUSE_AT_BYTES
         {
             self.pause(id);
+        }
+        if scanned.dropped > 0 {
+            self.discard(id, scanned.dropped);
+        }
+    }
+
+    /// A client was sent Pings: so many Pongs of it are answers. Only a client's are ever counted.
+    fn owe_pongs(&mut self, id: ConnId, pings: u32) {
+        let Some(conn) = self.table.get_mut(id).filter(|conn| conn.side == Side::Client) else {
+            return;
+        };
+        if let State::Relay(relay) = &mut conn.state {
+            relay.pongs_owed = relay.pongs_owed.saturating_add(pings);
         }
     }
 
@@ -513,8 +534,10 @@ impl<R: Ring> Shard<R> {
             return self.fail_orphan(id, other);
         }
         let evicted = self.table[id].flags.evicted;
-        let heard = self.table[id].received_at;
-        let heard = self.table.get_mut(other).map_or(heard, |conn| conn.received_at.max(heard));
+        // A side that has said goodbye keeps nothing open by going on to send.
+        let talking = [id, other].into_iter().filter_map(|id| self.table.get(id));
+        let talking = talking.filter(|conn| !conn.flags.close_received);
+        let heard = talking.map(|conn| conn.received_at).max().unwrap_or(Time(0));
         let patience = heard + self.config.limits.close_timeout;
         if patience > self.now {
             self.table[id].deadline = patience;
@@ -573,6 +596,7 @@ impl<R: Ring> Shard<R> {
         }
         relay.pong_awaited = true;
         let side = conn.side;
+        relay.pongs_owed = relay.pongs_owed.saturating_add(u32::from(side == Side::Client));
         conn.outbox.write(stores, *now, |out| match side {
             Side::Client => frame::encode_ping(out, ping_payload),
             Side::Upstream => frame::encode_client_ping(out, *ping_payload, mask),
@@ -591,6 +615,7 @@ impl<R: Ring> Shard<R> {
             && let Some(len) = relay.scanner.pong_in_front(buffer, &self.ping_payload)
         {
             relay.pong_awaited = false;
+            relay.pongs_owed = relay.pongs_owed.saturating_sub(1);
             drop(buffer.split_to(len));
         }
     }

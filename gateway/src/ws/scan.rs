@@ -2,9 +2,15 @@
 //!
 //! Payload passes as it is, masked or not, and is neither touched nor copied. What the caller may
 //! send on is always a prefix of what came, and ends before the first header that breaks a rule.
+//!
+//! The payload of a Close frame is the exception: it is read (RFC 6455 §5.5.1, §7.4), and nothing of
+//! the frame is sent on before it is here as a whole and known to be allowed. Cut over buffers, its
+//! 131 bytes at most are kept on the heap meanwhile.
 
+use std::mem;
 use std::ops::Deref;
 
+use super::close::decode_close;
 pub use super::frame::Direction;
 use super::frame::{Header, Opcode, SHORT_BYTES_MAX, Sequence, decode_header};
 use super::mask::apply_mask;
@@ -20,55 +26,80 @@ pub struct Scanner {
 }
 
 /// What is to be done with the bytes that were scanned.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Scanned {
-    /// To be forwarded first: the beginning of a header that an earlier buffer ended with.
+    /// To be forwarded first: the beginning of a header, or of a Close frame, that an earlier buffer
+    /// ended with.
     pub carried: Carried,
-    /// Then this many bytes of the front of the buffer. The rest is kept by the scanner (a header
-    /// that is not whole) or is not to be forwarded at all.
+    /// Then this many bytes of the front of the buffer. The rest is kept by the scanner (a header, or
+    /// a Close frame, that is not whole) or is not to be forwarded at all.
     pub forward: usize,
+    /// So many bytes at the end of the buffer are not to be forwarded: they begin with what breaks a
+    /// rule, or follow the last that this side may say.
+    pub dropped: usize,
     /// Data messages whose last byte is among those forwarded.
     pub messages: u32,
     /// Something of a data frame is among those forwarded.
     pub data: bool,
-    /// Pings and Pongs whose header is among them.
-    pub control_frames: u32,
+    /// Pings whose header is among them.
+    pub pings: u32,
+    /// Pongs whose header is among them.
+    pub pongs: u32,
     /// A whole Close frame is among those forwarded, with this code. Nothing follows it.
     pub close: Option<Option<u16>>,
     /// The rule that the next frame breaks. Nothing of it, or after it, is forwarded.
     pub error: Option<ProtocolError>,
 }
 
-/// At most 13 bytes of a header.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Carried {
-    bytes: [u8; 13],
-    count: u8,
+/// The beginning of what an earlier buffer ended with. Dereferences to its bytes.
+#[derive(Debug)]
+pub enum Carried {
+    /// Of a header, or nothing.
+    Header(CutHeader),
+    /// Of a Close frame.
+    Close(Box<CutClose>),
 }
 
 impl Deref for Carried {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.count)]
+        match self {
+            Carried::Header(cut) => &cut.bytes[..usize::from(cut.count)],
+            Carried::Close(cut) => &cut.bytes[..usize::from(cut.count)],
+        }
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+/// At most 13 bytes of a header.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CutHeader {
+    bytes: [u8; 13],
+    count: u8,
+}
+
+/// The longest Close frame: header, mask, payload (RFC 6455 §5.5).
+const CLOSE_FRAME_BYTES_MAX: usize = 2 + 4 + SHORT_BYTES_MAX;
+
+/// The beginning of a Close frame whose header is whole.
+#[derive(Debug)]
+pub struct CutClose {
+    bytes: [u8; CLOSE_FRAME_BYTES_MAX],
+    /// Bytes that are here.
+    count: u8,
+    header: Header,
+}
+
+#[derive(Debug)]
 enum Step {
-    Header(Carried),
+    Header(CutHeader),
     /// `left` bytes of the payload of a Ping, a Pong or a data frame.
     Payload {
         left: u64,
         is_data: bool,
         ends_message: bool,
     },
-    /// In a Close frame, of whose code `seen` bytes have passed.
-    Close {
-        left: u8,
-        mask: [u8; 2],
-        code: [u8; 2],
-        seen: u8,
-    },
+    /// In a Close frame, of which nothing is forwarded yet.
+    Close(Box<CutClose>),
     /// A Close frame has passed.
     Closed,
     Failed(ProtocolError),
@@ -77,7 +108,7 @@ enum Step {
 impl Scanner {
     /// A scanner that stands before the first frame. `rsv1_allowed`: compression was negotiated.
     pub fn new(direction: Direction, rsv1_allowed: bool) -> Scanner {
-        let step = Step::Header(Carried::default());
+        let step = Step::Header(CutHeader::default());
         Scanner { step, sequence: Sequence::default(), direction, rsv1_allowed }
     }
 
@@ -95,11 +126,13 @@ impl Scanner {
         mut on_size: impl FnMut(usize),
     ) -> Scanned {
         let mut scanned = Scanned {
-            carried: Carried::default(),
+            carried: Carried::Header(CutHeader::default()),
             forward: 0,
+            dropped: 0,
             messages: 0,
             data: false,
-            control_frames: 0,
+            pings: 0,
+            pongs: 0,
             close: None,
             error: None,
         };
@@ -110,9 +143,14 @@ impl Scanner {
             match &mut self.step {
                 Step::Failed(error) => {
                     scanned.error = Some(*error);
+                    scanned.dropped = rest.len();
                     return scanned;
                 }
-                Step::Closed => return scanned, // Nothing after a Close counts (§5.5.1).
+                // Nothing after a Close counts (§5.5.1).
+                Step::Closed => {
+                    scanned.dropped = rest.len();
+                    return scanned;
+                }
                 Step::Header(cut) => {
                     let held = usize::from(cut.count);
                     let before = *cut;
@@ -121,13 +159,25 @@ impl Scanner {
                             cut.count = (held + rest.len()) as u8;
                             return scanned;
                         }
+                        Ok(Some(header)) if header.opcode == Opcode::Close => {
+                            scanned.forward -= header.header_bytes - held;
+                            match self.sequence.admit(
+                                &header,
+                                self.direction,
+                                self.rsv1_allowed,
+                                limits,
+                            ) {
+                                Ok(_) => self.step = Step::Close(CutClose::begin(&before, header)),
+                                Err(error) => self.step = Step::Failed(error),
+                            }
+                        }
                         Ok(Some(header)) => match self.start_frame(&header, limits, &mut on_size) {
                             Ok(step) => {
-                                let counts = matches!(header.opcode, Opcode::Ping | Opcode::Pong);
-                                scanned.control_frames += u32::from(counts);
+                                scanned.pings += u32::from(header.opcode == Opcode::Ping);
+                                scanned.pongs += u32::from(header.opcode == Opcode::Pong);
                                 // Only a header at the very front was begun in an earlier buffer.
                                 if held > 0 {
-                                    scanned.carried = before;
+                                    scanned.carried = Carried::Header(before);
                                 }
                                 self.step = step;
                             }
@@ -148,22 +198,29 @@ impl Scanner {
                         return scanned;
                     }
                     scanned.messages += u32::from(*ends_message);
-                    self.step = Step::Header(Carried::default());
+                    self.step = Step::Header(CutHeader::default());
                 }
-                Step::Close { left, mask, code, seen } => {
-                    let here = rest.len().min(usize::from(*left));
-                    for &byte in &rest[..here.min(2 - usize::from(*seen))] {
-                        code[usize::from(*seen)] = byte ^ mask[usize::from(*seen)];
-                        *seen += 1;
-                    }
-                    scanned.forward += here;
-                    *left -= here as u8;
-                    if *left > 0 {
+                Step::Close(cut) => {
+                    let missing = cut.frame_bytes() - usize::from(cut.count);
+                    if rest.len() < missing {
+                        cut.push(rest);
                         return scanned;
                     }
-                    // A payload is empty or holds a whole code: `decode_header` has seen to it.
-                    scanned.close = Some((*seen == 2).then(|| u16::from_be_bytes(*code)));
-                    self.step = Step::Closed;
+                    match cut.code_with(&rest[..missing]) {
+                        Ok(code) => {
+                            scanned.forward += missing;
+                            scanned.close = Some(code);
+                            let Step::Close(cut) = mem::replace(&mut self.step, Step::Closed)
+                            else {
+                                unreachable!("matched above");
+                            };
+                            // Only what begins the buffer was begun in an earlier one.
+                            if cut.count > 0 {
+                                scanned.carried = Carried::Close(cut);
+                            }
+                        }
+                        Err(error) => self.step = Step::Failed(error),
+                    }
                 }
             }
         }
@@ -173,8 +230,17 @@ impl Scanner {
     /// own may follow it.
     pub fn at_frame_boundary(&self) -> bool {
         match self.step {
-            Step::Header(_) | Step::Closed | Step::Failed(_) => true,
-            Step::Payload { .. } | Step::Close { .. } => false,
+            // Nothing of a Close frame that is not whole has been forwarded.
+            Step::Header(_) | Step::Close(_) | Step::Closed | Step::Failed(_) => true,
+            Step::Payload { .. } => false,
+        }
+    }
+
+    /// Bytes on the heap: of a Close frame that is not whole.
+    pub fn held_bytes(&self) -> usize {
+        match self.step {
+            Step::Close(_) => size_of::<CutClose>(),
+            _ => 0,
         }
     }
 
@@ -188,7 +254,7 @@ impl Scanner {
     /// scanner has read everything before it: the answer to a Ping of ours, of which the other side
     /// knows nothing. Whoever takes it out does not show it to [`Scanner::scan`].
     pub fn pong_in_front(&self, bytes: &[u8], payload: &[u8; 8]) -> Option<usize> {
-        if !matches!(self.step, Step::Header(Carried { count: 0, .. })) {
+        if !matches!(self.step, Step::Header(CutHeader { count: 0, .. })) {
             return None;
         }
         let header = decode_header(bytes).ok()??;
@@ -213,7 +279,7 @@ impl Scanner {
         limits: &Limits,
         on_size: &mut impl FnMut(usize),
     ) {
-        let between_frames = matches!(self.step, Step::Header(Carried { count: 0, .. }));
+        let between_frames = matches!(self.step, Step::Header(CutHeader { count: 0, .. }));
         if !between_frames || !self.sequence.is_between_messages() {
             return;
         }
@@ -242,17 +308,44 @@ impl Scanner {
     ) -> Result<Step, ProtocolError> {
         let before = self.sequence.message_bytes();
         let kind = self.sequence.admit(header, self.direction, self.rsv1_allowed, limits)?;
-        if header.opcode == Opcode::Close {
-            let [first, second, ..] = header.mask.unwrap_or_default();
-            let left = header.payload_bytes as u8; // At most 125.
-            return Ok(Step::Close { left, mask: [first, second], code: [0; 2], seen: 0 });
-        }
         let is_data = kind.is_some();
         let ends_message = is_data && header.fin;
         if ends_message {
             on_size((before + header.payload_bytes) as usize);
         }
         Ok(Step::Payload { left: header.payload_bytes, is_data, ends_message })
+    }
+}
+
+impl CutClose {
+    /// The frame that begins with `header`, of which earlier buffers had `before`.
+    fn begin(before: &CutHeader, header: Header) -> Box<CutClose> {
+        let mut bytes = [0; CLOSE_FRAME_BYTES_MAX];
+        bytes[..before.bytes.len()].copy_from_slice(&before.bytes);
+        Box::new(CutClose { bytes, count: before.count, header })
+    }
+
+    /// Bytes of the whole frame: at most [`CLOSE_FRAME_BYTES_MAX`], as `decode_header` allows a
+    /// control frame no more than 125 of payload.
+    fn frame_bytes(&self) -> usize {
+        self.header.header_bytes + self.header.payload_bytes as usize
+    }
+
+    /// `more` follows, and is not the end of the frame.
+    fn push(&mut self, more: &[u8]) {
+        let count = usize::from(self.count);
+        self.bytes[count..count + more.len()].copy_from_slice(more);
+        self.count += more.len() as u8;
+    }
+
+    /// The code of the frame whose end is `end`, if it is one that may be sent.
+    fn code_with(&self, end: &[u8]) -> Result<Option<u16>, ProtocolError> {
+        let mut frame = self.bytes;
+        let count = usize::from(self.count);
+        frame[count..count + end.len()].copy_from_slice(end);
+        let payload = &mut frame[self.header.header_bytes..self.frame_bytes()];
+        apply_mask(payload, self.header.mask.unwrap_or_default(), 0);
+        Ok(decode_close(payload)?.map(|close| close.code))
     }
 }
 
@@ -334,6 +427,54 @@ mod tests {
         check_client(wire, 8, "0 messages, close Some(Some(1000)), error None");
         check_server(b"\x88\x00\x81\x00", 2, "0 messages, close Some(None), error None");
         check_server(b"\x88\x05\x0f\xa0bye", 7, "0 messages, close Some(Some(4000)), error None");
+    }
+
+    #[test]
+    fn sections_5_5_1_and_7_4_a_close_that_may_not_be_sent_goes_nowhere() {
+        let check = |code: u16, reason: &[u8], error: &str| {
+            let payload = [&code.to_be_bytes()[..], reason].concat();
+            let length = payload.len() as u8;
+            let facts = format!("1 messages, close None, error Some({error})");
+            let wire = [b"\x81\x02ok\x88", &[length][..], &payload, b"\x81\x02no"].concat();
+            check_server(&wire, 4, &facts);
+            let mask = [7, 0, 0xFF, 0x55];
+            let masked: Vec<u8> =
+                payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
+            let close = [&[0x88, 0x80 | length], &mask[..], &masked].concat();
+            check_client(&[b"\x81\x80abcd", &close[..], b"\x81\x80abcd"].concat(), 6, &facts);
+        };
+        for code in [0, 999, 1004, 1005, 1006, 1015, 1016, 2000, 2999, 5000, 65535] {
+            check(code, b"", &format!("CloseCode({code})"));
+        }
+        check(1005, &[b'x'; 123], "CloseCode(1005)");
+        check(1000, b"\xce\xba\xe1", "CloseReasonNotUtf8");
+        check(4000, &[0xFF; 123], "CloseReasonNotUtf8");
+    }
+
+    #[test]
+    fn the_longest_close_passes_whatever_the_cut() {
+        let reason = "\u{20ac}".repeat(41);
+        let wire = [b"\x88\x7d\x0b\xb8", reason.as_bytes()].concat();
+        check_server(&wire, wire.len(), "0 messages, close Some(Some(3000)), error None");
+        let header = [0x88, 0xFD, 1, 2, 3, 4];
+        let payload = [&3000u16.to_be_bytes()[..], reason.as_bytes()].concat();
+        let masked = payload.iter().zip(header[2..].iter().cycle()).map(|(byte, mask)| byte ^ mask);
+        let wire: Vec<u8> = header.iter().copied().chain(masked).collect();
+        check_client(&wire, wire.len(), "0 messages, close Some(Some(3000)), error None");
+    }
+
+    #[test]
+    fn nothing_of_a_close_passes_before_it_is_whole() {
+        let wire = b"\x88\x05\x0f\xa0bye";
+        for cut in 0..wire.len() {
+            let mut scanner = Scanner::new(Direction::UpstreamToClient, false);
+            let scanned = scanner.scan(&wire[..cut], &LIMITS);
+            assert_eq!((scanned.forward, scanned.carried.len()), (0, 0), "cut at {cut}");
+            assert!(scanner.at_frame_boundary() && scanned.dropped == 0, "cut at {cut}");
+            let scanned = scanner.scan(&[&wire[cut..], b"more"].concat(), &LIMITS);
+            assert_eq!((scanned.close, scanned.dropped), (Some(Some(4000)), 4), "cut at {cut}");
+            assert_eq!(scanner.scan(b"more", &LIMITS).dropped, 4, "cut at {cut}");
+        }
     }
 
     #[test]
@@ -441,9 +582,10 @@ mod tests {
         for cut in 0..=wire.len() {
             let mut scanner = Scanner::new(Direction::UpstreamToClient, false);
             let parts = [&wire[..cut], &wire[cut..]].map(|part| scanner.scan(part, &LIMITS));
-            let control: u32 = parts.iter().map(|scanned| scanned.control_frames).sum();
+            let control: u32 = parts.iter().map(|scanned| scanned.pings + scanned.pongs).sum();
+            let pongs: u32 = parts.iter().map(|scanned| scanned.pongs).sum();
             let messages: u32 = parts.iter().map(|scanned| scanned.messages).sum();
-            assert_eq!((control, messages), (3, 2), "cut at {cut}");
+            assert_eq!((control, pongs, messages), (3, 1, 2), "cut at {cut}");
         }
     }
 

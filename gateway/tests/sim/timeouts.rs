@@ -23,10 +23,10 @@ const NEVER: Duration = Duration::MAX;
 const SLACK: Duration = Duration::from_millis(350);
 
 /// An upstream server that accepts whoever comes, and notes when it got which frame.
-struct Server {
-    line: Line,
+pub(crate) struct Server {
+    pub(crate) line: Line,
     parsed: usize,
-    frames: Vec<(Time, Frame)>,
+    pub(crate) frames: Vec<(Time, Frame)>,
     ponging: bool,
 }
 
@@ -51,23 +51,23 @@ impl Server {
         wake
     }
 
-    fn count(&self, opcode: u8) -> usize {
+    pub(crate) fn count(&self, opcode: u8) -> usize {
         self.frames.iter().filter(|(_, frame)| frame.opcode == opcode).count()
     }
 }
 
 /// A gateway, its clients with their upstreams in the same order, and when each client was closed.
-struct Scene {
-    world: World,
-    clients: Vec<Client>,
-    servers: Vec<Server>,
+pub(crate) struct Scene {
+    pub(crate) world: World,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) servers: Vec<Server>,
     closed_at: Vec<Option<Duration>>,
     start: Time,
 }
 
 impl Scene {
     /// `count` clients of `target`, all of them upgraded.
-    fn open(
+    pub(crate) fn open(
         target: &str,
         count: usize,
         limits: impl FnOnce(&mut gateway::limits::Limits),
@@ -100,7 +100,7 @@ impl Scene {
         self.world.now().since(self.start)
     }
 
-    fn run(&mut self, time: Duration) {
+    pub(crate) fn run(&mut self, time: Duration) {
         self.run_with(time, |_, _, _| NEVER);
     }
 
@@ -153,14 +153,14 @@ impl Scene {
     }
 
     #[track_caller]
-    fn check_all_open(&self) {
+    pub(crate) fn check_all_open(&self) {
         let metrics = self.world.metrics();
         let closed: u64 = Cause::ALL.iter().map(|cause| metrics.closed(*cause)).sum();
         assert_eq!(closed, 0, "{metrics:?}");
         assert!(self.closed_at.iter().all(Option::is_none), "{:?}", self.closed_at);
     }
 
-    fn finish(self) {
+    pub(crate) fn finish(self) {
         let Scene { world, clients, servers, .. } = self;
         drop((clients, servers));
         world.finish();
