@@ -25,9 +25,13 @@ from process import Failed, MemoryWatch, Program, telling_line, wait_for_answer
 PEER_PORT = 8000
 BACKEND_PORT = 9000
 
+# What every namespace is to use. A namespace may only choose what the machine's first one allows, and
+# that list is not ours to change: see `choose_congestion_control`.
+CONGESTION_CONTROL = "net/ipv4/tcp_congestion_control"
+CONGESTION_CONTROL_WANTED = "cubic"
+
 # Set in every namespace; all of them are the namespace's own.
 SYSCTLS = {
-    "net/ipv4/tcp_congestion_control": "cubic",
     "net/core/somaxconn": "65535",
     "net/ipv4/tcp_max_syn_backlog": "65535",
     "net/ipv4/ip_local_port_range": "10000 65000",
@@ -87,12 +91,29 @@ def chosen_points(scenario: scenarios.Scenario, quick: bool, only: str) -> list[
     return [point for point in points if point.name in wanted]
 
 
-def set_up_namespace(sysctls: dict[str, str]) -> None:
+def choose_congestion_control(root: Path = Path("/proc/sys")) -> str:
+    """Chooses the one that is wanted where it is allowed; else stays with the namespace's own.
+
+    A fresh machine allows `reno` and its default, and a default of `bbr` leaves `cubic` out. Loopback
+    loses nothing, so figures hold either way; the one in use goes into the result.
+    """
+    path = root / CONGESTION_CONTROL
+    try:
+        path.write_text(CONGESTION_CONTROL_WANTED)
+    except OSError:
+        pass
+    return path.read_text().strip()
+
+
+def set_up_namespace(sysctls: dict[str, str]) -> dict[str, str]:
+    """Sets it up; returns what the machine had a say in."""
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    chosen = {"congestion_control": choose_congestion_control()}
     for name, value in sysctls.items():
         Path("/proc/sys", name).write_text(value)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return chosen
 
 
 def dialect_of(peer: peers.Peer, tool: str) -> peers.Dialect:
@@ -222,8 +243,8 @@ def main() -> None:
     scenario = scenarios.find(int(number))
     points = chosen_points(scenario, quick == "1", only)
     try:
-        set_up_namespace(SYSCTLS | scenario.sysctls)
-        outcome = measure(peers.find(name, kind), scenario, points, Path(directory))
+        chosen = set_up_namespace(SYSCTLS | scenario.sysctls)
+        outcome = measure(peers.find(name, kind), scenario, points, Path(directory)) | chosen
     except (Failed, NotInstalled) as error:
         outcome = {"error": str(error)}
     Path(directory, "cell.json").write_text(json.dumps(outcome))
