@@ -36,6 +36,7 @@ mod memory;
 mod metrics;
 mod openapi;
 mod operator;
+mod orders;
 mod page;
 mod percentiles;
 mod programs;
