@@ -32,7 +32,7 @@ use crate::time::Time;
 use directory::{Directory, GUEST_PREFIX, find_guest, guest_name};
 use home::{Homes, answer, answer_error};
 use mail::{Ask, Direct, Join, Joined, Leave, Letter, Publish, Question, Requester};
-use members::{Ended, Members, mix};
+use members::{Ended, Members, WEIGHT_MAX, mix};
 use protocol::{Object, Operation, error_frame};
 
 pub use limits::{RoomLimits, SlowLimits, SlowPolicy};
@@ -58,6 +58,8 @@ pub trait Outlet {
     /// Whether the mailbox of `shard` has room. Requests are refused with `busy` when it has
     /// not; what follows from what was done already is posted all the same.
     fn has_room(&self, shard: u16) -> bool;
+    /// An answer has reached a client: a request of it that had to wait may be served.
+    fn answered(&mut self, conn: ConnId);
     /// Closes a client with this WebSocket close code.
     fn close(&mut self, conn: ConnId, code: u16, reason: &'static str);
 }
@@ -198,6 +200,12 @@ impl Rooms {
         }
     }
 
+    /// Whether a client's next message has to wait until answers to those before it have come. What
+    /// a client orders is charged to it when it orders it, so its orders are served a few at a time.
+    pub fn is_busy(&self, conn: ConnId) -> bool {
+        self.members.is_busy(conn)
+    }
+
     /// A client is gone. Once per `opened`.
     pub fn closed(&mut self, conn: ConnId, _now: Time, out: &mut impl Outlet) {
         let Some(client) = self.members.find(conn) else { return };
@@ -230,10 +238,11 @@ impl Rooms {
                 counters.delivered += members.deliver(&room, offset, &frame, out) as u64;
             }
             Letter::Notify { room, frame } => members.notify(&room, &frame, out),
-            Letter::Answer { conn, frame } => {
-                // Whoever asked may be gone.
-                if members.find(conn).is_some() {
+            Letter::Answer { conn, frame, weight } => {
+                // The client that asked may be gone.
+                if members.discharge(conn, weight) {
                     out.deliver(conn, &frame);
+                    out.answered(conn);
                 }
             }
             Letter::UserOpened { user, shard } => directory.on_opened(user, shard),
@@ -333,7 +342,9 @@ impl Rooms {
                 }
                 let home = self.home_with_room(&room, out)?;
                 let (room, ticket) = self.members.start_join(client, &room, presence);
-                let from = self.requester(client, id);
+                let weight = if presence || resume.is_some() { WEIGHT_MAX } else { 1 };
+                self.members.charge(client, weight);
+                let from = Requester { weight, ..self.requester(client, id) };
                 let join = Join { from, room, ticket, presence, resume };
                 out.post(home, Mail(Letter::Join(Box::new(join))));
             }
@@ -390,13 +401,17 @@ impl Rooms {
     ) -> Result<(), ErrorCode> {
         let room = self.joined_room(client, room)?;
         let home = self.home_with_room(&room, out)?;
-        let from = self.requester(client, id);
+        self.members.charge(client, WEIGHT_MAX);
+        let from = Requester { weight: WEIGHT_MAX, ..self.requester(client, id) };
         out.post(home, Mail(Letter::Ask(Box::new(Ask { from, room, question }))));
         Ok(())
     }
 
     fn on_joined(&mut self, joined: Joined, out: &mut impl Outlet) {
-        let Joined { conn, user, room, ticket, presence, outcome, frame } = joined;
+        let Joined { conn, user, room, ticket, presence, weight, outcome, frame } = joined;
+        if self.members.discharge(conn, weight) {
+            out.answered(conn);
+        }
         match outcome {
             Ok(at) if self.members.finish_join(conn, &room, ticket, at) => {
                 out.deliver(conn, &frame);
@@ -459,6 +474,7 @@ impl Rooms {
             conn: client.conn,
             user: Arc::clone(&client.user),
             id: id.map(Into::into),
+            weight: 0,
         }
     }
 

@@ -38,6 +38,7 @@ mod request;
 mod send;
 mod sids;
 mod timer;
+mod unread;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -72,6 +73,10 @@ const RECORDS: bool = !cfg!(feature = "no-record");
 
 /// How long a shard sleeps at most while mail of its own waits for another's full inbox.
 const STUCK_MAIL_WAIT: Duration = Duration::from_millis(1);
+
+/// Bytes of answers, each made for one client, that a shard makes in one turn before it goes on with
+/// everybody else: some milliseconds of copying. The mail that asks for more is read in the next turn.
+const ANSWER_BYTES_PER_TURN: usize = 4 << 20;
 
 /// One thread's share of the gateway.
 pub struct Shard<R: Ring> {
@@ -116,6 +121,8 @@ pub struct Shard<R: Ring> {
     starved: VecDeque<ConnId>,
     /// Clients to be closed when the borrow that found them is over.
     doomed: Vec<outlet::Doomed>,
+    /// What members of rooms have sent that is not served before answers to them have come.
+    unread: unread::Unread,
 
     // What clients are brought to.
     /// The rooms of each `local` backend, by backend.
@@ -218,6 +225,7 @@ impl<R: Ring> Shard<R> {
             dirty: VecDeque::new(),
             starved: VecDeque::new(),
             doomed: Vec::new(),
+            unread: unread::Unread::default(),
             has_rooms: vec![false; rooms.len()],
             rooms,
             waiting: groups.iter().map(|_| attempt::Waiting::default()).collect(),
@@ -262,6 +270,7 @@ impl<R: Ring> Shard<R> {
             self.dispatch(completion);
         }
         self.read_mail();
+        self.serve_unread();
         self.expire_timers();
         self.sweep();
         self.close_doomed();
@@ -301,6 +310,7 @@ impl<R: Ring> Shard<R> {
     fn next_wait(&mut self) -> Wait {
         let ready = !self.dirty.is_empty()
             || self.mail.has_own()
+            || self.unread.has_ready()
             || self.may_rearm_starved()
             || self.may_serve_waiting()
             || self.may_cut_off();
@@ -322,7 +332,10 @@ impl<R: Ring> Shard<R> {
 
     fn read_mail(&mut self) {
         let mut taken = 0;
-        while let Some(letter) = self.mail.next_letter(&mut taken) {
+        self.mail.begin_answers();
+        while self.mail.answer_bytes() < ANSWER_BYTES_PER_TURN
+            && let Some(letter) = self.mail.next_letter(&mut taken)
+        {
             match letter {
                 // Of a backend that is gone, and has nobody any more.
                 Letter::Rooms { backend, .. } if self.rooms[usize::from(backend)].is_none() => {}

@@ -135,7 +135,8 @@ impl Homes {
     ) {
         let Join { from, room, ticket, presence, resume } = join;
         let answer = |user, room, outcome, frame| {
-            let joined = Joined { conn: from.conn, user, room, ticket, presence, outcome, frame };
+            let (conn, weight) = (from.conn, from.weight);
+            let joined = Joined { conn, user, room, ticket, presence, weight, outcome, frame };
             Mail(Letter::Joined(Box::new(joined)))
         };
         if !self.rooms.contains_key(&*room) {
@@ -555,7 +556,7 @@ impl Home {
 }
 
 pub(super) fn answer(to: &Requester, frame: Bytes, out: &mut impl Outlet) {
-    out.post(to.shard, Mail(Letter::Answer { conn: to.conn, frame }));
+    out.post(to.shard, Mail(Letter::Answer { conn: to.conn, frame, weight: to.weight }));
 }
 
 pub(super) fn answer_error(to: &Requester, code: ErrorCode, out: &mut impl Outlet) {

@@ -25,6 +25,35 @@ pub struct Mail(pub(super) Letter);
 // A mailbox holds thousands of these; what is rare or large is boxed.
 const _: () = assert!(size_of::<Mail>() <= 64);
 
+impl Mail {
+    /// Bytes on the heap that this letter alone holds. A frame that goes to several shards is counted
+    /// with each of them.
+    pub fn held_bytes(&self) -> usize {
+        match &self.0 {
+            Letter::Answer { frame, .. }
+            | Letter::Deliver { frame, .. }
+            | Letter::Notify { frame, .. }
+            | Letter::DeliverDirect { frame, .. } => frame.len(),
+            Letter::Joined(joined) => size_of::<Joined>() + joined.frame.len(),
+            Letter::Publish(publish) => size_of::<Publish>() + publish.data.len(),
+            Letter::Direct(direct) => size_of::<Direct>() + direct.frame.len(),
+            Letter::Join(_) => size_of::<Join>(),
+            Letter::Ask(_) => size_of::<Ask>(),
+            Letter::Leave(_) => size_of::<Leave>(),
+            Letter::UserOpened { .. } | Letter::UserClosed { .. } => 0,
+        }
+    }
+
+    /// Bytes of an answer that was made for one client alone; zero for every other letter.
+    pub fn answer_bytes(&self) -> usize {
+        match &self.0 {
+            Letter::Answer { frame, .. } => frame.len(),
+            Letter::Joined(joined) => joined.frame.len(),
+            _ => 0,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) enum Letter {
     /// To the home: a client wants to become a member. Answered with `Joined`.
@@ -41,8 +70,8 @@ pub(super) enum Letter {
     Deliver { room: Arc<str>, offset: u64, at_us: u32, frame: Bytes },
     /// To a shard with members that asked for presence: somebody came or went.
     Notify { room: Arc<str>, frame: Bytes },
-    /// To the client's shard: a finished answer.
-    Answer { conn: ConnId, frame: Bytes },
+    /// To the client's shard: a finished answer, and what the client is charged for it no longer.
+    Answer { conn: ConnId, frame: Bytes, weight: u8 },
     /// To the home of the user: a connection of theirs opened in `shard`.
     UserOpened { user: Arc<str>, shard: u16 },
     /// To the home of the user: a connection of theirs in `shard` closed.
@@ -61,6 +90,8 @@ pub(super) struct Requester {
     pub(super) user: Arc<str>,
     /// The request's `id`, as JSON text.
     pub(super) id: Option<Box<str>>,
+    /// What the client is charged until the answer is there: see `Members::charge`.
+    pub(super) weight: u8,
 }
 
 #[derive(Debug)]
@@ -80,6 +111,8 @@ pub(super) struct Joined {
     pub(super) room: Arc<str>,
     pub(super) ticket: u32,
     pub(super) presence: bool,
+    /// What the client is charged for it no longer.
+    pub(super) weight: u8,
     /// Where the room stood: the member gets everything after it.
     pub(super) outcome: Result<Position, ErrorCode>,
     /// The answer, or the error.

@@ -49,6 +49,11 @@ pub(super) fn mix(mut value: u64) -> u64 {
 /// No index: not a member yet, or not a watcher.
 const NONE: u32 = u32::MAX;
 
+/// What a client's requests may weigh together while their answers are on the way; at this weight the
+/// next request waits. A join weighs one; a request whose answer may be long (history, presence, a
+/// join that brings either) weighs all of it, so that there is one such answer per client at a time.
+pub(super) const WEIGHT_MAX: u8 = 32;
+
 /// Clients and local member lists of one shard.
 pub(super) struct Members {
     /// The index of a slot's client, or `NONE`. Four bytes are all that a connection costs here
@@ -69,6 +74,8 @@ pub(super) struct Client {
     pub(super) user: Arc<str>,
     /// Whether the name is the client's own, so that the user directory knows it.
     pub(super) named: bool,
+    /// What its requests weigh whose answers are on the way. Below `2 * WEIGHT_MAX`.
+    weight: u8,
     rooms: Vec<Membership>,
 }
 
@@ -167,11 +174,28 @@ impl Members {
             self.by_slot.resize(slot + 1, NONE);
         }
         assert!(self.by_slot[slot] == NONE, "the slot's last client was not closed");
-        let client = Client { conn, user, named, rooms: Vec::new() };
+        let client = Client { conn, user, named, weight: 0, rooms: Vec::new() };
         self.lists_bytes += client.held_bytes();
         let client = self.clients.insert(client);
         self.by_slot[slot] = client;
         client
+    }
+
+    /// Charges a client for a request whose answer is to come.
+    pub(super) fn charge(&mut self, client: u32, weight: u8) {
+        self.clients.get_mut(client).weight += weight;
+    }
+
+    /// The answer has come. False when nobody waits for it any more.
+    pub(super) fn discharge(&mut self, conn: ConnId, weight: u8) -> bool {
+        let Some(client) = self.find(conn) else { return false };
+        self.clients.get_mut(client).weight -= weight;
+        true
+    }
+
+    /// Whether the client's next request has to wait for answers to those before it.
+    pub(super) fn is_busy(&self, conn: ConnId) -> bool {
+        self.find(conn).is_some_and(|client| self.clients.get(client).weight >= WEIGHT_MAX)
     }
 
     /// Removes a client whose memberships have all ended.

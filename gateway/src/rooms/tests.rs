@@ -30,6 +30,7 @@ impl Outlet for Said {
     fn has_room(&self, shard: u16) -> bool {
         !self.full.contains(&shard)
     }
+    fn answered(&mut self, _conn: ConnId) {}
     fn close(&mut self, conn: ConnId, code: u16, _: &'static str) {
         self.closes.push((conn, code));
     }

@@ -113,6 +113,9 @@ impl<R: Ring> Shard<R> {
     /// The peer has ended its stream.
     pub(super) fn on_read_done(&mut self, id: ConnId) {
         self.table[id].flags.read_done = true;
+        if self.ends_later(id) {
+            return;
+        }
         let conn = &self.table[id];
         match (conn.phase, &conn.state) {
             (Phase::Closing | Phase::Free, _) => self.close_join(id),
@@ -202,6 +205,7 @@ impl<R: Ring> Shard<R> {
     /// The descriptor is closed: the slot is free, and may be taken again at once.
     pub(super) fn on_closed(&mut self, id: ConnId) {
         self.release_places(id);
+        self.unread.forget(id);
         let Shard { table, stores, delays, metrics, journal, groups, now, .. } = self;
         let conn = &mut table[id];
         metrics.count_backlogged(conn.outbox.is_backlogged(), false);

@@ -5,9 +5,9 @@
 //! Mail from one shard to another arrives in the order in which it was written.
 //!
 //! At the bounds: a full inbox leaves mail with its sender, who tries again next turn; a sender
-//! with [`OUTGOING_MAX`] letters waiting for a shard refuses new publishes that would go there
-//! (`Mailroom::has_room`). What may not be refused (a leave, an answer) still goes onto that list;
-//! there is a bounded number of it per connection.
+//! with [`OUTGOING_MAX`] letters or [`OUTGOING_BYTES_MAX`] bytes waiting for a shard refuses new
+//! requests that would go there (`Mailroom::has_room`). A leave or an answer may not be refused and
+//! still goes onto that list: a client has one long answer on its way at a time.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -30,6 +30,9 @@ const INBOX_MAX: usize = 4096;
 
 /// Letters that wait for a full inbox before publishes are refused.
 const OUTGOING_MAX: usize = 4096;
+
+/// Bytes of letters that wait for a full inbox before what may be refused is refused.
+const OUTGOING_BYTES_MAX: usize = 4 << 20;
 
 /// Letters taken from the inbox in one turn, so that sockets get their share of it.
 const INBOX_BATCH: usize = 1024;
@@ -116,6 +119,16 @@ pub enum Order {
     },
 }
 
+impl Letter {
+    /// Bytes on the heap that it holds.
+    fn held_bytes(&self) -> usize {
+        match self {
+            Letter::Rooms { mail, .. } => mail.held_bytes(),
+            Letter::Sids(_) | Letter::Order(_) => 0,
+        }
+    }
+}
+
 // Thousands of them lie in a mailbox.
 const _: () = assert!(size_of::<Letter>() <= 72);
 
@@ -177,21 +190,28 @@ pub struct Mailroom {
     index: u16,
     inboxes: Arc<[Inbox]>,
     outgoing: Vec<VecDeque<Letter>>,
+    /// What the letters of each of `outgoing` hold.
+    outgoing_bytes: Vec<usize>,
     /// Letters to be tried, over all of `outgoing`.
     waiting: usize,
+    /// Bytes of answers to single clients that were written since `begin_answers`.
+    answer_bytes: usize,
 }
 
 impl Mailroom {
     /// The post of shard `index`.
     pub fn new(index: u16, inboxes: Arc<[Inbox]>) -> Mailroom {
-        let outgoing = inboxes.iter().map(|_| VecDeque::new()).collect();
-        Mailroom { index, inboxes, outgoing, waiting: 0 }
+        let outgoing: Vec<_> = inboxes.iter().map(|_| VecDeque::new()).collect();
+        let outgoing_bytes = vec![0; outgoing.len()];
+        Mailroom { index, inboxes, outgoing, outgoing_bytes, waiting: 0, answer_bytes: 0 }
     }
 
     /// Bytes of what this shard has not posted yet, as [`Inbox::held_bytes`].
     pub fn held_bytes(&self) -> usize {
         let letters: usize = self.outgoing.iter().map(VecDeque::capacity).sum();
-        letters * size_of::<Letter>() + self.outgoing.len() * size_of::<VecDeque<Letter>>()
+        letters * size_of::<Letter>()
+            + self.outgoing.len() * (size_of::<VecDeque<Letter>>() + size_of::<usize>())
+            + self.outgoing_bytes.iter().sum::<usize>()
     }
 
     /// How many shards there are.
@@ -199,15 +219,30 @@ impl Mailroom {
         self.outgoing.len() as u16
     }
 
+    /// Counts the bytes of answers from here on.
+    pub fn begin_answers(&mut self) {
+        self.answer_bytes = 0;
+    }
+
+    /// Bytes of answers, each made for one client, that were written since `begin_answers`.
+    pub fn answer_bytes(&self) -> usize {
+        self.answer_bytes
+    }
+
     /// Writes to a shard; to this one too.
     pub fn post(&mut self, shard: u16, letter: Letter) {
+        if let Letter::Rooms { mail, .. } = &letter {
+            self.answer_bytes += mail.answer_bytes();
+        }
+        self.outgoing_bytes[usize::from(shard)] += letter.held_bytes();
         self.outgoing[usize::from(shard)].push_back(letter);
         self.waiting += 1;
     }
 
     /// Whether a letter that may be refused should be written to `shard`.
     pub fn has_room(&self, shard: u16) -> bool {
-        self.outgoing[usize::from(shard)].len() < OUTGOING_MAX
+        let shard = usize::from(shard);
+        self.outgoing[shard].len() < OUTGOING_MAX && self.outgoing_bytes[shard] < OUTGOING_BYTES_MAX
     }
 
     /// The next letter to this shard. `taken` counts those of this turn.
@@ -217,6 +252,7 @@ impl Mailroom {
         }
         *taken += 1;
         if let Some(letter) = self.outgoing[usize::from(self.index)].pop_front() {
+            self.outgoing_bytes[usize::from(self.index)] -= letter.held_bytes();
             self.waiting -= 1;
             return Some(letter);
         }
@@ -234,10 +270,12 @@ impl Mailroom {
             }
             let inbox = &self.inboxes[shard];
             while let Some(letter) = letters.pop_front() {
+                let bytes = letter.held_bytes();
                 if let Err(letter) = inbox.queue.push(letter) {
                     letters.push_front(letter);
                     break;
                 }
+                self.outgoing_bytes[shard] -= bytes;
                 self.waiting -= 1;
             }
             inbox.wake_if_asleep();

@@ -213,6 +213,7 @@ impl<R: Ring> Shard<R> {
         // It may have been alive all the time that we did not listen.
         conn.received_at = now;
         conn.flags.ping_pending = false;
+        self.unread.look_at(id);
         self.arm_recv(id);
     }
 

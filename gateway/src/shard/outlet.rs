@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use super::mailbox::{Letter, Mailroom};
+use super::unread::Unread;
 use super::{RECORDS, Shard};
 use crate::config::{BackendKind, Config, Local};
 use crate::conn::delays::Delays;
@@ -23,7 +24,18 @@ impl<R: Ring> Shard<R> {
     /// Lends the rooms of one backend together with what they reach of the shard.
     pub(super) fn with_rooms(&mut self, backend: u16, act: impl FnOnce(&mut Rooms, &mut Post<'_>)) {
         let Shard {
-            rooms, table, stores, delays, dirty, doomed, mail, now, config, metrics, ..
+            rooms,
+            table,
+            stores,
+            delays,
+            dirty,
+            doomed,
+            unread,
+            mail,
+            now,
+            config,
+            metrics,
+            ..
         } = self;
         let index = usize::from(backend);
         let Some(rooms) = &mut rooms[index] else {
@@ -42,6 +54,7 @@ impl<R: Ring> Shard<R> {
             delays,
             dirty,
             doomed,
+            unread,
             mail,
             metrics,
             now,
@@ -76,6 +89,7 @@ pub(super) struct Post<'a> {
     delays: &'a mut Delays,
     dirty: &'a mut VecDeque<u32>,
     doomed: &'a mut Vec<Doomed>,
+    unread: &'a mut Unread,
     mail: &'a mut Mailroom,
     metrics: &'a Counters,
     now: Time,
@@ -162,6 +176,10 @@ impl Outlet for Post<'_> {
 
     fn has_room(&self, shard: u16) -> bool {
         self.mail.has_room(shard)
+    }
+
+    fn answered(&mut self, conn: ConnId) {
+        self.unread.look_at(conn);
     }
 
     fn close(&mut self, id: ConnId, code: u16, reason: &'static str) {

@@ -116,6 +116,9 @@ impl<R: Ring> Shard<R> {
     }
 
     pub(super) fn resume(&mut self, id: ConnId) {
+        if self.unread.has(id) {
+            return self.unread.look_at(id); // What it has sent already comes first.
+        }
         let flags = &mut self.table[id].flags;
         // There is nobody to read an orphan for.
         if flags.paused && !flags.orphan {
@@ -231,6 +234,20 @@ impl<R: Ring> Shard<R> {
                 return;
             }
         }
+        let is_member = matches!(self.table[id].state, State::Rooms(_));
+        if is_member && (self.unread.has(id) || self.has_to_wait(id)) {
+            return self.keep_unread(id, bytes);
+        }
+        let served = self.serve_messages(id, bytes);
+        let is_open = self.table.get_mut(id).is_some_and(|conn| conn.phase <= Phase::Leaving);
+        if is_open && served < bytes.len() {
+            self.keep_unread(id, &bytes[served..]);
+        }
+    }
+
+    /// Acts on messages until the bytes are used up or, in rooms, the client has to wait. Returns how
+    /// many bytes are done with; all of them when the client is about to go.
+    pub(super) fn serve_messages(&mut self, id: ConnId, bytes: &mut [u8]) -> usize {
         let policy = self.config.routes.policy(self.table[id].route);
         let limits = policy.frame_limits();
         let conn = &self.table[id];
@@ -249,10 +266,10 @@ impl<R: Ring> Shard<R> {
         let (mut decoder, rooms) = match &mut self.table[id].state {
             State::Echo(decoder) => (std::mem::take(decoder), false),
             State::Rooms(decoder) => (std::mem::take(decoder), true),
-            _ => return,
+            _ => return bytes.len(),
         };
         let partial_bytes = decoder.partial_bytes();
-        let mut consumed = 0;
+        let (mut consumed, mut waits) = (0, false);
         while over.is_none() {
             let event = decoder.next(bytes, &mut consumed, &limits, &mut self.stores.spares);
             match event {
@@ -273,7 +290,16 @@ impl<R: Ring> Shard<R> {
             if !matches!(self.table[id].phase, Phase::Open | Phase::Leaving) {
                 break;
             }
+            if rooms && consumed < bytes.len() && self.has_to_wait(id) {
+                waits = true;
+                break;
+            }
         }
+        if !waits {
+            consumed = bytes.len();
+        }
+        // What waits is counted when it is served.
+        used.bytes = consumed as u64;
         let conn = &mut self.table[id];
         if decoder.partial_bytes() != partial_bytes {
             conn.data_at = self.now;
@@ -291,6 +317,7 @@ impl<R: Ring> Shard<R> {
         if let Some(limit) = over {
             self.start_fail(id, Cause::RateLimited, 1008, limit);
         }
+        consumed
     }
 
     fn on_event(&mut self, id: ConnId, event: Event<'_>, rooms: bool) {
@@ -303,8 +330,8 @@ impl<R: Ring> Shard<R> {
                     let route = self.metrics.recorder.route(self.table[id].route);
                     route.from_client_sizes.record(payload.len() as u64, 1);
                 }
-                if self.table[id].phase != Phase::Open {
-                    // We have said goodbye; what was on its way is no longer served.
+                if self.table[id].phase != Phase::Open || self.table[id].cause.is_some() {
+                    // We have said goodbye, or will; what was on its way is no longer served.
                 } else if rooms {
                     self.on_room_message(id, kind, payload);
                 } else {

@@ -37,6 +37,7 @@ mod memory;
 mod metrics;
 mod openapi;
 mod operator;
+mod orders;
 mod page;
 mod percentiles;
 mod programs;
