@@ -2,10 +2,11 @@
 //!
 //! `engine.rs` is many clients in one thread, `traffic.rs` what they send, `rig.rs` how they send it
 //! at a fixed rate, `standing.rs` those that do so beside something else; `hold.rs`, `connect.rs`,
-//! `storm.rs`, `slow.rs`, `echo.rs`, `load.rs` and `fanout.rs` are what they can be made to do;
+//! `storm.rs`, `slow.rs`, `attack.rs`, `echo.rs`, `load.rs` and `fanout.rs` are what they can be made to do;
 //! `serve.rs` is the servers that others are measured against. The protocol is in
 //! `websocket.rs`, the rings in `kernel.rs`, and nothing is shared with the gateway.
 
+mod attack;
 mod children;
 mod compare;
 mod connect;
@@ -88,6 +89,7 @@ enum Command {
     Connect(connect::Options),
     Storm(storm::Options),
     Slow(slow::Options),
+    Attack(attack::Options),
     Compare(compare::Options),
     Repeat(repeat::Options),
     Merge(merge::Options),
@@ -184,6 +186,7 @@ fn run_scenario(
         Command::Connect(options) => connect::run(&options, &watch)?,
         Command::Storm(options) => storm::run(&options, &watch)?,
         Command::Slow(options) => slow::run(&options, &watch)?,
+        Command::Attack(options) => attack::run(&options, &watch)?,
         Command::Serve(options) => serve::run(&options, &watch)?,
         Command::Compare(_) | Command::Repeat(_) | Command::Merge(_) | Command::Html(_) => {
             unreachable!("these are no scenarios, and were run before")

@@ -1,5 +1,6 @@
 //! The scenarios against the references and against servers that do wrong, on real sockets.
 
+mod attack;
 mod connect;
 mod dialects;
 mod echo;

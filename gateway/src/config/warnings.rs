@@ -188,7 +188,7 @@ fn table_of(backend: &Backend) -> String {
 fn websocket(backend: &Backend) -> Option<&Websocket> {
     match &backend.kind {
         BackendKind::Websocket(websocket) => Some(websocket),
-        BackendKind::Echo | BackendKind::Local(_) => None,
+        BackendKind::Echo | BackendKind::Local(_) | BackendKind::Refuse { .. } => None,
     }
 }
 

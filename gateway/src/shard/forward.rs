@@ -364,7 +364,7 @@ impl<R: Ring> Shard<R> {
         let State::Answering(answering) = &self.table[id].state else { return };
         let client = answering.head.client;
         let why = "the upstream takes nothing of the request's body";
-        self.attempt_failed(id, client, 504, Cause::BackendTimeout, why);
+        self.attempt_failed(id, client, Failing::Late, why);
     }
 
     /// An upstream has been silent for a while: whether for too long.
