@@ -90,6 +90,9 @@ def penstock(backend: str) -> Callable[[Peer, Place], list[str]]:
 [server]
 shards = 1
 
+[admin]
+socket = "off"
+
 [[listener]]
 address = "127.0.0.1:{place.port}"
 

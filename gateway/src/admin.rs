@@ -22,12 +22,15 @@
 //! | `GET`, `PUT /api/v1/log` | the log's level |
 //!
 //! Who may open the socket may do all of this; its permissions are the lock. Over TCP it takes a token
-//! (`guard.rs`), and there is no such listener unless the file asks for one.
+//! (`guard.rs`), and there is no such listener unless the file asks for one. Pages of other sites, in a
+//! browser that reaches either, may neither ask nor order anything (`foreign.rs`), and what orders
+//! (`POST`, `PUT`) needs the header `Penstock-Order: yes`.
 
 pub mod client;
 mod connections;
 mod dashboard;
 mod exposition;
+mod foreign;
 mod guard;
 mod latency;
 mod memory;
@@ -38,7 +41,7 @@ pub(crate) mod views;
 use std::fs::{self, Permissions};
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -59,6 +62,7 @@ use tracing::warn;
 
 use crate::config::AdminOptions;
 use crate::control::{Control, Phase, Reloaded};
+use crate::listening::holder_behind;
 use crate::metrics::Cause;
 use guard::{Guard, Open};
 use serve::Bounds;
@@ -111,23 +115,51 @@ pub fn routes() -> impl Iterator<Item = (Method, &'static str)> {
 
 /// Sockets that listen, until [`Admin::serve`].
 pub struct Admin {
-    unix: Option<(UnixListener, PathBuf)>,
+    unix: Option<(UnixListener, SocketFile)>,
     tcp: Option<(TcpListener, SocketAddr)>,
 }
 
 /// Sockets that are served; the Unix socket's file goes with this.
 pub struct Serving {
-    path: Option<PathBuf>,
+    path: Option<SocketFile>,
     address: Option<SocketAddr>,
 }
 
-/// Opens the sockets.
+/// The file of a Unix socket, which is another one once somebody has made one of the same name.
+struct SocketFile {
+    path: PathBuf,
+    /// Its device and inode.
+    identity: Option<(u64, u64)>,
+}
+
+impl SocketFile {
+    fn new(path: PathBuf) -> SocketFile {
+        let identity = SocketFile::identity_of(&path);
+        SocketFile { path, identity }
+    }
+
+    fn identity_of(path: &Path) -> Option<(u64, u64)> {
+        fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+    }
+
+    /// Removes it, unless it is not ours any more.
+    fn remove(&self) {
+        if self.identity.is_some() && SocketFile::identity_of(&self.path) == self.identity {
+            // Whoever finds it gone has nothing to ask any more.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Opens the sockets. `take_over`: the Unix socket also where another gateway answers on it, which keeps
+/// its connections and gets no new ones.
 ///
 /// # Errors
 ///
-/// One that the file asks for cannot be had. Without the default one the gateway runs all the same.
-pub async fn listen(options: &AdminOptions) -> Result<Admin, String> {
-    let unix = listen_unix(options)?;
+/// One that the file asks for cannot be had, or somebody answers on one. Without the default one, where
+/// it cannot be made, the gateway runs all the same.
+pub async fn listen(options: &AdminOptions, take_over: bool) -> Result<Admin, String> {
+    let unix = listen_unix(options, take_over)?;
     let tcp = match options.listen {
         Some(address) => Some(listen_tcp(address).await?),
         None => None,
@@ -135,14 +167,25 @@ pub async fn listen(options: &AdminOptions) -> Result<Admin, String> {
     Ok(Admin { unix, tcp })
 }
 
-fn listen_unix(options: &AdminOptions) -> Result<Option<(UnixListener, PathBuf)>, String> {
+fn listen_unix(
+    options: &AdminOptions,
+    take_over: bool,
+) -> Result<Option<(UnixListener, SocketFile)>, String> {
     let (path, wanted) = match options {
         AdminOptions { socket: Some(path), .. } if path.as_os_str() == "off" => return Ok(None),
         AdminOptions { socket: Some(path), .. } => (path.clone(), true),
         AdminOptions { socket: None, .. } => (default_socket(), false),
     };
+    if !take_over && let Ok(stream) = UnixStream::connect(&path) {
+        let holder = holder_behind(&stream).unwrap_or_else(|| "another process".to_owned());
+        return Err(format!(
+            "admin.socket {}: {holder} answers there; stop it, name another admin.socket (or \"off\"), or \
+             start with --take-over if that gateway is to be replaced",
+            path.display()
+        ));
+    }
     match open(&path, options.socket_mode, !wanted) {
-        Ok(listener) => Ok(Some((listener, path))),
+        Ok(listener) => Ok(Some((listener, SocketFile::new(path)))),
         Err(error) if wanted => Err(format!(
             "admin.socket {}: {error}; choose a path whose directory exists and is writable, or \
              \"off\"",
@@ -189,14 +232,8 @@ fn open(path: &Path, mode: u32, make_directory: bool) -> io::Result<UnixListener
         fs::create_dir_all(directory)?;
     }
     match fs::symlink_metadata(path) {
-        // What a process left that is no more. One that still answers keeps its socket.
-        Ok(metadata) if metadata.file_type().is_socket() => match UnixStream::connect(path) {
-            Ok(_) => {
-                let why = "another gateway answers there";
-                return Err(io::Error::new(io::ErrorKind::AddrInUse, why));
-            }
-            Err(_) => fs::remove_file(path)?,
-        },
+        // What a process left that is no more, or the one of a gateway that is replaced.
+        Ok(metadata) if metadata.file_type().is_socket() => fs::remove_file(path)?,
         Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "not a socket")),
         Err(_) => {}
     }
@@ -213,15 +250,19 @@ impl Admin {
     /// Answers from here on, on the runtime that this is called in.
     pub fn serve(self, control: &Arc<Control>) -> Serving {
         let Admin { unix, tcp } = self;
+        let open = table().iter().map(|entry| (entry.path, entry.open)).collect();
+        let guard = Arc::new(Guard::new(Arc::clone(control), open));
+        let pages = middleware::from_fn_with_state(Arc::clone(&guard), guard::refuse_pages);
         let path = unix.map(|(listener, path)| {
-            tokio::spawn(serve::unix(listener, router(control), Bounds::default()));
+            let router = router(control).layer(pages.clone());
+            tokio::spawn(serve::unix(listener, router, Bounds::default()));
             path
         });
         let address = tcp.map(|(listener, address)| {
-            let open = table().iter().map(|entry| (entry.path, entry.open)).collect();
-            let guard = Arc::new(Guard::new(Arc::clone(control), open));
             let guard = middleware::from_fn_with_state(guard, guard::guard);
-            tokio::spawn(serve::tcp(listener, router(control).layer(guard), Bounds::default()));
+            // The outer one comes last.
+            let router = router(control).layer(guard).layer(pages);
+            tokio::spawn(serve::tcp(listener, router, Bounds::default()));
             address
         });
         Serving { path, address }
@@ -249,7 +290,7 @@ async fn harden(mut response: Response) -> Response {
 impl Serving {
     /// Where it is, a line for each place.
     pub fn places(&self) -> Vec<String> {
-        let path = self.path.iter().map(|path| format!("admin socket {}", path.display()));
+        let path = self.path.iter().map(|path| format!("admin socket {}", path.path.display()));
         let address = self.address.iter().map(|address| format!("admin at http://{address}/"));
         path.chain(address).collect()
     }
@@ -258,8 +299,7 @@ impl Serving {
 impl Drop for Serving {
     fn drop(&mut self) {
         if let Some(path) = &self.path {
-            // Whoever finds it gone has nothing to ask any more.
-            let _ = fs::remove_file(path);
+            path.remove();
         }
     }
 }

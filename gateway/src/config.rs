@@ -23,6 +23,7 @@ mod rates;
 mod reader;
 pub mod succession;
 mod upstreams;
+pub mod warnings;
 
 use std::error::Error;
 use std::fmt;
@@ -40,6 +41,7 @@ use crate::rooms::RoomLimits;
 use crate::route::{Route, Routes};
 use crate::upstream::{GroupOptions, UpstreamSpec};
 use keys::Keys;
+use warnings::Warnings;
 
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +63,8 @@ pub struct Config {
     pub log: LogOptions,
     /// Which one it is in the life of this process: 0 is the first.
     pub generation: u64,
+    /// What is in order and may do harm.
+    pub warnings: Warnings,
     /// What every key of the file came to.
     keys: Keys,
 }
@@ -108,6 +112,8 @@ pub struct AdminOptions {
     pub open: OpenOptions,
     /// Whether metrics are served under the names of common guides as well.
     pub aliases: bool,
+    /// Names that it is asked by, beside those that no other site can have.
+    pub hosts: Vec<String>,
 }
 
 /// What may be had over TCP without the token.

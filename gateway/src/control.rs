@@ -23,6 +23,7 @@ use tracing::{error, info, warn};
 use crate::access::{AccessLog, Closes};
 use crate::checks::{Changes, Checker, Outcome, targets};
 use crate::config::succession::{Succession, succeed};
+use crate::config::warnings::running_as_root;
 use crate::config::{Config, Overrides};
 use crate::history::{self, History};
 use crate::interval_log;
@@ -96,12 +97,14 @@ pub struct Reloaded {
 }
 
 /// Runs the gateway until it has been asked to stop and has done so.
-pub fn run(config: Config, source: Option<Source>) -> ExitCode {
+///
+/// `take_over`: beside a gateway that has the same listeners and admin socket, which it replaces.
+pub fn run(config: Config, source: Option<Source>, take_over: bool) -> ExitCode {
     // Until the end: what is still to be written then is written when this goes.
     let _writer = log::init(&config.log);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime.map_err(|error| format!("no runtime for the control thread: {error}"));
-    match result.and_then(|runtime| runtime.block_on(serve(config, source))) {
+    match result.and_then(|runtime| runtime.block_on(serve(config, source, take_over))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("penstock: {why}");
@@ -110,7 +113,7 @@ pub fn run(config: Config, source: Option<Source>) -> ExitCode {
     }
 }
 
-async fn serve(config: Config, source: Option<Source>) -> Result<(), String> {
+async fn serve(config: Config, source: Option<Source>, take_over: bool) -> Result<(), String> {
     // Before anything else: a signal that comes while we start is kept until we look.
     let of = |kind| signal(kind).map_err(|error| format!("signals cannot be received: {error}"));
     let mut signals = Signals {
@@ -118,9 +121,13 @@ async fn serve(config: Config, source: Option<Source>) -> Result<(), String> {
         interrupt: of(SignalKind::interrupt())?,
         hangup: of(SignalKind::hangup())?,
     };
-    let admin = admin::listen(&config.admin).await?;
+    if rustix::process::geteuid().is_root() {
+        warn!("{}", running_as_root());
+    }
+    warn_of(&config, source.as_ref());
+    let admin = admin::listen(&config.admin, take_over).await?;
     let in_use_at_start = allocator::bytes_in_use();
-    let gateway = Gateway::start(config)?;
+    let gateway = Gateway::start_beside(config, take_over)?;
     let control = Arc::new(Control {
         started: Instant::now(),
         source,
@@ -152,6 +159,16 @@ async fn serve(config: Config, source: Option<Source>) -> Result<(), String> {
     control.access().finish();
     println!("{}", summary(&control.gateway.metrics()));
     Ok(())
+}
+
+/// Writes down what is in order and may do harm.
+fn warn_of(config: &Config, source: Option<&Source>) {
+    for warning in &config.warnings.0 {
+        match source.filter(|_| warning.line > 0) {
+            Some(source) => warn!("{}:{}: {warning}", source.file.display(), warning.line),
+            None => warn!("{warning}"),
+        }
+    }
 }
 
 struct Signals {
@@ -319,6 +336,7 @@ impl Control {
             }
             Ok(Reloaded { generation, changes }) => {
                 info!(generation, changes = changes.len(), "reload: the configuration has changed");
+                warn_of(&self.config(), self.source.as_ref());
                 changes.iter().for_each(|change| info!(generation, "reload: {change}"));
             }
             Err(why) => {

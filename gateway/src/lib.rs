@@ -31,6 +31,7 @@ pub mod history;
 pub mod interval_log;
 pub mod journal;
 pub mod limits;
+pub mod listening;
 pub mod log;
 pub mod memory;
 pub mod metrics;

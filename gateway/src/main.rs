@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use gateway::config::succession::{changes, succeed};
+use gateway::config::warnings::running_as_root;
 use gateway::config::{BackendKind, Config, Faults, Overrides};
 use gateway::control::Source;
 use gateway::limits::{SHARDS_MAX, human_bytes, memory_bound, memory_bound_total};
@@ -24,11 +25,12 @@ Examples:
   penstock run /etc/penstock/penstock.toml      what the file says
   penstock reload                               read the file again; no connection is closed
   penstock check /etc/penstock/penstock.toml    every fault in the file, or what it defines
+  penstock check --strict --user penstock FILE  the same, and 1 where something is weak
   penstock check new.toml --against old.toml    what changes, and whether a reload can do it
 
 Exit codes:
   0  stopped as asked; for check: the file is in order, and a reload can take it
-  1  could not start, or could not go on; for check: a file has faults
+  1  could not start, or could not go on; for check: a file has faults; with --strict: or warnings
   2  the command line was not understood
   3  for check --against: the file is in order, but needs a restart
 ";
@@ -58,8 +60,14 @@ enum Command {
         file: PathBuf,
         /// Instead: how it differs from this one, and whether a gateway that runs with this one can
         /// reload it (exit code 0) or has to be restarted (3)
-        #[arg(long, value_name = "OLD_FILE")]
+        #[arg(long, value_name = "OLD_FILE", conflicts_with_all = ["strict", "user"])]
         against: Option<PathBuf>,
+        /// A file with warnings ends with 1, too
+        #[arg(long)]
+        strict: bool,
+        /// The user that the gateway will run as, if it is another than the one who checks
+        #[arg(long, value_name = "NAME")]
+        user: Option<String>,
     },
 }
 
@@ -73,6 +81,10 @@ struct Run {
     /// Listen here instead of on the file's listeners; may be given several times
     #[arg(long, value_name = "ADDR")]
     listen: Vec<SocketAddr>,
+    /// Start although another gateway has these listeners and this admin socket: new clients go to
+    /// either until that one is stopped
+    #[arg(long)]
+    take_over: bool,
 }
 
 fn main() -> ExitCode {
@@ -80,13 +92,15 @@ fn main() -> ExitCode {
         None => run(Run::default()),
         Some(Command::Run(options)) => run(options),
         Some(Command::Running(command)) => command.run(),
-        Some(Command::Check { file, against: None }) => check(&file),
-        Some(Command::Check { file, against: Some(old) }) => compare(&file, &old),
+        Some(Command::Check { file, against: None, strict, user }) => {
+            check(&file, strict, user.as_deref())
+        }
+        Some(Command::Check { file, against: Some(old), .. }) => compare(&file, &old),
     }
 }
 
 fn run(options: Run) -> ExitCode {
-    let Run { file, shards, listen } = options;
+    let Run { file, shards, listen, take_over } = options;
     let overrides = Overrides { shards, listen };
     let config = match &file {
         Some(file) => Config::load_with(file, &overrides),
@@ -104,14 +118,25 @@ fn run(options: Run) -> ExitCode {
         return ExitCode::FAILURE;
     }
     let source = file.map(|file| Source { file, overrides });
-    gateway::control::run(config, source)
+    gateway::control::run(config, source, take_over)
 }
 
-fn check(file: &Path) -> ExitCode {
+/// `user`: who will run it; `None`: whoever checks.
+fn check(file: &Path, strict: bool, user: Option<&str>) -> ExitCode {
     match Config::load(file) {
         Ok(config) => {
             print!("{}", summary(&config));
-            ExitCode::SUCCESS
+            let is_root =
+                user.map_or_else(|| rustix::process::geteuid().is_root(), |name| name == "root");
+            let root = is_root.then(running_as_root);
+            let warnings: Vec<_> = root.iter().chain(&config.warnings.0).collect();
+            for warning in &warnings {
+                match warning.line {
+                    0 => eprintln!("{}: {warning}", file.display()),
+                    line => eprintln!("{}:{line}: {warning}", file.display()),
+                }
+            }
+            if strict && !warnings.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
         }
         Err(faults) => refuse(&faults),
     }

@@ -13,10 +13,11 @@ use crate::allocator;
 use crate::config::{BackendKind, Config, Listener};
 use crate::journal::Journal;
 use crate::limits::{ItemSizes, human_bytes, memory_bound, memory_bound_total};
+use crate::listening::holder_of;
 use crate::metrics::{Counters, Metrics};
 use crate::random::Random;
 use crate::ring::Ring;
-use crate::ring::linux::{LinuxRing, Options, listen, monotonic_now};
+use crate::ring::linux::{Claim, LinuxRing, Options, listen, monotonic_now};
 use crate::shard::mailbox::{Inbox, Letter, Mailroom};
 use crate::shard::{Setup, Shard};
 use crate::shared::Shared;
@@ -41,9 +42,19 @@ impl Gateway {
     ///
     /// A sentence that says what could not be had, where, and what to do.
     pub fn start(config: Config) -> Result<Gateway, String> {
+        Gateway::start_beside(config, false)
+    }
+
+    /// The same. With `take_over`, also beside another process of this user that listens on the same
+    /// addresses: the kernel spreads new clients over both until that one has stopped.
+    ///
+    /// # Errors
+    ///
+    /// As [`Gateway::start`].
+    pub fn start_beside(config: Config, take_over: bool) -> Result<Gateway, String> {
         let config = Arc::new(config);
         let shards = config.server.shards;
-        let (listeners, addresses) = open_listeners(&config)?;
+        let (listeners, addresses) = open_listeners(&config, take_over)?;
         let inboxes: Arc<[Inbox]> = (0..shards).map(|_| Inbox::default()).collect();
         let shared: Arc<Shared> = Arc::default();
         let counters: Vec<Arc<Counters>> = (0..shards).map(|_| Arc::default()).collect();
@@ -247,13 +258,23 @@ type Listeners = Vec<TcpListener>;
 
 /// Every shard's listeners. They share their addresses, so a port that the kernel is to choose is
 /// chosen once, by the first.
-fn open_listeners(config: &Config) -> Result<(Vec<Listeners>, Vec<SocketAddr>), String> {
-    let mut addresses = Vec::new();
+///
+/// The first socket of a port takes it whole, so that a second gateway is refused, and not led half of
+/// the clients: two that start at the same time cannot both listen.
+fn open_listeners(
+    config: &Config,
+    take_over: bool,
+) -> Result<(Vec<Listeners>, Vec<SocketAddr>), String> {
+    let mut addresses: Vec<SocketAddr> = Vec::new();
     let mut shards: Vec<Listeners> = (0..config.server.shards).map(|_| Vec::new()).collect();
     for listener in &config.listeners {
         let mut address = listener.address;
+        // A listener on all addresses of a port and one on a single address share it.
+        let is_ours = addresses.iter().any(|other| other.port() == address.port());
+        let mut claim = if take_over || is_ours { Claim::Share } else { Claim::Whole };
         for shard in &mut shards {
-            let socket = open_listener(config, listener, address)?;
+            let socket = open_listener(config, listener, address, claim)?;
+            claim = Claim::Share;
             address = socket.local_addr().map_err(|error| error.to_string())?;
             shard.push(socket);
         }
@@ -266,12 +287,26 @@ fn open_listener(
     config: &Config,
     listener: &Listener,
     address: SocketAddr,
+    claim: Claim,
 ) -> Result<TcpListener, String> {
     let limits = &config.limits;
     let (send, receive) = (limits.send_buffer_bytes, limits.receive_buffer_bytes);
-    listen(address, send as usize, receive as usize).map_err(|error| {
-        let advice = listen_advice(error.kind());
-        format!("listener {} cannot listen on {address}: {error}; {advice}", listener.name)
+    listen(address, send as usize, receive as usize, claim).map_err(|error| {
+        let holder = match error.kind() {
+            io::ErrorKind::AddrInUse => holder_of(address),
+            _ => None,
+        };
+        let name = &listener.name;
+        match holder {
+            Some(holder) => format!(
+                "listener {name} cannot listen on {address}: {error}: {holder} listens there; stop it, \
+                 choose another address, or start with --take-over if that gateway is to be replaced"
+            ),
+            None => {
+                let advice = listen_advice(error.kind());
+                format!("listener {name} cannot listen on {address}: {error}; {advice}")
+            }
+        }
     })
 }
 

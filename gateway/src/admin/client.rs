@@ -9,6 +9,8 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
+use super::foreign::ORDER;
+
 /// An answer that is larger is not ours.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -44,6 +46,7 @@ async fn ask_later(
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| lost(&error))?;
     let connection = tokio::spawn(connection);
     let request = Request::builder().method(method).uri(path).header("host", "penstock");
+    let request = request.header(ORDER, "yes");
     let request = request.body(Body::empty()).map_err(|error| lost(&error))?;
     let response = sender.send_request(request).await.map_err(|error| lost(&error))?;
     let status = response.status();

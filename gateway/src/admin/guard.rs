@@ -15,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use tracing::warn;
 
+use super::foreign;
 use super::serve::Peer;
 use crate::config::AdminOptions;
 use crate::control::Control;
@@ -75,13 +76,29 @@ impl Guard {
         if reads && open.is_some_and(|(_, open)| open.is_open(&config.admin)) {
             return None;
         }
-        let Some(header) = request.headers().get(AUTHORIZATION) else {
+        if !request.headers().contains_key(AUTHORIZATION) {
             return Some("Bearer realm=\"penstock\"");
-        };
-        let shown = bearer(header.as_bytes());
+        }
+        (!self.shows_token(request)).then_some("Bearer realm=\"penstock\", error=\"invalid_token\"")
+    }
+
+    fn shows_token(&self, request: &Request) -> bool {
+        let shown = request.headers().get(AUTHORIZATION);
+        let shown = shown.and_then(|header| bearer(header.as_bytes()));
+        let config = self.control.config();
         let token = config.admin.token.as_ref();
-        let is_right = token.zip(shown).is_some_and(|(token, shown)| token.is(shown));
-        (!is_right).then_some("Bearer realm=\"penstock\", error=\"invalid_token\"")
+        token.zip(shown).is_some_and(|(token, shown)| token.is(shown))
+    }
+
+    /// Why a request is refused as one that another site's page may have made; `None`: it is not.
+    fn refuses_page(&self, request: &Request) -> Option<String> {
+        let path = request.uri().path();
+        let is_page = self.open.iter().any(|(it, open)| *it == path && *open == Open::Page);
+        let hosts = &self.control.config().admin.hosts;
+        foreign::refuses(request.method(), request.headers(), is_page, |name| {
+            // A page whose name suddenly leads here knows no token.
+            hosts.iter().any(|host| host.eq_ignore_ascii_case(name)) || self.shows_token(request)
+        })
     }
 
     fn count(&self, peer: Peer) {
@@ -100,6 +117,18 @@ impl Guard {
 fn bearer(header: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = header.split_at_checked(b"Bearer ".len())?;
     scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token.trim_ascii())
+}
+
+/// Lets a request pass, or answers it with 403: see `foreign.rs`.
+pub(super) async fn refuse_pages(
+    State(guard): State<Arc<Guard>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match guard.refuses_page(&request) {
+        None => next.run(request).await,
+        Some(why) => (StatusCode::FORBIDDEN, Json(json!({ "faults": [why] }))).into_response(),
+    }
 }
 
 /// Lets a request pass, or answers it with 401.

@@ -84,6 +84,11 @@ impl Token {
         self.0.ct_eq(shown).into()
     }
 
+    /// What it is.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// Tells one token from another, and not what they are.
     pub fn fingerprint(&self) -> String {
         sha1_smol::Sha1::from(&self.0).digest().to_string()

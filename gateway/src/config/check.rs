@@ -10,6 +10,7 @@ use super::operator::{read_admin, read_log};
 use super::policy::{read_common, read_policy};
 use super::reader::{Place, Placed, Reader, Section, closest, not_one_of};
 use super::upstreams::read_websocket;
+use super::warnings::{self, Warnings};
 use super::{
     AdminOptions, Backend, BackendKind, Config, Faults, Listener, Local, LogOptions, Machine,
     Overrides, Server,
@@ -79,17 +80,20 @@ pub(super) fn check(
     let routes = agree(&reader, &root, &mut file);
     root.finish();
     let result = if reader.is_good() {
-        Ok(Config {
+        let mut config = Config {
             server: file.server,
             listeners: values(file.listeners),
-            routes: Routes::new(routes),
+            routes: Routes::new(routes.clone()),
             backends: values(file.backends),
             limits: file.limits,
             admin: file.admin,
             log: file.log,
             generation: 0,
+            warnings: Warnings::default(),
             keys: reader.take_keys(),
-        })
+        };
+        config.warnings = warnings::find(&config, &reader.take_lines(), &routes, machine, name);
+        Ok(config)
     } else {
         Err(reader.faults(name))
     };

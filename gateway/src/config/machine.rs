@@ -2,7 +2,8 @@
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
@@ -21,6 +22,10 @@ pub struct Machine {
     pub resolve: fn(&str, u16) -> io::Result<SocketAddr>,
     /// Reads the token in a file.
     pub read_token: fn(&Path) -> Result<Token, String>,
+    /// The permissions of the file of that name; `None`: there is none.
+    pub mode: fn(&str) -> Option<u32>,
+    /// The directory of systemd's credentials (`$CREDENTIALS_DIRECTORY`, systemd.exec(5)).
+    pub credentials: Option<PathBuf>,
 }
 
 impl Machine {
@@ -32,6 +37,41 @@ impl Machine {
             descriptors: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
             resolve,
             read_token: Token::read,
+            mode: |name| Some(std::fs::metadata(name).ok()?.permissions().mode()),
+            credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
+        }
+    }
+}
+
+impl Machine {
+    /// Where a secret is: a whole path, or `credential:NAME`, one that systemd hands over
+    /// (`LoadCredential=`).
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with `text`, and what to do.
+    pub fn secret_path(&self, text: &str) -> Result<PathBuf, String> {
+        let Some(name) = text.strip_prefix("credential:") else {
+            if text.starts_with('/') {
+                return Ok(PathBuf::from(text));
+            }
+            return Err(
+                "where that is depends on the directory that the gateway is started in; write \
+                        the whole path of the file, or \"credential:NAME\" for one of systemd's"
+                    .to_owned(),
+            );
+        };
+        if name.is_empty() || name.contains('/') || name.starts_with('.') {
+            return Err(
+                "a credential has a name without slashes; write \"credential:NAME\"".to_owned()
+            );
+        }
+        match &self.credentials {
+            Some(directory) => Ok(directory.join(name)),
+            None => Err(format!(
+                "there are no credentials, as $CREDENTIALS_DIRECTORY is not set; start it under systemd \
+                 with LoadCredential={name}:PATH, or write the path"
+            )),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `[admin]` and `[log]`: what is for the operator.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::keys::written;
@@ -22,6 +22,19 @@ pub(super) fn read_admin(
     let token = read_token(reader, &mut section, machine);
     let open = read_open(reader, &mut section);
     let aliases = section.boolean("aliases", true);
+    let hosts = section.strings("hosts").unwrap_or_default();
+    section.settle_list("hosts");
+    for host in &hosts {
+        let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-.".contains(&byte);
+        if host.value.is_empty() || !host.value.bytes().all(good) {
+            let message = format!(
+                "`hosts` has \"{}\": not a name; write it like \"penstock.example.org\", without a port",
+                host.value
+            );
+            reader.fault(&host.place, message);
+        }
+    }
+    let hosts = hosts.into_iter().map(|host| host.value).collect();
     if section.has("listen") && !section.has("token_file") {
         let message = "`listen` needs a `token_file`: whoever reaches the address could stop the \
                        gateway without; write a token, (umask 077; head -c 24 /dev/urandom | base64 \
@@ -52,7 +65,7 @@ pub(super) fn read_admin(
             0o600
         }
     });
-    AdminOptions { socket, socket_mode, listen, token, open, aliases }
+    AdminOptions { socket, socket_mode, listen, token, open, aliases, hosts }
 }
 
 fn read_listen(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> Option<SocketAddr> {
@@ -76,16 +89,14 @@ fn read_token(
     machine: &Machine,
 ) -> Option<Token> {
     let path = section.string("token_file")?;
-    if !path.value.starts_with('/') {
-        let message = format!(
-            "`token_file` is \"{}\": where that is depends on the directory that the gateway is \
-             started in; write the whole path of a file that holds the token",
-            path.value
-        );
-        reader.fault(&path.place, message);
-        return None;
-    }
-    match (machine.read_token)(Path::new(&path.value)) {
+    let found = match machine.secret_path(&path.value) {
+        Ok(found) => found,
+        Err(why) => {
+            reader.fault(&path.place, format!("`token_file` is \"{}\": {why}", path.value));
+            return None;
+        }
+    };
+    match (machine.read_token)(&found) {
         Ok(token) => {
             let value = format!("{} {}", written(&path.value), token.fingerprint());
             section.settle("token_file", value);

@@ -14,6 +14,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::keys::{Keys, SubjectIndex, written};
+use super::warnings::Lines;
 use super::{Fault, Faults};
 
 /// Where something stands: a range of bytes of the text.
@@ -34,6 +35,8 @@ pub(super) struct Reader<'t> {
     asked: RefCell<BTreeSet<String>>,
     /// What they came to.
     keys: RefCell<Keys>,
+    /// Where each of those that are written stands.
+    lines: RefCell<Lines>,
 }
 
 struct Found {
@@ -67,7 +70,8 @@ impl<'t> Reader<'t> {
             .collect();
         let asked = RefCell::new(BTreeSet::new());
         let keys = RefCell::new(Keys::default());
-        (Reader { text, found: RefCell::new(found), asked, keys }, table)
+        let lines = RefCell::new(Lines::of(text));
+        (Reader { text, found: RefCell::new(found), asked, keys, lines }, table)
     }
 
     /// The value at `place` is wrong.
@@ -100,9 +104,15 @@ impl<'t> Reader<'t> {
         self.keys.take()
     }
 
+    /// The line of every table and key that is written; leaves nothing.
+    pub(super) fn take_lines(&self) -> Lines {
+        self.lines.take()
+    }
+
     /// What `[[key]]` say has no effect: the command line goes first.
     pub(super) fn forget_items(&self, key: &str) {
         self.keys.borrow_mut().forget_items(key);
+        self.lines.borrow_mut().forget(&format!("{key}["));
     }
 
     /// What was found, in the order of the text.
@@ -151,6 +161,8 @@ pub(super) struct Section<'r, 't> {
     title: String,
     /// As the documentation lists its keys: `limits`, `backend.websocket`.
     scope: String,
+    /// What [`Lines`] know it by: `limits`, `route[0]`, `backend.chat.upstream[1]`.
+    path: String,
     place: Place,
     table: Option<&'r DeTable<'t>>,
     asked: Vec<&'static str>,
@@ -160,19 +172,27 @@ pub(super) struct Section<'r, 't> {
 impl<'r, 't> Section<'r, 't> {
     /// The whole file.
     pub(super) fn root(reader: &'r Reader<'t>, table: &'r DeTable<'t>) -> Section<'r, 't> {
-        Section::new(reader, "the file", "", 0..0, Some(table), SubjectIndex::ROOT)
+        Section::new(reader, "the file", ("", String::new()), 0..0, Some(table), SubjectIndex::ROOT)
     }
 
     fn new(
         reader: &'r Reader<'t>,
         title: &str,
-        scope: &str,
+        (scope, path): (&str, String),
         place: Place,
         table: Option<&'r DeTable<'t>>,
         subject: SubjectIndex,
     ) -> Section<'r, 't> {
+        if table.is_some() && !path.is_empty() {
+            reader.lines.borrow_mut().note(path.clone(), place.start);
+        }
         let (title, scope) = (title.to_owned(), scope.to_owned());
-        Section { reader, title, scope, place, table, asked: Vec::new(), subject }
+        Section { reader, title, scope, path, place, table, asked: Vec::new(), subject }
+    }
+
+    /// What [`Lines`] know a key or table of this one by.
+    fn path_of(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 
     /// Where the table begins.
@@ -213,6 +233,9 @@ impl<'r, 't> Section<'r, 't> {
         }
         let value = self.table.and_then(|table| table.get(key));
         self.reader.keys.borrow_mut().note(self.subject, key, value.map(Spanned::get_ref));
+        if let Some(value) = value {
+            self.reader.lines.borrow_mut().note(self.path_of(key), value.span().start);
+        }
         value
     }
 
@@ -239,18 +262,19 @@ impl<'r, 't> Section<'r, 't> {
 
     /// `[key]`; a section without a table when it is not written, so that defaults apply.
     pub(super) fn section(&mut self, key: &'static str) -> Section<'r, 't> {
-        let title = format!("[{key}]");
+        let (title, path) = (format!("[{key}]"), self.path_of(key));
         let value = self.value(key);
         let subject = self.reader.keys.borrow_mut().add_section(self.subject, key);
         match value {
-            None => Section::new(self.reader, &title, key, 0..0, None, subject),
+            None => Section::new(self.reader, &title, (key, path), 0..0, None, subject),
             Some(value) => match value.get_ref() {
                 DeValue::Table(table) => {
-                    Section::new(self.reader, &title, key, value.span(), Some(table), subject)
+                    let place = value.span();
+                    Section::new(self.reader, &title, (key, path), place, Some(table), subject)
                 }
                 _ => {
                     self.wrong_type(key, value, &format!("a table; write it as {title}"));
-                    Section::new(self.reader, &title, key, value.span(), None, subject)
+                    Section::new(self.reader, &title, (key, path), value.span(), None, subject)
                 }
             },
         }
@@ -270,10 +294,11 @@ impl<'r, 't> Section<'r, 't> {
                 DeValue::Table(table) => {
                     let mut keys = self.reader.keys.borrow_mut();
                     let subject = keys.add_item(self.subject, key, table, index);
+                    let path = format!("{}[{index}]", self.path_of(key));
                     sections.push(Section::new(
                         self.reader,
                         &title,
-                        key,
+                        (key, path),
                         item.span(),
                         Some(table),
                         subject,
@@ -300,7 +325,8 @@ impl<'r, 't> Section<'r, 't> {
                     let mut keys = self.reader.keys.borrow_mut();
                     let subject = keys.add_named(self.subject, key, name.get_ref());
                     let (reader, place) = (self.reader, value.span());
-                    let section = Section::new(reader, &title, key, place, Some(table), subject);
+                    let at = (key, format!("{}.{}", self.path_of(key), name.get_ref()));
+                    let section = Section::new(reader, &title, at, place, Some(table), subject);
                     let name = Placed { value: name.get_ref().to_string(), place: name.span() };
                     sections.push((name, section));
                 }

@@ -131,7 +131,7 @@ fn fixed(change: &Change) -> Option<String> {
         }
         ("server", "pin") => "threads get their CPUs at the start",
         ("server", _) => "[server] is what the process is made of at the start",
-        ("admin", "token_file" | "open" | "aliases") => return None,
+        ("admin", "token_file" | "open" | "aliases" | "hosts") => return None,
         ("admin", _) => "the socket is open already",
         ("log", "format") => "the log is set up at the start",
         ("limits", "send_buffer_bytes" | "receive_buffer_bytes") => {

@@ -37,7 +37,8 @@ pub(super) fn machine() -> Machine {
         // It holds its own path.
         Token::parse(path.as_os_str().as_encoded_bytes())
     }
-    Machine { cpus: 2, descriptors: 20_000, resolve, read_token }
+    let mode = |name: &str| Some(if name == "open" { 0o644 } else { 0o600 });
+    Machine { cpus: 2, descriptors: 20_000, resolve, read_token, mode, credentials: None }
 }
 
 fn read(text: &str) -> Result<Config, Faults> {
@@ -663,6 +664,22 @@ fn the_operators_address() {
             "2:10: `listen` needs a `token_file`: whoever reaches the address could stop the gateway",
         ],
     );
+    // Credentials of systemd have a directory, where there are any.
+    faulty_below(
+        "[admin]\ntoken_file = \"credential:token\"\n",
+        &["2:14: `token_file` is \"credential:token\": there are no credentials"],
+    );
+    faulty_below(
+        "[admin]\nhosts = [\"a.example.org:80\"]\n",
+        &["2:10: `hosts` has \"a.example.org:80\": not a name"],
+    );
+    let machine = Machine { credentials: Some("/run/credentials/p".into()), ..machine() };
+    let text = format!("{GOOD}[admin]\ntoken_file = \"credential:token\"\n");
+    let config = check("f", &text, &machine, &Overrides::default()).0.expect("in order");
+    assert!(config.admin.token.is_some_and(|token| token.is(b"/run/credentials/p/token")));
+    for bad in ["credential:", "credential:../x", "credential:a/b"] {
+        assert!(machine.secret_path(bad).is_err(), "{bad}");
+    }
     // What is wrong with the file is said at its name, and what it holds is not.
     faulty_below(
         "[admin]\ntoken_file = \"/etc/short\"\n",

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::time::Duration;
 
+use super::keys::written;
 use super::machine::Machine;
 use super::reader::{Placed, Reader, Section};
 use super::{Clients, Websocket};
@@ -32,7 +33,7 @@ pub(super) fn read_websocket(
     let http = section.boolean("http", true);
     let drained_clients = read_clients(&mut section, "drained_clients");
     let down_clients = read_clients(&mut section, "down_clients");
-    let options = read_options(reader, &mut section);
+    let options = read_options(reader, &mut section, machine);
     let check = read_check(reader, &mut section);
     let entries = section.sections("upstream");
     let missing = url.is_none() && !section.has("url") && !section.has("upstream");
@@ -167,7 +168,11 @@ fn resolve(
     }
 }
 
-fn read_options(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> GroupOptions {
+fn read_options(
+    reader: &Reader<'_>,
+    section: &mut Section<'_, '_>,
+    machine: &Machine,
+) -> GroupOptions {
     let default = GroupOptions::default();
     let words = ["least-connections", "round-robin", "random-two", "hash"];
     let balance = section.word("balance", &words);
@@ -224,7 +229,7 @@ fn read_options(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> GroupOpti
                        then known to nobody; leave `sticky_sid` on, or write \"client-ip\"";
         reader.fault(&text.place, message);
     }
-    let cookie = read_cookie(reader, section);
+    let cookie = read_cookie(reader, section, machine);
     GroupOptions { balance, health, slow_start, panic_percent, cookie, sticky_sid }
 }
 
@@ -275,10 +280,16 @@ fn read_check(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> Option<Chec
     Some(CheckOptions { kind, path, host, interval, timeout })
 }
 
-fn read_cookie(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> Option<StickyCookie> {
+fn read_cookie(
+    reader: &Reader<'_>,
+    section: &mut Section<'_, '_>,
+    machine: &Machine,
+) -> Option<StickyCookie> {
     let wanted = section.boolean("sticky_cookie", false);
     let name = section.string("sticky_cookie_name");
     let secret = section.string("sticky_cookie_secret");
+    let file = section.string("sticky_cookie_secret_file");
+    let secure = section.boolean("sticky_cookie_secure", false);
     let max_age =
         section.milliseconds("sticky_cookie_age_ms", 0..=365 * AGE_MS_MAX, Duration::ZERO);
     let same_site = match section.word("sticky_cookie_same_site", &["lax", "none"]) {
@@ -299,9 +310,32 @@ fn read_cookie(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> Option<Sti
     }
     let name = name.map_or_else(|| COOKIE_NAME_DEFAULT.to_owned(), |name| name.value);
     section.settle("sticky_cookie_name", format_args!("{name:?}"));
+    if let (Some(secret), Some(file)) = (&secret, &file)
+        && !secret.value.is_empty()
+    {
+        let message =
+            "`sticky_cookie_secret_file` beside `sticky_cookie_secret`: remove one of the two";
+        reader.fault(&file.place, message);
+    }
     let secret = secret.map(|secret| secret.value).unwrap_or_default();
     section.settle("sticky_cookie_secret", format_args!("{secret:?}"));
-    wanted.then(|| StickyCookie { name, secret: secret.into_bytes(), max_age, same_site })
+    let mut secret = secret.into_bytes();
+    if let Some(file) = file {
+        let read = machine.secret_path(&file.value).and_then(|path| (machine.read_token)(&path));
+        match read {
+            Ok(token) => {
+                // A reload finds another one though the file's name is the same.
+                let value = format!("{} {}", written(&file.value), token.fingerprint());
+                section.settle("sticky_cookie_secret_file", value);
+                secret = token.bytes().to_vec();
+            }
+            Err(why) => {
+                let message = format!("`sticky_cookie_secret_file` {}: {why}", file.value);
+                reader.fault(&file.place, message);
+            }
+        }
+    }
+    wanted.then_some(StickyCookie { name, secret, max_age, same_site, secure })
 }
 
 /// Reads what clients are told apart by. The error says what to write instead.

@@ -835,6 +835,15 @@ impl Drop for BufferRing {
     }
 }
 
+/// How an address is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// Nobody may listen there: the first socket of an address.
+    Whole,
+    /// Beside other sockets of this user that share it (`SO_REUSEPORT`, socket(7)).
+    Share,
+}
+
 /// Opens a listener that shares its address with those of the other shards; the kernel spreads
 /// new connections over them by a hash of addresses and ports.
 ///
@@ -847,10 +856,11 @@ pub fn listen(
     address: SocketAddr,
     send_buffer: usize,
     receive_buffer: usize,
+    claim: Claim,
 ) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
+    socket.set_reuse_port(claim == Claim::Share)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
@@ -866,5 +876,8 @@ pub fn listen(
     socket.bind(&SockAddr::from(address))?;
     // The kernel cuts it down to net.core.somaxconn.
     socket.listen(65_535)?;
+    // From here on our other shards may share it: the kernel looks at the flag of each socket that
+    // listens when another is bound.
+    socket.set_reuse_port(true)?;
     Ok(socket.into())
 }

@@ -30,6 +30,8 @@ pub struct StickyCookie {
     pub max_age: Duration,
     /// Which sites' pages it goes along with.
     pub same_site: SameSite,
+    /// Whether it is `Secure` in any case: browsers then send it by TLS only.
+    pub secure: bool,
 }
 
 /// Which sites' pages a cookie goes along with.
@@ -44,11 +46,12 @@ pub enum SameSite {
 
 impl fmt::Debug for StickyCookie {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let StickyCookie { name, secret: _, max_age, same_site } = self;
+        let StickyCookie { name, secret: _, max_age, same_site, secure } = self;
         f.debug_struct("StickyCookie")
             .field("name", name)
             .field("max_age", max_age)
             .field("same_site", same_site)
+            .field("secure", secure)
             .finish_non_exhaustive()
     }
 }
@@ -101,7 +104,7 @@ impl StickyCookie {
             SameSite::Lax => "; SameSite=Lax",
             SameSite::None => "; SameSite=None",
         };
-        if is_tls || self.same_site == SameSite::None {
+        if is_tls || self.secure || self.same_site == SameSite::None {
             cookie += "; Secure";
         }
         cookie
@@ -119,6 +122,7 @@ mod tests {
             secret: secret.as_bytes().to_vec(),
             max_age: Duration::ZERO,
             same_site: SameSite::Lax,
+            secure: false,
         }
     }
 

@@ -662,6 +662,7 @@ fn health_and_cookies_survive_a_reload() {
         secret: b"s".to_vec(),
         max_age: Duration::ZERO,
         same_site: SameSite::Lax,
+        secure: false,
     };
     let with_cookie = GroupOptions { cookie: Some(cookie.clone()), ..options(Balance::RoundRobin) };
     let mut group = group(options(Balance::RoundRobin), &[1, 1, 1]);

@@ -42,7 +42,9 @@ impl Asked {
     #[track_caller]
     fn ask(&self, line: &str, headers: &str) -> String {
         let mut stream = self.connect();
-        let request = format!("{line} HTTP/1.1\r\nHost: t\r\n{headers}Connection: close\r\n\r\n");
+        let request = format!(
+            "{line} HTTP/1.1\r\nHost: t\r\nPenstock-Order: yes\r\n{headers}Connection: close\r\n\r\n"
+        );
         stream.write_all(request.as_bytes()).expect("it is read");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("an answer");

@@ -1,14 +1,57 @@
-//! The configuration that documents itself is in order, for the program as for the reader.
+//! The configuration that documents itself is in order, for the program as for the reader; and what
+//! `check` says of files that are in order and may do harm.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
-use crate::support::binary;
+use crate::support::{ECHO_AND_ROOMS, Gateway, HEAD, Scratch, binary};
+
+fn check(file: &Path, options: &[&str]) -> Output {
+    Command::new(binary()).arg("check").arg(file).args(options).output().expect("it starts")
+}
 
 #[test]
 fn the_annotated_example_is_in_order() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/penstock.toml");
-    let output = Command::new(binary()).arg("check").arg(file).output().expect("it starts");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(output.stderr.is_empty());
+    let output = check(&file, &["--user", "penstock"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.is_empty(), "{said}");
+}
+
+#[test]
+fn warnings_have_a_line_a_level_and_a_cure_and_count_where_that_is_asked_for() {
+    let scratch = Scratch::new("warnings");
+    let good = scratch.write("good.toml", &format!("{HEAD}{ECHO_AND_ROOMS}"));
+    let text = format!("{HEAD}proxy_protocol = \"required\"\n{ECHO_AND_ROOMS}");
+    let bad = scratch.write("bad.toml", &text.replace("127.0.0.1:0", "0.0.0.0:8080"));
+    let user = ["--user", "penstock"];
+    let strict = ["--strict", "--user", "penstock"];
+
+    let output = check(&good, &strict);
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let output = check(&bad, &user);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let line = text.lines().position(|line| line.starts_with("proxy_protocol")).expect("a line");
+    let place = format!("{}:{}: danger: `proxy_protocol` is", bad.display(), line + 1);
+    assert!(said.contains(&place) && said.contains("; name the balancers in"), "{said}");
+    assert_eq!(check(&bad, &strict).status.code(), Some(1));
+
+    // Root, whoever checks.
+    let output = check(&good, &["--strict", "--user", "root"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains(": warning: the gateway would run as root"), "{said}");
+}
+
+#[test]
+fn what_runs_says_the_same_in_its_log() {
+    let text = format!("{HEAD}trusted_proxies = [\"0.0.0.0/0\"]\n{ECHO_AND_ROOMS}");
+    let mut gateway = Gateway::start(&text);
+    let line = gateway.log_line_containing("danger: ");
+    assert!(
+        line.contains("WARN") && line.contains("`trusted_proxies` holds every address"),
+        "{line}"
+    );
 }

@@ -89,8 +89,9 @@ impl Answer {
 #[track_caller]
 fn ask(mut stream: impl Read + Write, method: &str, target: &str, headers: &str) -> Answer {
     let method = method.to_uppercase();
-    let request =
-        format!("{method} {target} HTTP/1.1\r\nHost: t\r\n{headers}Connection: close\r\n\r\n");
+    let request = format!(
+        "{method} {target} HTTP/1.1\r\nHost: t\r\nPenstock-Order: yes\r\n{headers}Connection: close\r\n\r\n"
+    );
     stream.write_all(request.as_bytes()).expect("it is read");
     let mut text = String::new();
     stream.read_to_string(&mut text).expect("an answer");

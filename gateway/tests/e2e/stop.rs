@@ -112,7 +112,9 @@ fn a_second_signal_ends_it_at_once() {
 #[test]
 fn ctrl_c_stops_it() {
     let mut command = std::process::Command::new(crate::support::binary());
-    let mut program = Program::start("penstock", command.args(["run", "--listen", "127.0.0.1:0"]));
+    let directory = std::env::temp_dir().join(format!("ctrl-c-{}", std::process::id()));
+    let command = command.args(["run", "--listen", "127.0.0.1:0"]);
+    let mut program = Program::start("penstock", command.env("RUNTIME_DIRECTORY", directory));
     program.line_with("listening on ");
     program.signal(Signal::INT);
     assert_eq!(program.status().code(), Some(0));

@@ -202,6 +202,10 @@ impl Program {
         self.errors.take().map_or(String::new(), |errors| errors.join().unwrap_or_default())
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, signal).expect("it runs");
@@ -346,7 +350,13 @@ impl Gateway {
     /// Starts with this command line.
     #[track_caller]
     pub fn run(arguments: &[&str]) -> Gateway {
-        let mut program = Program::start("penstock", Command::new(binary()).args(arguments));
+        // An admin socket of its own, where the file names none.
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let directory = std::env::temp_dir().join(format!("e2e-{}-{number}", std::process::id()));
+        let mut command = Command::new(binary());
+        let command = command.args(arguments).env("RUNTIME_DIRECTORY", &directory);
+        let mut program = Program::start("penstock", command);
         // "listening on ADDRESS (NAME)"
         let line = program.line_with("listening on ");
         let address = line.split(' ').nth(2).expect("an address");
