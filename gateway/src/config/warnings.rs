@@ -507,6 +507,6 @@ mod tests {
         let config = check("f", &text, &machine(), &overrides).0.expect("in order");
         assert_eq!(config.warnings.0.len(), 1);
         // The route that is meant still does.
-        assert_eq!(config.warnings.0[0].line, 3);
+        assert_eq!(config.warnings.0[0].line, 4);
     }
 }

@@ -38,7 +38,7 @@ fn pages_of_other_sites_order_and_read_nothing() {
     let socket = scratch.path().join("admin.sock");
     let text = format!(
         "{HEAD}{ECHO_AND_ROOMS}[admin]\nsocket = \"{}\"\nlisten = \"127.0.0.1:0\"\n\
-         token_file = \"{}\"\nopen = [\"health\", \"metrics\"]\n",
+         token_file = \"{}\"\nopen = [\"health\", \"metrics\"]\n[limits]\nping_interval_ms = 0\n",
         socket.display(),
         token.display()
     );
