@@ -84,7 +84,7 @@ fn an_upgrade_follows_ordinary_requests_on_the_same_connection() {
 fn bodies_pass_as_they_are_framed() {
     let upstream = Upstream::listen();
     let gateway = in_front_of(&upstream, "");
-    let chunked = "4;a=b\r\nwiki\r\n0\r\nTrailer: x\r\n\r\n";
+    let chunked = "4;a=b\r\nwiki\r\n0\r\nX-Sum: x\r\n\r\n";
     let with = |framing: &str, body: &str| format!("HTTP/1.1 200 OK\r\n{framing}\r\n{body}");
     // The request's body, the answer, and what of the answer's body the client is to get.
     for (request, answer, body, stays) in [
