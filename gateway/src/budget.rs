@@ -152,7 +152,7 @@ impl ShardAccount {
     /// An account on which nothing is drawn.
     pub fn new(budget: Arc<Budget>) -> ShardAccount {
         let mut account = ShardAccount::default();
-        account.budget = budget;
+        account.budget.clone_from(&budget);
         account
     }
 

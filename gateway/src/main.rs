@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use gateway::config::succession::{changes, succeed};
 use gateway::config::{BackendKind, Config, Faults, Overrides};
 use gateway::control::Source;
-use gateway::limits::{SHARDS_MAX, human_bytes, memory_bound, memory_bound_total};
+use gateway::limits::{SHARDS_MAX, human_bytes, memory_bound, memory_bound_total, memory_warning};
 
 /// Shards allocate and free on their own threads all the time; mimalloc keeps them apart. The memory
 /// ledger has to know how much of it is in use.
@@ -207,8 +207,17 @@ fn summary(config: &Config) -> String {
         "memory     at most {}, if every client used all it may:",
         human_bytes(memory_bound_total(&bound))
     );
+    let _ = writeln!(
+        text,
+        "           {:>9}  is the budget (server.memory_bytes_max)",
+        human_bytes(server.memory_bytes_max)
+    );
+    let warning = memory_warning(config, memory_bound_total(&bound));
     for (holder, bytes) in bound {
         let _ = writeln!(text, "           {:>9}  {holder}", human_bytes(bytes));
+    }
+    if let Some(warning) = warning {
+        let _ = writeln!(text, "warning: {warning}");
     }
     text
 }

@@ -43,6 +43,7 @@ mod protocols;
 mod relay;
 mod reload;
 mod rooms;
+mod shortage;
 mod sids;
 mod slow;
 mod socketio;
