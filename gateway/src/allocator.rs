@@ -62,6 +62,23 @@ pub fn bytes_in_use() -> usize {
     (own + SHARED.bytes.load(Ordering::Relaxed)).max(0) as usize
 }
 
+/// Bytes that the calling thread has asked for and given back, whoever asked for those, if it has a
+/// place of its own; else 0. Below zero for a thread that frees what others asked for.
+pub fn own_bytes() -> isize {
+    MINE.get().map_or(0, |place| place.bytes.load(Ordering::Relaxed))
+}
+
+unsafe extern "C" {
+    fn mi_collect(force: bool);
+}
+
+/// Has mimalloc give free pages of the calling thread back to the kernel, which it does by itself only
+/// while the thread allocates.
+pub fn give_pages_back() {
+    // SAFETY: it may be called at any time, and is linked with `MiMalloc` (mimalloc.h).
+    unsafe { mi_collect(true) }
+}
+
 fn count(bytes: isize) {
     match MINE.get() {
         // Nobody else writes here.

@@ -94,6 +94,8 @@ pub struct Server {
     pub receive_buffer_bytes: u32,
     /// Whether the kernel may fill one buffer by several receives, if it can (Linux 6.12).
     pub incremental: bool,
+    /// What all shards together may use of memory, in bytes: see [`budget`](crate::budget).
+    pub memory_bytes_max: u64,
 }
 
 /// Where the operator asks and orders.

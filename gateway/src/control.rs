@@ -285,6 +285,7 @@ impl Control {
             return Ok(Reloaded { generation: old.generation, changes });
         }
         let generation = config.generation;
+        shared.budget.set_bytes_max(config.server.memory_bytes_max);
         let config = Arc::new(config);
         // Before the shards: what they write down may be of numbers that only this one has.
         self.config.send_replace(Arc::clone(&config));

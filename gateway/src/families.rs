@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub use process::{Process, shard_cpu_seconds};
+pub use process::{Process, memory_limit, shard_cpu_seconds};
 
 use crate::config::Config;
 use crate::control::{Control, Phase};
@@ -357,6 +357,16 @@ impl View<'_> {
                 "Memory that the gateway would use if every client used all it may.",
             )
             .of(Value::Count(ledger.bound_bytes)),
+            bytes(
+                "penstock_memory_used_bytes",
+                "Memory that counts against the budget: what shards have on the heap.",
+            )
+            .of(Value::Count(self.shared.budget.used_bytes())),
+            bytes(
+                "penstock_memory_budget_bytes",
+                "What that may come to before something gives way (server.memory_bytes_max).",
+            )
+            .of(Value::Count(self.shared.budget.bytes_max())),
             match self.process.memory_limit_bytes {
                 Some(limit_bytes) => limit.of(Value::Count(limit_bytes)),
                 None => limit,
@@ -535,6 +545,7 @@ fn is_error(cause: Cause) -> bool {
         | Cause::BackendProtocolError
         | Cause::BackendTimeout
         | Cause::MemoryPressure
+        | Cause::MemoryShort
         | Cause::InternalError => true,
         Cause::ClientClose
         | Cause::ClientGone

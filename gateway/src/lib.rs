@@ -22,6 +22,7 @@ pub mod ws;
 pub mod access;
 pub mod admin;
 pub mod allocator;
+pub mod budget;
 pub mod checks;
 pub mod config;
 pub mod control;

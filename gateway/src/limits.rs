@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use crate::addresses::ADDRESS_BYTES;
+use crate::config::warnings::{Level, Warning};
 use crate::config::{BackendKind, Config, Local};
 use crate::conn::Meter;
 use crate::memory::HISTOGRAMS;
@@ -26,6 +27,13 @@ pub const OUTBOX_SPARE_BYTES: usize = 1024;
 
 /// The largest `outbox_bytes_max` that can be configured.
 pub const OUTBOX_BYTES_MAX: usize = 1 << 30;
+
+/// The least `memory_bytes_max` that can be configured: one message of the largest size, and what a
+/// shard has before anybody comes.
+pub const MEMORY_BYTES_MIN: u64 = 16 << 20;
+
+/// The largest: a petabyte.
+pub const MEMORY_BYTES_MOST: u64 = 1 << 50;
 
 /// Slots of one shard's table: the kernel takes no larger table of direct descriptors.
 pub const SLOTS_PER_SHARD_MAX: u32 = 1 << 20;
@@ -225,6 +233,12 @@ impl Default for ItemSizes {
     }
 }
 
+/// Bytes in an outbox at which reading stops from whoever fills it.
+pub const PAUSE_AT_BYTES: usize = 256 * 1024;
+
+/// What an outbox that a relay fills holds at most: what comes before reading has stopped is little.
+const RELAY_OUTBOX_BYTES: usize = 2 * PAUSE_AT_BYTES;
+
 /// Bytes that one session costs in [`Sids`](crate::upstream::Sids) while its map grows.
 const SID_BYTES: usize = 100;
 
@@ -253,6 +267,17 @@ pub fn memory_bound(config: &Config, sizes: &ItemSizes) -> Vec<(&'static str, u6
             history = history.saturating_add(of_rooms.min(of_shards));
         }
     }
+    // A relay assembles nothing and reads nobody on whose bytes wait beyond a small bound.
+    let assembles = config.routes.iter().any(|route| {
+        !matches!(backends[usize::from(route.backend)].kind, BackendKind::Websocket(_))
+    });
+    let relayed = times(slots, limits.outbox_bytes_max.min(RELAY_OUTBOX_BYTES));
+    let outboxes = match assembles {
+        true => times(clients, limits.outbox_bytes_max)
+            .saturating_add(times(slots - clients, limits.outbox_bytes_max.min(RELAY_OUTBOX_BYTES)))
+            .max(relayed),
+        false => relayed,
+    };
     let sticky = backends.iter().any(|backend| match &backend.kind {
         BackendKind::Websocket(group) => group.options.sticky_sid && group.upstreams.len() > 1,
         _ => false,
@@ -268,14 +293,33 @@ pub fn memory_bound(config: &Config, sizes: &ItemSizes) -> Vec<(&'static str, u6
         ),
         ("request heads", times(slots, limits.head_bytes_max)),
         ("early bytes", times(clients, limits.early_bytes_max)),
-        ("assembly", times(clients, limits.message_bytes_max)),
-        ("outboxes", times(slots, limits.outbox_bytes_max)),
+        ("assembly", if assembles { times(clients, limits.message_bytes_max) } else { 0 }),
+        ("outboxes", outboxes),
         ("rates", times(clients, size_of::<Meter>()).saturating_add(addresses)),
         ("rooms", rooms),
         ("rooms history", history),
         ("Engine.IO sessions", if sticky { times(shards, limits.sids_max * SID_BYTES) } else { 0 }),
         (HISTOGRAMS, times(shards, RECORDER_BYTES_MAX)),
     ]
+}
+
+/// What `check` says of a bound above the budget; `None`: it is within. It stands in no line, as several
+/// keys make the bound.
+pub fn memory_warning(config: &Config, bound_bytes: u64) -> Option<Warning> {
+    let budget_bytes = config.server.memory_bytes_max;
+    (bound_bytes > budget_bytes).then(|| Warning {
+        line: 0,
+        level: Level::Warning,
+        text: format!(
+            "clients may ask for {} together, and `server.memory_bytes_max` is {}: when that is \
+             used, new clients get 503, and those that hold most are closed",
+            human_bytes(bound_bytes),
+            human_bytes(budget_bytes)
+        ),
+        cure: "lower `limits.connections_max`, `limits.message_bytes_max` or \
+               `limits.outbox_bytes_max`, or raise `server.memory_bytes_max`"
+            .to_owned(),
+    })
 }
 
 /// The sum of [`memory_bound`].
@@ -330,6 +374,7 @@ mod tests {
                 ("request heads", 200 * 4096),
                 ("early bytes", 50 * 8),
                 ("assembly", 50 * 2000),
+                // Clients, and the connections to upstreams, of which nobody sends more.
                 ("outboxes", 200 * 4000),
                 ("rates", 50 * size_of::<Meter>() as u64),
                 ("rooms", 2 * (10 + 1 + 2) * 5 + 50 * (3 + 1 + 1) * 2),

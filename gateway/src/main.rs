@@ -11,7 +11,7 @@ use gateway::config::succession::{changes, succeed};
 use gateway::config::warnings::running_as_root;
 use gateway::config::{BackendKind, Config, Faults, Overrides, Websocket};
 use gateway::control::Source;
-use gateway::limits::{SHARDS_MAX, human_bytes, memory_bound, memory_bound_total};
+use gateway::limits::{SHARDS_MAX, human_bytes, memory_bound, memory_bound_total, memory_warning};
 use gateway::ring::linux::local_port_range;
 use gateway::upstream::UpstreamAddress;
 
@@ -131,7 +131,10 @@ fn check(file: &Path, strict: bool, user: Option<&str>) -> ExitCode {
             let is_root =
                 user.map_or_else(|| rustix::process::geteuid().is_root(), |name| name == "root");
             let root = is_root.then(running_as_root);
-            let warnings: Vec<_> = root.iter().chain(&config.warnings.0).collect();
+            let bound = memory_bound(&config, &gateway::server::item_sizes());
+            let memory = memory_warning(&config, memory_bound_total(&bound));
+            let whole = root.iter().chain(&memory);
+            let warnings: Vec<_> = whole.chain(&config.warnings.0).collect();
             for warning in &warnings {
                 match warning.line {
                     0 => eprintln!("{}: {warning}", file.display()),
@@ -182,7 +185,6 @@ fn refuse(faults: &Faults) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// What a configuration defines, for the operator's eye.
 /// How many connections the local ports allow to one address of an upstream.
 fn ports_line(websocket: &Websocket) -> String {
     let Some((first, last)) = local_port_range() else { return String::new() };
@@ -198,6 +200,7 @@ fn ports_line(websocket: &Websocket) -> String {
     )
 }
 
+/// What a configuration defines, for the operator's eye.
 fn summary(config: &Config) -> String {
     use std::fmt::Write as _;
     let mut text = String::new();
@@ -252,6 +255,11 @@ fn summary(config: &Config) -> String {
         text,
         "memory     at most {}, if every client used all it may:",
         human_bytes(memory_bound_total(&bound))
+    );
+    let _ = writeln!(
+        text,
+        "           {:>9}  is the budget (server.memory_bytes_max)",
+        human_bytes(server.memory_bytes_max)
     );
     for (holder, bytes) in bound {
         let _ = writeln!(text, "           {:>9}  {holder}", human_bytes(bytes));

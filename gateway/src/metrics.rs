@@ -55,13 +55,15 @@ pub enum Cause {
     AdminClose,
     /// A bound of the process, the shard or the route was met: `connections_max`, the table.
     MemoryPressure,
+    /// Memory was short (`memory_bytes_max`): it was new, or held most.
+    MemoryShort,
     /// The socket failed in a way that has no other name here.
     InternalError,
 }
 
 impl Cause {
     /// All causes, in the order of their numbers.
-    pub const ALL: [Cause; 23] = [
+    pub const ALL: [Cause; 24] = [
         Cause::ClientClose,
         Cause::ClientGone,
         Cause::ClientTimeoutPing,
@@ -84,6 +86,7 @@ impl Cause {
         Cause::Drain,
         Cause::AdminClose,
         Cause::MemoryPressure,
+        Cause::MemoryShort,
         Cause::InternalError,
     ];
 
@@ -112,6 +115,7 @@ impl Cause {
             Cause::AdminClose => "admin_close",
             Cause::Drain => "drain",
             Cause::MemoryPressure => "memory_pressure",
+            Cause::MemoryShort => "memory_short",
             Cause::InternalError => "internal_error",
         }
     }
@@ -163,6 +167,7 @@ impl Cause {
             | Cause::Drain
             | Cause::AdminClose
             | Cause::MemoryPressure
+            | Cause::MemoryShort
             | Cause::InternalError => Initiator::Gateway,
         }
     }
@@ -276,6 +281,12 @@ counters! {
     messages_conflated,
     /// Gap events queued to be sent to slow members.
     gap_markers_sent,
+    /// Clients that got 503 because memory was short.
+    memory_refused,
+    /// Clients that were closed because memory was short and a large part of a message was here.
+    memory_ended_assemblies,
+    /// Peers that were closed because memory was short and much was waiting for them.
+    memory_ended_consumers,
 }
 
 /// A number that one thread counts and any thread may read.

@@ -57,6 +57,7 @@ impl Gateway {
         let (listeners, addresses) = open_listeners(&config, take_over)?;
         let inboxes: Arc<[Inbox]> = (0..shards).map(|_| Inbox::default()).collect();
         let shared: Arc<Shared> = Arc::default();
+        shared.budget.set_bytes_max(config.server.memory_bytes_max);
         let counters: Vec<Arc<Counters>> = (0..shards).map(|_| Arc::default()).collect();
         let journals: Vec<Arc<Journal>> = (0..shards).map(|_| Arc::default()).collect();
         let (ready, answers) = mpsc::channel();

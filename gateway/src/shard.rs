@@ -11,6 +11,7 @@
 //!   sessions that have to find their upstream again.
 //! - `send.rs`: outboxes are flushed; `timer.rs`: deadlines; `close.rs`: closing is a join;
 //!   `drain.rs`: asking clients to leave.
+//! - `shortage.rs`: what gives way when memory is short.
 //! - `mailbox.rs`: other shards; `orders.rs` and `inspect.rs`: what the control
 //!   thread asks.
 //!
@@ -36,6 +37,7 @@ mod recv;
 mod relay;
 mod request;
 mod send;
+mod shortage;
 mod sids;
 mod timer;
 mod unread;
@@ -44,6 +46,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::budget::ShardAccount;
 use crate::config::Config;
 use crate::conn::delays::Delays;
 use crate::conn::outbox::Stores;
@@ -149,6 +152,8 @@ pub struct Shard<R: Ring> {
     sweep_at: Time,
     /// Upstreams that lost connections just now.
     losses: Vec<Loss>,
+    /// What memory that is short has led to.
+    shortage: shortage::Shortage,
     /// Set once we are stopping: when the last connection is closed whatever it still owes.
     stop_deadline: Option<Time>,
     /// How far the stop has got.
@@ -211,7 +216,7 @@ impl<R: Ring> Shard<R> {
             random,
             table: Table::new(slots),
             timers: Wheel::new(now, slots),
-            stores: Stores::default(),
+            stores: Stores::new(ShardAccount::new(Arc::clone(&shared.budget))),
             delays: Delays::default(),
             mail,
             metrics: counters,
@@ -237,6 +242,7 @@ impl<R: Ring> Shard<R> {
             sweeps: Vec::new(),
             sweep_at: Time(0),
             losses: Vec::new(),
+            shortage: shortage::Shortage::default(),
             stop_deadline: None,
             cutting: Cutting::default(),
             config,
@@ -277,6 +283,7 @@ impl<R: Ring> Shard<R> {
         self.serve_waiting();
         self.rearm_starved();
         self.mail.dispatch(); // Before the answers: what they lead to must find it (`sids.rs`).
+        self.keep_budget();
         self.flush_outboxes(); // One send per connection that has something to say.
         if self.mail.stop_asked() {
             self.stop_join();
@@ -313,13 +320,15 @@ impl<R: Ring> Shard<R> {
             || self.unread.has_ready()
             || self.may_rearm_starved()
             || self.may_serve_waiting()
-            || self.may_cut_off();
+            || self.may_cut_off()
+            || self.shortage.goes_on();
         if ready || !self.mail.may_sleep(self.stop_deadline.is_some()) {
             return Wait::No;
         }
         let rooms = self.rooms.iter().flatten().filter_map(Rooms::next_deadline).min();
         let mut deadline = self.timers.next_deadline().min(rooms.unwrap_or(Time::NEVER));
         deadline = deadline.min(self.accept_retry_at).min(self.next_sweep());
+        deadline = deadline.min(self.shortage.next_deadline());
         if self.mail.is_stuck() {
             deadline = deadline.min(self.now + STUCK_MAIL_WAIT);
         }

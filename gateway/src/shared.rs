@@ -3,10 +3,11 @@
 //!
 //! [`Address`]: crate::addresses::Address
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crate::addresses::Addresses;
+use crate::budget::Budget;
 use crate::config::succession::Number;
 use crate::limits::{BACKEND_NUMBERS_MAX, ROUTE_NUMBERS_MAX};
 
@@ -17,6 +18,8 @@ pub struct Shared {
     pub clients: Places,
     /// Shards in which there are rooms of a backend, by its number.
     pub rooms: Box<[Places]>,
+    /// What memory they may use, and use.
+    pub budget: Arc<Budget>,
     /// Where clients come from, where that is limited.
     pub addresses: Addresses,
     /// Who is on each route, by its number: most have few routes, so it is made in pieces.
@@ -32,6 +35,7 @@ impl Default for Shared {
         Shared {
             clients: Places::default(),
             rooms: (0..BACKEND_NUMBERS_MAX).map(|_| Places::default()).collect(),
+            budget: Arc::default(),
             addresses: Addresses::default(),
             routes: (0..pieces).map(|_| OnceLock::new()).collect(),
         }

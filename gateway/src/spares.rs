@@ -35,6 +35,11 @@ impl Spares {
         }
     }
 
+    /// Frees all of them.
+    pub fn trim(&mut self) {
+        self.vectors.clear();
+    }
+
     /// Bytes that the pool holds, for the memory ledger; without the list of what it holds.
     pub fn held_bytes(&self) -> usize {
         self.vectors.iter().map(Vec::capacity).sum()

@@ -16,9 +16,11 @@ use super::{
     Overrides, Server,
 };
 use crate::client_address::Access;
+use crate::http::HEADERS_MAX;
 use crate::limits::{
-    BACKENDS_MAX, LISTENERS_MAX, Limits, MESSAGE_BYTES_MAX, OUTBOX_BYTES_MAX, OUTBOX_SPARE_BYTES,
-    ROUTES_MAX, SHARDS_MAX, SLOTS_DEFAULT_TOTAL, SLOTS_PER_SHARD_MAX, outbox_bytes_default,
+    BACKENDS_MAX, LISTENERS_MAX, Limits, MEMORY_BYTES_MIN, MEMORY_BYTES_MOST, MESSAGE_BYTES_MAX,
+    OUTBOX_BYTES_MAX, OUTBOX_SPARE_BYTES, ROUTES_MAX, SHARDS_MAX, SLOTS_DEFAULT_TOTAL,
+    SLOTS_PER_SHARD_MAX, outbox_bytes_default,
 };
 use crate::origin::Origins;
 use crate::policy::Policy;
@@ -175,6 +177,9 @@ fn read_server(
     let receive_buffer_bytes =
         section.number("receive_buffer_bytes", 1024..=(16 << 20), 65_536) as u32;
     let incremental = section.word("incremental", &["auto", "off"]) == "auto";
+    let half = (machine.memory_bytes / 2).clamp(MEMORY_BYTES_MIN, MEMORY_BYTES_MOST);
+    let memory_bytes_max =
+        section.number("memory_bytes_max", MEMORY_BYTES_MIN..=MEMORY_BYTES_MOST, half);
     section.finish();
     Server {
         shards,
@@ -187,6 +192,7 @@ fn read_server(
         receive_buffers,
         receive_buffer_bytes,
         incremental,
+        memory_bytes_max,
     }
 }
 
@@ -194,7 +200,7 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
     let default = Limits::default();
     let timeout = 1..=TIMEOUT_MS_MAX;
     let head_bytes_max = section.size("head_bytes_max", 1024..=(1 << 20), default.head_bytes_max);
-    let headers_max = section.size("headers_max", 8..=1024, default.headers_max);
+    let headers_max = section.size("headers_max", 8..=(HEADERS_MAX as u64), default.headers_max);
     // A lower bound on heads alone lowers the target's with it.
     let target_default = default.target_bytes_max.min(head_bytes_max / 2);
     let target_bytes_max = section.size("target_bytes_max", 1..=(1 << 20), target_default);

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::admin::token::Token;
+use crate::families::memory_limit;
 
 /// What defaults are taken from and what values are held against. Tests bring their own, so that a
 /// file means the same on every machine.
@@ -18,6 +19,9 @@ pub struct Machine {
     /// `RLIMIT_NOFILE` as far as we may raise it. The kernel holds each table of direct
     /// descriptors against it.
     pub descriptors: u64,
+    /// What the process can use: the limit of its control groups, or else the machine's memory. In
+    /// bytes.
+    pub memory_bytes: u64,
     /// Finds the address of `host` (a name or an address) and port.
     pub resolve: fn(&str, u16) -> io::Result<SocketAddr>,
     /// Reads the token in a file.
@@ -35,6 +39,7 @@ impl Machine {
         Machine {
             cpus: u16::try_from(cpus).unwrap_or(u16::MAX),
             descriptors: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
+            memory_bytes: memory_limit().unwrap_or(u64::MAX),
             resolve,
             read_token: Token::read,
             mode: |name| Some(std::fs::metadata(name).ok()?.permissions().mode()),

@@ -8,7 +8,7 @@
 //!
 //! | Key | Why |
 //! | --- | --- |
-//! | all of `[server]` but `stop_timeout_ms` and `drain_*` | threads, rings and tables are made at the start |
+//! | all of `[server]` but `stop_timeout_ms`, `drain_*` and `memory_bytes_max` | threads, rings and tables are made at the start |
 //! | names and addresses of listeners | the sockets are opened at the start |
 //! | `[admin]` but its token and `open`, `log.format` | they are set up at the start |
 //! | `limits.send_buffer_bytes`, `limits.receive_buffer_bytes` | the listeners have them already |
@@ -121,6 +121,7 @@ fn fixed(change: &Change) -> Option<String> {
         ("server", "stop_timeout_ms" | "drain_delay_ms" | "drain_window_ms" | "drain_message") => {
             return None;
         }
+        ("server", "memory_bytes_max") => return None,
         ("server", "shards") => {
             "each shard is a thread with connections, and rooms have their place by the number of \
              shards"

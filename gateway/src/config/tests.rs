@@ -38,7 +38,15 @@ pub(super) fn machine() -> Machine {
         Token::parse(path.as_os_str().as_encoded_bytes())
     }
     let mode = |name: &str| Some(if name == "open" { 0o644 } else { 0o600 });
-    Machine { cpus: 2, descriptors: 20_000, resolve, read_token, mode, credentials: None }
+    Machine {
+        cpus: 2,
+        descriptors: 20_000,
+        memory_bytes: 8 << 30,
+        resolve,
+        read_token,
+        mode,
+        credentials: None,
+    }
 }
 
 fn read(text: &str) -> Result<Config, Faults> {
@@ -117,7 +125,7 @@ fn wrong_types_and_ranges() {
             "4:15: `incremental` is a boolean: it must be a string; put it in double quotes",
             "5:19: `stop_timeout_ms` is -1: out of range; choose a number from 0 to 600000",
             "6:24: `receive_buffer_bytes` is 0x100",
-            "8:15: `headers_max` is 7: out of range; choose a number from 8 to 1024",
+            "8:15: `headers_max` is 7: out of range; choose a number from 8 to 128",
             "9:18: `head_bytes_max` is a float: it must be a whole number",
             "10:19: `ping_timeout_ms` is 0: out of range; choose a number from 1 to 600000",
         ],

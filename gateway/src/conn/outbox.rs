@@ -19,6 +19,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 
 use super::slow::Backlog;
+use crate::budget::{Drawer, ShardAccount};
 use crate::metrics::Counters;
 use crate::ring::Buffer;
 use crate::rooms::{Heading, SlowLimits, SlowPolicy, gap_frame_bytes, heading};
@@ -30,6 +31,8 @@ use crate::time::Time;
 pub struct Stores {
     /// Byte vectors.
     pub spares: Spares,
+    /// What outboxes draw on, and everybody else of the shard.
+    pub account: ShardAccount,
     // Boxed, so that an outbox with one segment, which nearly all are, has eight bytes for more.
     #[allow(clippy::vec_box)]
     queues: Vec<Box<VecDeque<Segment>>>,
@@ -53,6 +56,17 @@ const REFILL_BYTES: usize = 32 * 1024;
 const REFILL_SEGMENTS: usize = crate::ring::linux::SEND_PARTS_MAX;
 
 impl Stores {
+    /// None are kept yet; outboxes draw on `account`.
+    pub fn new(account: ShardAccount) -> Stores {
+        Stores { account, ..Stores::default() }
+    }
+
+    /// Frees what is kept for later.
+    pub fn trim(&mut self) {
+        self.spares.trim();
+        self.queues = Vec::new();
+    }
+
     /// Bytes that are kept, for the memory ledger.
     pub fn held_bytes(&self) -> usize {
         self.spares.held_bytes()
@@ -157,9 +171,12 @@ impl Outbox {
             self.push(Segment { data: Data::Owned(vector), start: 0, queued_ms: 0 }, stores);
         }
         let Data::Owned(vector) = &mut self.tail().data else { unreachable!("opened above") };
-        let before = vector.len();
+        let (before, capacity) = (vector.len(), vector.capacity());
         write(vector);
         let added = vector.len() - before;
+        if vector.capacity() != capacity {
+            stores.account.change(Drawer::Outboxes, capacity, vector.capacity());
+        }
         self.bytes += added as u32;
         if added == 0 {
             self.drop_empty_tail(stores);
@@ -294,8 +311,11 @@ impl Outbox {
     fn make_backlog(&mut self, slow: &SlowLimits, stores: &mut Stores, metrics: &Counters) {
         let mut backlog = Box::new(Backlog::new(slow.policy == SlowPolicy::Conflate));
         let mut ahead_bytes = self.bytes();
+        // Frames of a backlog are the rooms' but for a few.
+        let mut given_back = 0;
         let mut hold_back = |segment: Segment| {
             ahead_bytes -= segment.bytes().len();
+            given_back += segment.owned_bytes();
             if let Data::Shared(frame) = &segment.data {
                 backlog.conflate(frame, metrics);
             }
@@ -309,6 +329,7 @@ impl Outbox {
         if let Some(queue) = &mut self.rest {
             queue.drain(kept.saturating_sub(1).min(queue.len())..).for_each(hold_back);
         }
+        stores.account.give_back(Drawer::Outboxes, given_back);
         self.keep_no_empty_queue(stores);
         self.bytes = (ahead_bytes + backlog.bytes()) as u32;
         self.backlog = Some(backlog);
@@ -352,12 +373,13 @@ impl Outbox {
     pub fn unlend(&mut self, stores: &mut Stores) {
         assert!(self.in_flight == 0, "the ring still reads the buffers");
         self.lent = false;
-        let Stores { spares, .. } = stores;
+        let Stores { spares, account, .. } = stores;
         let rest = self.rest.iter_mut().flat_map(|rest| rest.iter_mut());
         for segment in std::iter::once(&mut self.first).chain(rest) {
             if let Data::Lent(buffer) = &segment.data {
                 let mut vector = spares.take(buffer.len());
                 vector.extend_from_slice(buffer);
+                account.draw(Drawer::Outboxes, vector.capacity());
                 *segment = Segment { data: Data::Owned(vector), start: 0, queued_ms: 0 };
             }
         }
@@ -461,6 +483,7 @@ impl Outbox {
     }
 
     fn push(&mut self, segment: Segment, stores: &mut Stores) {
+        stores.account.draw(Drawer::Outboxes, segment.owned_bytes());
         if matches!(self.first.data, Data::Empty) {
             self.first = segment;
             return;
@@ -538,7 +561,16 @@ impl Segment {
         }
     }
 
+    /// Bytes that were drawn for it: of its own vector.
+    fn owned_bytes(&self) -> usize {
+        match &self.data {
+            Data::Owned(vector) => vector.capacity(),
+            Data::Empty | Data::Shared(_) | Data::Lent(_) => 0,
+        }
+    }
+
     fn recycle(self, stores: &mut Stores) {
+        stores.account.give_back(Drawer::Outboxes, self.owned_bytes());
         if let Data::Owned(vector) = self.data {
             stores.spares.give(vector);
         }

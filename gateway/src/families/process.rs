@@ -102,7 +102,7 @@ fn shard(task: &Path) -> Option<(u16, f64)> {
 }
 
 /// The least of what the control groups and the machine allow.
-fn memory_limit() -> Option<u64> {
+pub fn memory_limit() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let group = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
     let mut directory = Path::new("/sys/fs/cgroup").join(group);

@@ -6,6 +6,7 @@
 //! anybody, 429 where its own address has had its share, both with a `Retry-After`.
 
 use super::Shard;
+use super::shortage::MEMORY_SHORT;
 use crate::addresses::{AddressKey, Refusal};
 use crate::conn::{ConnId, Side};
 use crate::limits::addresses_max;
@@ -17,6 +18,7 @@ impl<R: Ring> Shard<R> {
     /// Takes a place for one more client that is served.
     pub(super) fn take_place(&self) -> bool {
         self.accept_limits.has_room(&self.table)
+            && !self.is_memory_short()
             && self.shared.clients.try_take(self.config.limits.connections_max)
     }
 
@@ -27,6 +29,11 @@ impl<R: Ring> Shard<R> {
             return true;
         }
         if !self.take_place() {
+            if self.is_memory_short() {
+                self.metrics.memory_refused.add(1);
+                self.refuse(id, 503, Cause::MemoryShort, MEMORY_SHORT);
+                return false;
+            }
             let why = "connections_max: the gateway has as many clients as it may have";
             self.refuse(id, 503, Cause::MemoryPressure, why);
             return false;

@@ -8,6 +8,7 @@
 
 use super::Shard;
 use super::forward::awaits_answer;
+use crate::budget::Drawer;
 use crate::conn::{ConnId, Counted, Phase, Side, State};
 use crate::journal::Closed;
 use crate::metrics::Cause;
@@ -212,12 +213,15 @@ impl<R: Ring> Shard<R> {
         if conn.flags.paused {
             metrics.slow_consumers.sub(1);
         }
+        stores.account.assemblies.remove(id.slot);
+        stores.account.outboxes.remove(id.slot);
         conn.outbox.clear(stores);
         delays.forget(&mut conn.mark, &metrics.recorder);
         let state = std::mem::take(&mut conn.state);
         let name = state.name();
         match state {
             State::Echo(mut decoder) | State::Rooms(mut decoder) => {
+                stores.account.give_back(Drawer::Assemblies, decoder.assembly_bytes());
                 decoder.release(&mut stores.spares);
             }
             _ => {}

@@ -214,6 +214,11 @@ impl Mailroom {
             + self.outgoing_bytes.iter().sum::<usize>()
     }
 
+    /// Bytes of letters that were not posted yet, without what they have on the heap.
+    pub fn waiting_bytes(&self) -> usize {
+        self.waiting * size_of::<Letter>()
+    }
+
     /// How many shards there are.
     pub fn shards(&self) -> u16 {
         self.outgoing.len() as u16

@@ -268,7 +268,7 @@ impl<R: Ring> Shard<R> {
             State::Rooms(decoder) => (std::mem::take(decoder), true),
             _ => return bytes.len(),
         };
-        let partial_bytes = decoder.partial_bytes();
+        let (partial_bytes, held_bytes) = (decoder.partial_bytes(), decoder.assembly_bytes());
         let (mut consumed, mut waits) = (0, false);
         while over.is_none() {
             let event = decoder.next(bytes, &mut consumed, &limits, &mut self.stores.spares);
@@ -304,9 +304,13 @@ impl<R: Ring> Shard<R> {
         if decoder.partial_bytes() != partial_bytes {
             conn.data_at = self.now;
         }
+        let mut held_now_bytes = decoder.assembly_bytes();
         match &mut conn.state {
             State::Echo(place) | State::Rooms(place) => *place = decoder,
-            _ => decoder.release(&mut self.stores.spares),
+            _ => {
+                held_now_bytes = 0;
+                decoder.release(&mut self.stores.spares);
+            }
         }
         if conn.outbox.owed_bytes() > PAUSE_AT_BYTES {
             self.pause(id);
@@ -316,6 +320,9 @@ impl<R: Ring> Shard<R> {
         }
         if let Some(limit) = over {
             self.start_fail(id, Cause::RateLimited, 1008, limit);
+        }
+        if held_now_bytes != held_bytes {
+            self.assembly_changed(id, held_bytes, held_now_bytes);
         }
         consumed
     }

@@ -3,6 +3,7 @@
 use std::io::IoSlice;
 
 use super::{RECORDS, Shard};
+use crate::budget::LISTED_BYTES_MIN;
 use crate::conn::delays::MarkId;
 use crate::conn::{ConnId, Phase, Side, State};
 use crate::ring::linux::SEND_PARTS_MAX;
@@ -15,8 +16,9 @@ const SENDS_PER_TURN: usize = 256;
 /// Bytes of one waiting send: its completion is how we notice that a slow peer makes progress.
 const SEND_BYTES_MAX: usize = 256 * 1024;
 
-/// Bytes in an outbox at which reading stops from whoever fills it, and at which it goes on.
-pub(super) const PAUSE_AT_BYTES: usize = 256 * 1024;
+pub(super) use crate::limits::PAUSE_AT_BYTES;
+
+/// Bytes in an outbox at which reading goes on from whoever fills it.
 const RESUME_AT_BYTES: usize = 64 * 1024;
 
 impl<R: Ring> Shard<R> {
@@ -33,10 +35,18 @@ impl<R: Ring> Shard<R> {
     fn submit_send(&mut self, id: ConnId) {
         let Shard { table, ring, stores, timers, config, now, .. } = self;
         let conn = &mut table[id];
-        if conn.flags.send_in_flight || conn.outbox.is_empty() || conn.phase == Phase::Closing {
+        if conn.outbox.is_empty() || conn.phase == Phase::Closing {
             return;
         }
         let lent = conn.outbox.is_lent();
+        // What is lent and tried is over at once.
+        let waits = conn.flags.send_in_flight || conn.flags.congested || !lent;
+        if waits && conn.outbox.bytes() >= LISTED_BYTES_MIN {
+            stores.account.outboxes.set(id.slot, conn.outbox.bytes());
+        }
+        if conn.flags.send_in_flight {
+            return;
+        }
         // Receive buffers are everybody's. They are lent for a send that is over at once; what the
         // socket does not take is copied out of them (`on_sent`) before we wait for it.
         let (mode, bytes_max) = if lent && !conn.flags.congested {
@@ -81,7 +91,11 @@ impl<R: Ring> Shard<R> {
         conn.flags.send_in_flight = false;
         let tried = conn.flags.send_try_now;
         conn.traffic.sent_bytes += result.unwrap_or(0) as u64;
+        let before = conn.outbox.bytes();
         let whole = conn.outbox.sent(result.unwrap_or(0), stores, *now);
+        if before >= LISTED_BYTES_MIN && conn.outbox.bytes() < before {
+            stores.account.outboxes.set(id.slot, conn.outbox.bytes());
+        }
         if RECORDS && conn.mark != MarkId::NONE {
             let route = metrics.recorder.route(conn.route);
             let to = match conn.side {

@@ -28,8 +28,10 @@ enum ConfigOf {
 }
 
 /// Causes that no client, upstream or signal can bring about.
-const NOT_PROVOKED: [(Cause, &str); 1] =
-    [(Cause::InternalError, "what the code takes when it has no cause, which is a bug")];
+const NOT_PROVOKED: [(Cause, &str); 2] = [
+    (Cause::InternalError, "what the code takes when it has no cause, which is a bug"),
+    (Cause::MemoryShort, "memory has to be filled for it: shortage.rs"),
+];
 
 impl ConfigOf {
     fn cases(self) -> &'static [Case] {

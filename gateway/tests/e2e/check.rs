@@ -22,7 +22,8 @@ fn the_annotated_example_is_in_order() {
 #[test]
 fn warnings_have_a_line_a_level_and_a_cure_and_count_where_that_is_asked_for() {
     let scratch = Scratch::new("warnings");
-    let good = scratch.write("good.toml", &format!("{HEAD}{ECHO_AND_ROOMS}"));
+    let few = "[limits]\nconnections_max = 64\n";
+    let good = scratch.write("good.toml", &format!("{HEAD}{ECHO_AND_ROOMS}{few}"));
     let text = format!("{HEAD}proxy_protocol = \"required\"\n{ECHO_AND_ROOMS}");
     let bad = scratch.write("bad.toml", &text.replace("127.0.0.1:0", "0.0.0.0:8080"));
     let user = ["--user", "penstock"];
@@ -37,6 +38,16 @@ fn warnings_have_a_line_a_level_and_a_cure_and_count_where_that_is_asked_for() {
     let place = format!("{}:{}: danger: `proxy_protocol` is", bad.display(), line + 1);
     assert!(said.contains(&place) && said.contains("; name the balancers in"), "{said}");
     assert_eq!(check(&bad, &strict).status.code(), Some(1));
+
+    // More than the budget, if every client used all it may.
+    let large = "[limits]\nmessage_bytes_max = 67_108_864\n";
+    let large = scratch.write("large.toml", &format!("{HEAD}{ECHO_AND_ROOMS}{large}"));
+    let output = check(&large, &user);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains(": warning: clients may ask for "), "{said}");
+    assert!(said.contains("; lower `limits.connections_max`"), "{said}");
+    assert_eq!(check(&large, &strict).status.code(), Some(1));
 
     // Root, whoever checks.
     let output = check(&good, &["--strict", "--user", "root"]);

@@ -46,6 +46,7 @@ mod relay;
 mod reload;
 mod rooms;
 mod second;
+mod shortage;
 mod sids;
 mod slow;
 mod socketio;
