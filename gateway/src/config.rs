@@ -30,7 +30,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use machine::{Machine, raise_descriptor_limit};
+pub use machine::{Machine, Resolve, raise_descriptor_limit};
 
 use crate::admin::token::Token;
 use crate::checks::CheckOptions;
@@ -221,6 +221,8 @@ pub struct Websocket {
     pub path: Option<String>,
     /// Whether they are asked for what is no WebSocket too.
     pub http: bool,
+    /// How often their names are resolved again; zero: with the file only.
+    pub resolve_interval: Duration,
     /// How they are checked. `None`: they are not.
     pub check: Option<CheckOptions>,
     /// What becomes of the clients of one that is drained, disabled or taken off the list.

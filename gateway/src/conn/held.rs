@@ -85,6 +85,7 @@ mod tests {
             cookie: None,
             session: Session::None,
             picked: None,
+            at_other: false,
             upstream: None,
             tried: Tried::default(),
             waits: false,

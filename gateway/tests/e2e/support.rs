@@ -346,7 +346,13 @@ impl Gateway {
     /// Starts with this command line.
     #[track_caller]
     pub fn run(arguments: &[&str]) -> Gateway {
-        let mut program = Program::start("penstock", Command::new(binary()).args(arguments));
+        Gateway::run_as(Command::new(binary()).args(arguments))
+    }
+
+    /// Starts with this command.
+    #[track_caller]
+    pub fn run_as(command: &mut Command) -> Gateway {
+        let mut program = Program::start("penstock", command);
         // "listening on ADDRESS (NAME)"
         let line = program.line_with("listening on ");
         let address = line.split(' ').nth(2).expect("an address");
