@@ -58,6 +58,8 @@ pub struct Target {
     pub url: UpstreamUrl,
     /// Where it is.
     pub address: UpstreamAddress,
+    /// Where it is otherwise.
+    pub other: Option<UpstreamAddress>,
     /// How it is checked.
     pub options: CheckOptions,
     /// What is asked for: the path of `options`, or what stands for it.
@@ -88,6 +90,7 @@ pub fn targets(config: &Config) -> Vec<Target> {
                 upstream: UpstreamName::new(&spec.url, &spec.address),
                 url: spec.url.clone(),
                 address: spec.address.clone(),
+                other: spec.other.clone(),
                 options: options.clone(),
                 path,
                 host: options.host.clone().unwrap_or_else(|| spec.url.host_header()),

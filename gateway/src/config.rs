@@ -31,7 +31,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use machine::{Machine, raise_descriptor_limit};
+pub use machine::{Machine, Resolve, raise_descriptor_limit};
 
 use crate::admin::token::Token;
 use crate::checks::CheckOptions;
@@ -237,6 +237,8 @@ pub struct Websocket {
     /// What connections to them are made from, spread evenly; those of an upstream's own family. Empty:
     /// the system chooses. At most [`SOURCE_ADDRESSES_MAX`].
     pub source_addresses: Vec<IpAddr>,
+    /// How often their names are resolved again; zero: with the file only.
+    pub resolve_interval: Duration,
     /// How they are checked. `None`: they are not.
     pub check: Option<CheckOptions>,
     /// What becomes of the clients of one that is drained, disabled or taken off the list.

@@ -296,6 +296,8 @@ pub struct Attempt {
     pub began_at: Time,
     /// The upstream that is tried: picked, and the group has not heard how it went.
     pub picked: Option<UpstreamId>,
+    /// That one is tried at its other address.
+    pub at_other: bool,
     /// The connection to it, once its socket is open.
     pub upstream: Option<ConnId>,
     /// Those that were tried in vain.

@@ -3,6 +3,7 @@
 //! ```text
 //!   SIGTERM, SIGINT, `penstock drain`  -> drain    not ready; `drain_delay`; the shards stop; exit
 //!   SIGHUP, `penstock reload`          -> reload   read, check, succeed; an order to each shard
+//!   names, resolve.rs              -> another list of upstreams, as by a reload
 //!   outcomes of checks.rs              -> an order to each shard, a line in the log
 //!   journals of the shards             -> lines in the log
 //!   admin.rs                           -> all of the above, and questions
@@ -24,7 +25,7 @@ use crate::access::{AccessLog, Closes};
 use crate::checks::{Changes, Checker, Outcome, targets};
 use crate::config::succession::{Succession, succeed};
 use crate::config::warnings::running_as_root;
-use crate::config::{Config, Overrides};
+use crate::config::{BackendKind, Config, Overrides};
 use crate::history::{self, History};
 use crate::interval_log;
 use crate::metrics::{Cause, Metrics};
@@ -33,7 +34,8 @@ use crate::server::Gateway;
 use crate::shard::drain::pace;
 use crate::shard::mailbox::{Letter, Order};
 use crate::troubles::Troubles;
-use crate::{admin, allocator, log, memory};
+use crate::upstream::UpstreamSpec;
+use crate::{admin, allocator, log, memory, resolve};
 
 /// How often journals are read, and a drain is looked after.
 const TICK: Duration = Duration::from_millis(100);
@@ -145,6 +147,7 @@ async fn serve(config: Config, source: Option<Source>, take_over: bool) -> Resul
         gateway,
     });
     tokio::spawn(check_health(Arc::clone(&control)));
+    tokio::spawn(resolve::keep(Arc::clone(&control)));
     tokio::spawn(write_log(Arc::clone(&control)));
     tokio::spawn(history::keep(Arc::clone(&control)));
     tokio::spawn(memory::keep(Arc::clone(&control)));
@@ -281,11 +284,50 @@ impl Control {
         let Succession { config, changes } = succeed(&old, new, |number| shared.is_in_use(number))
             .map_err(|refusal| refusal.to_string())?;
         let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
-        if changes.is_empty() {
+        // Names may have been resolved anew since, to what is not the file's answer now.
+        if changes.is_empty() && config.backends == old.backends {
             return Ok(Reloaded { generation: old.generation, changes });
         }
+        let generation = self.take_on(config).await?;
+        Ok(Reloaded { generation, changes })
+    }
+
+    /// Goes by another list of upstreams of a backend, if it is still the one that `before` was of.
+    /// Returns whether it does.
+    ///
+    /// # Errors
+    ///
+    /// As [`Control::reload`].
+    pub async fn take_on_upstreams(
+        &self,
+        backend: &str,
+        before: &[UpstreamSpec],
+        list: Vec<UpstreamSpec>,
+    ) -> Result<bool, String> {
+        let _one_at_a_time = self.reloading.lock().await;
+        let mut config = Config::clone(&self.config());
+        let live = config.backends.iter_mut().filter(|it| !it.retired && it.name == backend);
+        let found = live.filter_map(|it| match &mut it.kind {
+            BackendKind::Websocket(websocket) => Some(websocket),
+            _ => None,
+        });
+        let Some(websocket) = found.into_iter().find(|it| it.upstreams == before) else {
+            return Ok(false);
+        };
+        if self.phase() != Phase::Serving {
+            return Ok(false);
+        }
+        websocket.upstreams = list;
+        self.wait_for_generation(config.generation).await?;
+        config.generation += 1;
+        self.take_on(config).await?;
+        Ok(true)
+    }
+
+    /// Has every shard go by a configuration that follows the present one; returns its generation.
+    async fn take_on(&self, config: Config) -> Result<u64, String> {
         let generation = config.generation;
-        shared.budget.set_bytes_max(config.server.memory_bytes_max);
+        self.gateway.shared().budget.set_bytes_max(config.server.memory_bytes_max);
         let config = Arc::new(config);
         // Before the shards: what they write down may be of numbers that only this one has.
         self.config.send_replace(Arc::clone(&config));
@@ -293,7 +335,7 @@ impl Control {
             self.order_config(shard, &config).await?;
         }
         self.wait_for_generation(generation).await?;
-        Ok(Reloaded { generation, changes })
+        Ok(generation)
     }
 
     /// All shards go by a configuration or none does, so this waits for as long as it takes.

@@ -38,6 +38,7 @@ pub mod memory;
 pub mod metrics;
 pub mod random;
 pub mod recorder;
+pub mod resolve;
 pub mod server;
 pub mod shared;
 pub mod spares;

@@ -45,7 +45,9 @@ use crate::time::Time;
 use hash::mix;
 use health::Record;
 
-pub use address::{UNIX_PATH_BYTES_MAX, UpstreamAddress, UpstreamName, UpstreamUrl};
+pub use address::{
+    Place, UNIX_PATH_BYTES_MAX, UpstreamAddress, UpstreamName, UpstreamUrl, places_of,
+};
 pub use cookie::{COOKIE_NAME_DEFAULT, CookieToken, SameSite, StickyCookie};
 pub use hash::stable_hash;
 pub use health::{Checked, Evidence, Health, HealthOptions};
@@ -128,6 +130,8 @@ pub struct UpstreamSpec {
     pub url: UpstreamUrl,
     /// What that resolved to.
     pub address: UpstreamAddress,
+    /// The same server's other address: see [`places_of`].
+    pub other: Option<UpstreamAddress>,
     /// Its part of the clients against the others': 1 to [`WEIGHT_MAX`].
     pub weight: u32,
     /// Connections of this shard at most, those being opened included; 0: any number. See
@@ -676,6 +680,15 @@ impl Group {
     pub fn set_mode(&mut self, id: UpstreamId, mode: Mode, now: Time) {
         if let Some(upstream) = self.get_mut(id) {
             upstream.set_mode(mode, Some(now));
+        }
+    }
+
+    /// An upstream was reached at its other address, where clients are sent from here on.
+    pub fn on_other_address(&mut self, id: UpstreamId) {
+        if let Some(Upstream { spec, .. }) = self.get_mut(id)
+            && let Some(other) = &mut spec.other
+        {
+            std::mem::swap(&mut spec.address, other);
         }
     }
 

@@ -111,6 +111,7 @@ mod tests {
             upstream: UpstreamName::new(&url, &address),
             url,
             address,
+            other: None,
             options: CheckOptions {
                 kind: CheckKind::Connect,
                 path: None,

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -45,7 +46,7 @@ pub(super) async fn check(target: &Target, random: &mut Random) -> Finding {
     let clock = Clock { begin, deadline, timeout: target.options.timeout };
     let result = match &target.address {
         UpstreamAddress::Tcp(address) => {
-            let stream = clock.connect(TcpStream::connect(address)).await;
+            let stream = clock.connect(connect(*address, target.other.as_ref())).await;
             ask(stream, target, random, &clock).await
         }
         UpstreamAddress::Unix(path) => {
@@ -57,6 +58,14 @@ pub(super) async fn check(target: &Target, random: &mut Random) -> Finding {
         Ok(after) => Finding::Good(after),
         Err(Failure::Bad(why)) => Finding::Bad(why),
         Err(Failure::Hindered(why)) => Finding::Hindered(why),
+    }
+}
+
+/// A connection to the address of a server, or to its other one.
+async fn connect(address: SocketAddr, other: Option<&UpstreamAddress>) -> io::Result<TcpStream> {
+    match (TcpStream::connect(address).await, other) {
+        (Err(_), Some(UpstreamAddress::Tcp(other))) => TcpStream::connect(other).await,
+        (result, _) => result,
     }
 }
 

@@ -48,6 +48,7 @@ fn target(kind: CheckKind, address: UpstreamAddress, timeout: Duration) -> Targe
         host: url.host_header(),
         url,
         address,
+        other: None,
         options: CheckOptions { kind, path: None, host: None, interval, timeout },
         health: HealthOptions::default(),
     }

@@ -10,6 +10,9 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use crate::admin::token::Token;
 use crate::families::memory_limit;
 
+/// Finds the addresses of a name, or of an address, and a port: in any order, not an empty list.
+pub type Resolve = fn(&str, u16) -> io::Result<Vec<SocketAddr>>;
+
 /// What defaults are taken from and what values are held against. Tests bring their own, so that a
 /// file means the same on every machine.
 #[derive(Clone, Debug)]
@@ -22,8 +25,8 @@ pub struct Machine {
     /// What the process can use: the limit of its control groups, or else the machine's memory. In
     /// bytes.
     pub memory_bytes: u64,
-    /// Finds the address of `host` (a name or an address) and port.
-    pub resolve: fn(&str, u16) -> io::Result<SocketAddr>,
+    /// Finds the addresses of `host` (a name or an address) and port.
+    pub resolve: Resolve,
     /// Reads the token in a file.
     pub read_token: fn(&Path) -> Result<Token, String>,
     /// The permissions of the file of that name; `None`: there is none.
@@ -90,11 +93,13 @@ pub fn raise_descriptor_limit() -> io::Result<u64> {
     Ok(limit.current.unwrap_or(u64::MAX))
 }
 
-/// The first address the system's resolver names.
-fn resolve(host: &str, port: u16) -> io::Result<SocketAddr> {
+/// All addresses that the system's resolver names (getaddrinfo(3)), as every other program here sees
+/// them: /etc/hosts, nsswitch.conf, and the cache that knows how long a record lives.
+fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    (bare, port)
-        .to_socket_addrs()?
-        .next()
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
+    let found: Vec<SocketAddr> = (bare, port).to_socket_addrs()?.collect();
+    match found.is_empty() {
+        true => Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address")),
+        false => Ok(found),
+    }
 }

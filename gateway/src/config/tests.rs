@@ -25,11 +25,17 @@ kind = \"echo\"
 ";
 
 pub(super) fn machine() -> Machine {
-    fn resolve(host: &str, port: u16) -> io::Result<SocketAddr> {
+    fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         match host {
-            "backend.test" => Ok(SocketAddr::from(([192, 0, 2, 7], port))),
+            "backend.test" => Ok(vec![SocketAddr::from(([192, 0, 2, 7], port))]),
+            "three.test" => Ok([9, 8, 9, 7].map(|it| ([192, 0, 2, it], port).into()).into()),
+            "here.test" => Ok(vec![
+                SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port)),
+                SocketAddr::from(([127, 0, 0, 1], port)),
+            ]),
             _ => format!("{host}:{port}")
                 .parse()
+                .map(|address| vec![address])
                 .map_err(|_| io::Error::new(io::ErrorKind::NotFound, "no such name")),
         }
     }
@@ -408,6 +414,7 @@ fn upstreams() {
             preserve_host,
             http: true,
             source_addresses: Vec::new(),
+            resolve_interval: std::time::Duration::from_secs(30),
             check: None,
             path: path.map(str::to_owned),
             drained_clients: Clients::Stay,
@@ -429,10 +436,74 @@ fn spec(url: &str, address: &str) -> UpstreamSpec {
     UpstreamSpec {
         url: url.parse().expect("a URL"),
         address: UpstreamAddress::Tcp(address.parse().expect("an address")),
+        other: None,
         weight: 1,
         connections_max: 0,
         mode: Mode::Active,
     }
+}
+
+#[test]
+fn each_address_of_a_name_is_an_upstream() {
+    let config = good(&format!(
+        "{GOOD}[backend.g]\nkind = \"websocket\"\nresolve_interval_ms = 100\n\
+         [[backend.g.upstream]]\nurl = \"ws://three.test:1\"\nweight = 3\nconnections_max = 5\n\
+         [[backend.g.upstream]]\nurl = \"ws://here.test\"\n\
+         [[backend.g.upstream]]\nurl = \"ws://10.0.0.1\"\n\
+         [backend.h]\nkind = \"websocket\"\nurl = \"ws://three.test\"\n"
+    ));
+    let group = |name: &str| {
+        let backend = config.backends.iter().find(|backend| backend.name == name);
+        match &backend.expect("it is there").kind {
+            BackendKind::Websocket(group) => group.clone(),
+            kind => panic!("{kind:?}"),
+        }
+    };
+    let g = group("g");
+    let tcp = |text: &str| UpstreamAddress::Tcp(text.parse().expect("an address"));
+    let three = |address: &str| UpstreamSpec {
+        weight: 3,
+        connections_max: 5,
+        ..spec("ws://three.test:1", address)
+    };
+    let here =
+        UpstreamSpec { other: Some(tcp("[::1]:80")), ..spec("ws://here.test", "127.0.0.1:80") };
+    let last = spec("ws://10.0.0.1", "10.0.0.1:80");
+    let one = three("192.0.2.7:1");
+    let want =
+        [one.clone(), three("192.0.2.8:1"), three("192.0.2.9:1"), here.clone(), last.clone()];
+    assert_eq!(g.upstreams, want);
+    assert_eq!(group("h").upstreams.len(), 3);
+    assert_eq!(group("h").resolve_interval.as_secs(), 30);
+    // The same names, as they mean something else later.
+    assert!(g.has_names());
+    assert_eq!(g.resolved_again(machine().resolve), Ok(want.to_vec()));
+    fn moved(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        match host {
+            "three.test" => Ok(vec![([192, 0, 2, 7], port).into()]),
+            _ => (machine().resolve)(host, port),
+        }
+    }
+    assert_eq!(g.resolved_again(moved), Ok(vec![one, here, last]));
+    fn gone(_: &str, _: u16) -> io::Result<Vec<SocketAddr>> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+    let why = g.resolved_again(gone).expect_err("no such name");
+    assert!(why.starts_with("`three.test` does not resolve"), "{why}");
+    fn many(_: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        Ok((0..2000_u32).map(|it| (it.to_be_bytes(), port).into()).collect())
+    }
+    let why = g.resolved_again(many).expect_err("too many");
+    assert!(why.contains("at most 1024"), "{why}");
+    faulty(
+        &format!(
+            "{GOOD}[backend.g]\nkind = \"websocket\"\nurl = \"ws://a.b:1\"\nresolve_interval_ms = 99\n"
+        ),
+        &[
+            "9:7: `url` is \"ws://a.b:1\": `a.b` does not resolve",
+            "10:23: `resolve_interval_ms` is 99: a resolver is not asked more often",
+        ],
+    );
 }
 
 #[test]

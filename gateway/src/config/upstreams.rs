@@ -1,23 +1,31 @@
 //! `[backend.NAME]` of the kind `websocket`: its upstreams and how clients are spread over them.
 
 use std::fmt::Display;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::keys::written;
-use super::machine::Machine;
+use super::machine::{Machine, Resolve};
 use super::reader::{Placed, Reader, Section};
 use super::{Clients, SOURCE_ADDRESSES_MAX, Websocket};
 use crate::checks::{CheckKind, CheckOptions, StatusSet, check_host, check_path};
 use crate::route::PathPattern;
 use crate::upstream::{
     Balance, COOKIE_NAME_DEFAULT, Group, GroupOptions, HashKey, HealthOptions,
-    LOAD_FACTOR_PERCENT_DEFAULT, Mode, SameSite, StickyCookie, UpstreamAddress, UpstreamSpec,
-    UpstreamUrl, WEIGHT_MAX,
+    LOAD_FACTOR_PERCENT_DEFAULT, Mode, Place, SameSite, StickyCookie, UpstreamAddress,
+    UpstreamSpec, UpstreamUrl, WEIGHT_MAX, places_of,
 };
 
 /// A day.
 const AGE_MS_MAX: u64 = 86_400_000;
+
+/// How often names are resolved again when the file does not say: as long as records live that are
+/// meant to be moved (30 s in Kubernetes, 60 s at the large providers). The system's resolver does not
+/// tell a record's time to live, and whatever caches for it does know that.
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// The shortest interval.
+const RESOLVE_INTERVAL_MS_MIN: u64 = 100;
 
 /// Reads the section; `None` when it has no upstream, which has been reported.
 pub(super) fn read_websocket(
@@ -36,6 +44,7 @@ pub(super) fn read_websocket(
     let drained_clients = read_clients(&mut section, "drained_clients");
     let down_clients = read_clients(&mut section, "down_clients");
     let options = read_options(reader, &mut section, machine);
+    let resolve_interval = read_resolve_interval(reader, &mut section);
     let check = read_check(reader, &mut section);
     let entries = section.sections("upstream");
     let missing = url.is_none() && !section.has("url") && !section.has("upstream");
@@ -46,9 +55,8 @@ pub(super) fn read_websocket(
     let mut upstreams = Vec::new();
     match (url, entries.is_empty()) {
         (Some(url), true) => {
-            upstreams.extend(resolve(reader, &section, &url, machine).map(|(url, address)| {
-                UpstreamSpec { url, address, weight: 1, connections_max: 0, mode: Mode::Active }
-            }));
+            let found = resolve(reader, &section, &url, machine);
+            upstreams.extend(found.into_iter().flatten());
         }
         (Some(url), false) => reader.fault(
             &url.place,
@@ -57,7 +65,7 @@ pub(super) fn read_websocket(
         (None, _) => {}
     }
     for entry in entries {
-        upstreams.extend(read_upstream(reader, entry, machine, shards));
+        upstreams.extend(read_upstream(reader, entry, machine, shards).into_iter().flatten());
     }
     if missing {
         reader.echo(
@@ -91,6 +99,7 @@ pub(super) fn read_websocket(
         path,
         http,
         source_addresses,
+        resolve_interval,
         check,
         drained_clients,
         down_clients,
@@ -154,7 +163,7 @@ fn read_upstream(
     mut section: Section<'_, '_>,
     machine: &Machine,
     shards: u16,
-) -> Option<UpstreamSpec> {
+) -> Option<Vec<UpstreamSpec>> {
     section.set_scope("backend.websocket.upstream");
     let url = section.required("url", "ws://127.0.0.1:3000");
     let weight = section.number("weight", 1..=u64::from(WEIGHT_MAX), 1) as u32;
@@ -173,17 +182,31 @@ fn read_upstream(
     }
     let resolved = url.and_then(|url| resolve(reader, &section, &url, machine));
     section.finish();
-    let (url, address) = resolved?;
-    Some(UpstreamSpec { url, address, weight, connections_max, mode })
+    let with = |spec: UpstreamSpec| UpstreamSpec { weight, connections_max, mode, ..spec };
+    Some(resolved?.into_iter().map(with).collect())
 }
 
-/// What a URL names, and where that is.
+fn read_resolve_interval(reader: &Reader<'_>, section: &mut Section<'_, '_>) -> Duration {
+    let key = "resolve_interval_ms";
+    let interval = section.milliseconds(key, 0..=AGE_MS_MAX, RESOLVE_INTERVAL);
+    if (1..RESOLVE_INTERVAL_MS_MIN).contains(&(interval.as_millis() as u64)) {
+        let message = format!(
+            "`{key}` is {}: a resolver is not asked more often than every \
+             {RESOLVE_INTERVAL_MS_MIN}; raise it, or set it to 0 for names that stay",
+            interval.as_millis()
+        );
+        reader.fault(&section.place_of(key), message);
+    }
+    interval
+}
+
+/// The upstreams that a URL names: one, or one for each address of a name.
 fn resolve(
     reader: &Reader<'_>,
     section: &Section<'_, '_>,
     text: &Placed<String>,
     machine: &Machine,
-) -> Option<(UpstreamUrl, UpstreamAddress)> {
+) -> Option<Vec<UpstreamSpec>> {
     let fault = |why: &dyn Display| {
         reader.fault(&text.place, format!("`url` is \"{}\": {why}", text.value));
         None
@@ -194,22 +217,83 @@ fn resolve(
     };
     if let Some(path) = url.unix_path() {
         let address = UpstreamAddress::Unix(path.to_owned());
-        return Some((url, address));
+        return Some(vec![UpstreamSpec::of(url, address)]);
     }
     let (host, port) = url.host_and_port()?;
     match (machine.resolve)(host, port) {
-        Ok(address) => {
+        Ok(addresses) => {
+            let specs = specs_of(&UpstreamSpec::of(url.clone(), NOWHERE), addresses);
+            let url = &specs.first()?.url;
             // A name may come to mean another address: that is a change, too.
-            match format!("{host}:{port}") == address.to_string() {
+            let places: Vec<String> = specs.iter().map(|spec| spec.address.to_string()).collect();
+            match places == [format!("{host}:{port}")] {
                 true => section.settle("url", format_args!("\"{url}\"")),
-                false => section.settle("url", format_args!("\"{url}\" ({address})")),
+                false => section.settle("url", format_args!("\"{url}\" ({})", places.join(", "))),
             }
-            Some((url, UpstreamAddress::Tcp(address)))
+            Some(specs)
         }
         Err(error) => fault(&format!(
             "`{host}` does not resolve ({error}); correct the name, add it to DNS or /etc/hosts, \
              or write the address"
         )),
+    }
+}
+
+/// Stands in for an address that is not known yet.
+const NOWHERE: UpstreamAddress =
+    UpstreamAddress::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0));
+
+/// The upstreams of a name with these addresses, each like `one` otherwise.
+fn specs_of(one: &UpstreamSpec, addresses: Vec<SocketAddr>) -> Vec<UpstreamSpec> {
+    let spec = |Place { address, other }| UpstreamSpec {
+        address: UpstreamAddress::Tcp(address),
+        other: other.map(UpstreamAddress::Tcp),
+        ..one.clone()
+    };
+    places_of(addresses).into_iter().map(spec).collect()
+}
+
+impl Websocket {
+    /// Whether it has names that are to be resolved again.
+    pub fn has_names(&self) -> bool {
+        !self.resolve_interval.is_zero() && self.upstreams.iter().any(|spec| spec.url.is_name())
+    }
+
+    /// Its upstreams, as its names are to be understood now.
+    ///
+    /// # Errors
+    ///
+    /// A sentence: a name does not resolve, or the list that comes of it cannot be taken.
+    pub fn resolved_again(&self, resolve: Resolve) -> Result<Vec<UpstreamSpec>, String> {
+        let mut list: Vec<UpstreamSpec> = Vec::new();
+        for spec in &self.upstreams {
+            let name = spec.url.host_and_port().filter(|_| spec.url.is_name());
+            let Some((host, port)) = name else {
+                list.push(spec.clone());
+                continue;
+            };
+            // Its other addresses stand beside it.
+            if list.iter().any(|known| known.url == spec.url) {
+                continue;
+            }
+            let found = resolve(host, port);
+            let found = found.map_err(|error| format!("`{host}` does not resolve ({error})"))?;
+            list.extend(specs_of(spec, found));
+        }
+        let checked = Group::new(self.options.clone(), list.clone(), 0);
+        checked.map_err(|fault| fault.to_string())?;
+        if list.is_empty() {
+            return Err("its names have no address".to_owned());
+        }
+        Ok(list)
+    }
+}
+
+impl UpstreamSpec {
+    /// One with nothing special.
+    fn of(url: UpstreamUrl, address: UpstreamAddress) -> UpstreamSpec {
+        let mode = Mode::Active;
+        UpstreamSpec { url, address, other: None, weight: 1, connections_max: 0, mode }
     }
 }
 

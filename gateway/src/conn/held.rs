@@ -88,6 +88,7 @@ mod tests {
             picked_unfit: false,
             sent: 0,
             suspect: None,
+            at_other: false,
             upstream: None,
             tried: Tried::default(),
             waits: false,

@@ -110,6 +110,7 @@ impl<R: Ring> Shard<R> {
             picked_unfit: false,
             sent: 0,
             suspect: None,
+            at_other: false,
             upstream: None,
             tried: Tried::default(),
             waits: false,
@@ -137,6 +138,7 @@ impl<R: Ring> Shard<R> {
             Pick::Upstream(upstream) => {
                 group.on_picked(upstream);
                 attempt.picked = Some(upstream);
+                attempt.at_other = false;
                 conn.flags.socket_in_flight = true;
                 let upstream = group.get(upstream).expect("what was picked is in the list");
                 attempt.picked_unfit = upstream.health(*now) != Health::Up;
@@ -216,7 +218,8 @@ impl<R: Ring> Shard<R> {
         let address = attempt.and_then(|attempt| {
             let group = groups[usize::from(attempt.backend)].as_ref()?;
             // It may have left the list meanwhile.
-            Some(group.get(attempt.picked?)?.spec().address.clone())
+            let spec = group.get(attempt.picked?)?.spec();
+            if attempt.at_other { spec.other.clone() } else { Some(spec.address.clone()) }
         });
         match (result, address) {
             (Ok(slot), Some(address)) => self.connect_upstream(client, slot, &address),
@@ -289,6 +292,9 @@ impl<R: Ring> Shard<R> {
         let Some(AnswerHead { client, .. }) = conn.state.answer_head() else { return };
         let client = *client;
         if let Err(failure) = result {
+            if self.try_other_address(id, client) {
+                return;
+            }
             let why = format!("the upstream could not be reached: {failure}");
             return match failure.is_shortage() {
                 true => self.attempt_failed(id, client, Failing::Shortage, &why),
@@ -299,6 +305,12 @@ impl<R: Ring> Shard<R> {
         let Some(attempt) = attempt_of(&mut self.table[client].state) else {
             return self.start_close(id, Cause::ClientGone);
         };
+        if std::mem::take(&mut attempt.at_other)
+            && let Some(upstream) = attempt.picked
+            && let Some(group) = &mut self.groups[usize::from(attempt.backend)]
+        {
+            group.on_other_address(upstream);
+        }
         // Lent for the moment, since what is made of it goes into another connection's outbox.
         let head = std::mem::take(&mut attempt.head);
         let sent = self.send_request(id, client, &head);
@@ -364,6 +376,29 @@ impl<R: Ring> Shard<R> {
         self.timers.set(id.slot, table[id].deadline);
         self.mark_dirty(id);
         Some(())
+    }
+
+    /// A connect failed: the same server may have another address, where it is tried once.
+    fn try_other_address(&mut self, id: ConnId, client: ConnId) -> bool {
+        let Shard { table, ring, groups, config, random, .. } = self;
+        let Some(conn) = table.get_mut(client).filter(|conn| conn.phase == Phase::Open) else {
+            return false;
+        };
+        let Some(attempt) = attempt_of(&mut conn.state).filter(|attempt| !attempt.at_other) else {
+            return false;
+        };
+        let group = groups[usize::from(attempt.backend)].as_ref();
+        let upstream = group.and_then(|group| group.get(attempt.picked?));
+        let Some(other) = upstream.and_then(|upstream| upstream.spec().other.as_ref()) else {
+            return false;
+        };
+        attempt.at_other = true;
+        attempt.upstream = None;
+        conn.flags.socket_in_flight = true;
+        let source = source_of(config, attempt.backend, other, random);
+        ring.submit_socket(client, other, source);
+        self.start_close(id, Cause::BackendGone);
+        true
     }
 
     /// An upstream could not be reached, or broke off before it answered. The client goes on to the

@@ -57,6 +57,16 @@ impl UpstreamUrl {
         }
     }
 
+    /// Whether it takes a resolver to know where it is, so that it may be elsewhere later.
+    pub fn is_name(&self) -> bool {
+        match &self.target {
+            Target::Tcp { host, .. } => {
+                !host.starts_with('[') && host.parse::<std::net::Ipv4Addr>().is_err()
+            }
+            Target::Unix(_) => false,
+        }
+    }
+
     /// The path of the socket. `None`: TCP.
     pub fn unix_path(&self) -> Option<&Path> {
         match &self.target {
@@ -104,6 +114,34 @@ impl UpstreamName {
     pub fn new(url: &UpstreamUrl, address: &UpstreamAddress) -> UpstreamName {
         UpstreamName(stable_hash(format!("{url} {address}").as_bytes()))
     }
+}
+
+/// Where one upstream of a name is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its address, by which it is known.
+    pub address: SocketAddr,
+    /// The same server's other address; it is tried where that one is not to be reached.
+    pub other: Option<SocketAddr>,
+}
+
+/// The upstreams of a name with these addresses: each is one, and none twice. Their order is the same
+/// whatever order a resolver found them in. The loopback addresses of IPv4 and IPv6 are this machine
+/// both times, and so one server, which may listen on either.
+pub fn places_of(mut addresses: Vec<SocketAddr>) -> Vec<Place> {
+    addresses.sort_unstable();
+    addresses.dedup();
+    let first = |is: fn(&SocketAddr) -> bool| addresses.iter().copied().find(is);
+    let four = first(|address| address.is_ipv4() && address.ip().is_loopback());
+    let six = first(|address| address.is_ipv6() && address.ip().is_loopback());
+    let (twin, other) = match (four, six) {
+        (Some(four), Some(six)) => (Some(four), Some(six)),
+        _ => (None, None),
+    };
+    let places = addresses.iter().filter(|address| other != Some(**address));
+    places
+        .map(|&address| Place { address, other: other.filter(|_| twin == Some(address)) })
+        .collect()
 }
 
 /// The error says what is wrong and what to write instead.
@@ -226,6 +264,40 @@ mod tests {
             assert_eq!(url.to_string(), spelling, "{text}");
             assert_eq!(url.host_header(), host, "{text}");
             assert_eq!(url.to_string().parse(), Ok(url), "{text}");
+        }
+    }
+
+    #[test]
+    fn each_address_of_a_name_is_an_upstream() {
+        let places = |addresses: &[&str]| {
+            let addresses = addresses.iter().map(|text| text.parse().expect("an address"));
+            let line = |place: &Place| match place.other {
+                Some(other) => format!("{} or {other}", place.address),
+                None => place.address.to_string(),
+            };
+            places_of(addresses.collect()).iter().map(line).collect::<Vec<_>>().join(", ")
+        };
+        assert_eq!(places(&["10.0.0.2:80", "10.0.0.1:80"]), "10.0.0.1:80, 10.0.0.2:80");
+        assert_eq!(places(&["10.0.0.1:80", "10.0.0.1:80"]), "10.0.0.1:80");
+        assert_eq!(places(&["[2001:db8::1]:80", "10.0.0.1:80"]), "10.0.0.1:80, [2001:db8::1]:80");
+        assert_eq!(places(&["[::1]:80", "127.0.0.1:80"]), "127.0.0.1:80 or [::1]:80");
+        assert_eq!(places(&["[::1]:80"]), "[::1]:80");
+        assert_eq!(
+            places(&["[::1]:80", "127.0.1.1:80", "127.0.0.1:80", "10.0.0.1:80"]),
+            "10.0.0.1:80, 127.0.0.1:80 or [::1]:80, 127.0.1.1:80"
+        );
+    }
+
+    #[test]
+    fn what_has_to_be_resolved() {
+        for (url, is_name) in [
+            ("ws://localhost", true),
+            ("ws://a.example:1", true),
+            ("ws://127.0.0.1:1", false),
+            ("ws://[::1]:1", false),
+            ("unix:/run/a", false),
+        ] {
+            assert_eq!(url.parse::<UpstreamUrl>().expect("a URL").is_name(), is_name, "{url}");
         }
     }
 

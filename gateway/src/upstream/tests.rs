@@ -33,6 +33,7 @@ fn spec(number: u16, weight: u32) -> UpstreamSpec {
     UpstreamSpec {
         url: format!("ws://{address}").parse().expect("a URL"),
         address: UpstreamAddress::Tcp(address.parse().expect("an address")),
+        other: None,
         weight,
         connections_max: 0,
         mode: Mode::Active,

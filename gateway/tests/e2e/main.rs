@@ -1,7 +1,8 @@
 //! The gateway as a process, among real clients and servers on a real kernel.
 //!
-//! Nothing here sleeps or has a fixed port: every program says when it listens, and whoever waits
-//! waits for a line, a frame or the end of a stream. Programs are ended through their own handles.
+//! Nothing here has a fixed port: every program says when it listens. A test waits for a line, a frame or
+//! the end of a stream; it sleeps only between two looks at a number that is no line of anything, and
+//! where a stall of some length is what it is about. Programs are ended through their own handles.
 //!
 //! Tests that need Node, Python or Chromium find them where `scripts/test-tools` puts them
 //! (`PENSTOCK_TEST_HOME`) and fail with that advice when they are not there.
@@ -35,6 +36,7 @@ mod log;
 mod loss;
 mod memory;
 mod metrics;
+mod names;
 mod openapi;
 mod operator;
 mod orders;

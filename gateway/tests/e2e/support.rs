@@ -350,12 +350,17 @@ impl Gateway {
     /// Starts with this command line.
     #[track_caller]
     pub fn run(arguments: &[&str]) -> Gateway {
+        Gateway::run_as(Command::new(binary()).args(arguments))
+    }
+
+    /// Starts with this command.
+    #[track_caller]
+    pub fn run_as(command: &mut Command) -> Gateway {
         // An admin socket of its own, where the file names none.
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let directory = std::env::temp_dir().join(format!("e2e-{}-{number}", std::process::id()));
-        let mut command = Command::new(binary());
-        let command = command.args(arguments).env("RUNTIME_DIRECTORY", &directory);
+        let command = command.env("RUNTIME_DIRECTORY", &directory);
         let mut program = Program::start("penstock", command);
         // "listening on ADDRESS (NAME)"
         let line = program.line_with("listening on ");

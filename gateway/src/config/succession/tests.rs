@@ -148,8 +148,8 @@ fn no_secret_is_shown() {
 
 #[test]
 fn a_name_that_means_another_address_is_a_change() {
-    fn other(_: &str, port: u16) -> std::io::Result<std::net::SocketAddr> {
-        Ok(([192, 0, 2, 8], port).into())
+    fn other(_: &str, port: u16) -> std::io::Result<Vec<std::net::SocketAddr>> {
+        Ok(vec![([192, 0, 2, 8], port).into()])
     }
     let text = with("ws://10.0.0.5:3000", "ws://backend.test");
     let moved = Machine { resolve: other, ..machine() };
