@@ -94,13 +94,8 @@ impl Journal {
     /// Writes an entry down, or counts it as lost.
     pub fn push(&self, entry: Closed) {
         if self.closed.push(entry).is_err() {
-            self.leave_out();
+            self.lost.fetch_add(1, Ordering::Relaxed);
         }
-    }
-
-    /// Counts an entry as lost that there was nothing to write of.
-    pub fn leave_out(&self) {
-        self.lost.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The oldest entry that nobody has taken.

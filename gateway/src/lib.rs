@@ -25,6 +25,7 @@ pub mod allocator;
 pub mod checks;
 pub mod config;
 pub mod control;
+pub mod doorstep;
 pub mod families;
 pub mod histogram;
 pub mod history;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::addresses::Addresses;
 use crate::config::succession::Number;
+use crate::doorstep::Doorstep;
 use crate::limits::{BACKEND_NUMBERS_MAX, ROUTE_NUMBERS_MAX};
 
 /// The counts of one process.
@@ -19,6 +20,8 @@ pub struct Shared {
     pub rooms: Box<[Places]>,
     /// Where clients come from, where that is limited.
     pub addresses: Addresses,
+    /// Who has not asked for anything yet.
+    pub doorstep: Doorstep,
     /// Who is on each route, by its number: most have few routes, so it is made in pieces.
     routes: Box<[OnceLock<Box<[OnRoute]>>]>,
 }
@@ -33,6 +36,7 @@ impl Default for Shared {
             clients: Places::default(),
             rooms: (0..BACKEND_NUMBERS_MAX).map(|_| Places::default()).collect(),
             addresses: Addresses::default(),
+            doorstep: Doorstep::default(),
             routes: (0..pieces).map(|_| OnceLock::new()).collect(),
         }
     }
@@ -53,6 +57,7 @@ impl Shared {
         size_of::<Shared>()
             + size_of_val(&*self.rooms)
             + size_of_val(&*self.routes)
+            + self.doorstep.held_bytes()
             + pieces * ROUTES_PER_PIECE * size_of::<OnRoute>()
     }
 

@@ -72,6 +72,7 @@ impl<R: Ring> Shard<R> {
         conn.flags.routed = false;
         conn.code = 0;
         self.record_head(id);
+        self.leave_door(id);
         if !self.admit_client(id) || !self.identify(id, &request) {
             return;
         }
