@@ -199,6 +199,8 @@ pub struct Flags {
     pub on_route: bool,
     /// A client above `connections_max`, which is here to be told so.
     pub surplus: bool,
+    /// It counts as one that has not asked for anything yet (`doorstep.rs`).
+    pub at_door: bool,
     /// Its receive ended because no buffer was free; it is on the shard's list of the starved.
     pub starved: bool,
 }
@@ -489,6 +491,12 @@ impl Conn {
         let ends = close_sent || close_received || read_done || shut_wanted;
         let is_websocket = matches!(self.state, State::Echo(_) | State::Rooms(_) | State::Relay(_));
         self.phase == Phase::Open && is_websocket && self.cause.is_none() && !ends
+    }
+
+    /// Of a client: whether no whole head of a request has come yet.
+    pub fn is_silent(&self) -> bool {
+        let waits = matches!(self.state, State::ProxyHeader(_) | State::Head(_));
+        self.phase == Phase::Open && waits && self.requests == 0 && !self.flags.served
     }
 
     /// Whether it is not read because it sent more than its rates allow.

@@ -116,7 +116,7 @@ impl Journal {
     /// Writes an entry down, or counts it as lost.
     pub fn push(&self, entry: Closed) {
         if self.closed.push(entry).is_err() {
-            self.leave_out();
+            self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -138,11 +138,6 @@ impl Journal {
     /// Troubles that were not written since this was asked last.
     pub fn take_troubles_lost(&self) -> u64 {
         self.troubles_lost.swap(0, Ordering::Relaxed)
-    }
-
-    /// Counts an entry as lost that there was nothing to write of.
-    pub fn leave_out(&self) {
-        self.lost.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The oldest entry that nobody has taken.

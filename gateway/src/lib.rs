@@ -26,6 +26,7 @@ pub mod budget;
 pub mod checks;
 pub mod config;
 pub mod control;
+pub mod doorstep;
 pub mod families;
 pub mod histogram;
 pub mod history;

@@ -41,9 +41,13 @@ pub trait Ring {
     /// The next completion that has arrived, or `None` when all have been taken.
     fn next_completion(&mut self) -> Option<Completion>;
 
-    /// Arms the multishot accept of listener `listener`. Answers with any number of
+    /// Begins to accept at listener `listener`. Answers with any number of
     /// [`Completion::Accepted`] and, when it has ended, one [`Completion::AcceptEnded`].
     fn arm_accept(&mut self, listener: usize);
+
+    /// So many clients of all listeners may enter the table until this is called again; the others
+    /// wait in the backlog of their listener. A new ring is allowed any number.
+    fn allow_accepts(&mut self, count: u32);
 
     /// Ends the accept of a listener; it answers [`Completion::AcceptEnded`].
     fn cancel_accept(&mut self, listener: usize);
@@ -131,7 +135,7 @@ pub enum Completion {
         /// The client's address, as the socket has it.
         peer: SocketAddr,
     },
-    /// A multishot accept has ended and has to be armed again, or not.
+    /// An accept has ended and has to be armed again, or not.
     AcceptEnded {
         /// Which listener.
         listener: usize,

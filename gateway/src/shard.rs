@@ -63,7 +63,7 @@ use crate::shared::Shared;
 use crate::time::Time;
 use crate::timers::Wheel;
 use crate::upstream::Group;
-use accept::{AcceptLimits, Accepting};
+use accept::{AcceptLimits, Accepting, Silent};
 use drain::{Cutting, Loss, Sweep};
 use mailbox::{Letter, Mailroom};
 
@@ -114,6 +114,8 @@ pub struct Shard<R: Ring> {
     accept_retry_at: Time,
     /// Clients above `connections_max` that are here to be told so (`Flags::surplus`).
     surplus: u32,
+    /// Clients that have not asked for anything yet.
+    silent: Silent,
 
     // What a turn leaves for its end, or for the next.
     /// Whose bytes are looked at had been silent for a while (`meter::REST`).
@@ -226,6 +228,7 @@ impl<R: Ring> Shard<R> {
             accept_limits: AcceptLimits::new(slots),
             accept_retry_at: Time::NEVER,
             surplus: 0,
+            silent: Silent::default(),
             rested: false,
             dirty: VecDeque::new(),
             starved: VecDeque::new(),
@@ -268,6 +271,7 @@ impl<R: Ring> Shard<R> {
     /// Everything the gateway ever does starts on one of these lines.
     pub fn turn(&mut self) {
         let wait = self.next_wait();
+        self.ring.allow_accepts(self.accepts_allowed());
         self.ring.submit_and_wait(wait);
         self.mail.awake();
         self.now = self.ring.now(); // The time of all that happens in this turn.

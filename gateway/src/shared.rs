@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use crate::addresses::Addresses;
 use crate::budget::Budget;
 use crate::config::succession::Number;
+use crate::doorstep::Doorstep;
 use crate::limits::{BACKEND_NUMBERS_MAX, ROUTE_NUMBERS_MAX};
 
 /// The counts of one process.
@@ -22,6 +23,8 @@ pub struct Shared {
     pub budget: Arc<Budget>,
     /// Where clients come from, where that is limited.
     pub addresses: Addresses,
+    /// Who has not asked for anything yet.
+    pub doorstep: Doorstep,
     /// Who is on each route, by its number: most have few routes, so it is made in pieces.
     routes: Box<[OnceLock<Box<[OnRoute]>>]>,
 }
@@ -37,6 +40,7 @@ impl Default for Shared {
             rooms: (0..BACKEND_NUMBERS_MAX).map(|_| Places::default()).collect(),
             budget: Arc::default(),
             addresses: Addresses::default(),
+            doorstep: Doorstep::default(),
             routes: (0..pieces).map(|_| OnceLock::new()).collect(),
         }
     }
@@ -57,6 +61,7 @@ impl Shared {
         size_of::<Shared>()
             + size_of_val(&*self.rooms)
             + size_of_val(&*self.routes)
+            + self.doorstep.held_bytes()
             + pieces * ROUTES_PER_PIECE * size_of::<OnRoute>()
     }
 

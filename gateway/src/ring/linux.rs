@@ -1,7 +1,7 @@
 //! The kernel's io_uring behind [`Ring`]. One ring belongs to one thread, the one that made it.
 //!
 //! What is relied on, all of it in Linux 6.1: deferred task work, direct descriptors, multishot
-//! accept and receive, rings of provided buffers. `LinuxRing::new` tries each before it returns and
+//! receive, rings of provided buffers. `LinuxRing::new` tries each before it returns and
 //! names what is missing. Two newer things are used where the kernel has them: incremental
 //! buffers (6.12) and a submission queue without its index array (6.6).
 //!
@@ -9,6 +9,10 @@
 //! descriptor, on which the peer's address is read and options are set, that is then moved into a
 //! direct slot of the kernel's choice and closed. A direct accept saves half a microsecond of the
 //! accept and needs Linux 6.8 to learn who has connected.
+//!
+//! A multishot accept takes all that waits in a backlog before it returns, thousands in a reconnect
+//! storm, whether the table has room for them or not. So the ring polls its listeners and accepts by
+//! itself, as many in a turn as the shard allows (`take_clients`); accept4 tells the address as well.
 
 #![allow(unsafe_code)]
 
@@ -25,7 +29,7 @@ use std::time::Duration;
 
 use io_uring::types::{BufRingEntry, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
 use super::buffers::Pool;
 use super::{Completion, Failure, Ring, SendMode, Wait, Waker};
@@ -68,6 +72,7 @@ const BUFFER_GROUP: u16 = 0;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Op {
+    /// Polls a listener, once.
     Accept = 1,
     /// Moves an ordinary descriptor into a direct slot; the token's slot is an index of `moves`.
     Move,
@@ -124,7 +129,13 @@ pub struct LinuxRing {
     batch_next: usize,
     /// Answers that need no kernel.
     ready: VecDeque<Completion>,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Listening>,
+    /// The listener that is accepted at first in the next turn.
+    next_listener: usize,
+    /// Clients that may still be accepted in this turn.
+    accepts_left: u32,
+    /// Clients that were accepted when the table had no slot left; they get the next ones.
+    held: VecDeque<(OwnedFd, usize, SocketAddr)>,
     moves: Moves,
     gather: Gather,
     local_ports: Option<u32>,
@@ -163,7 +174,10 @@ impl LinuxRing {
             batch: Vec::with_capacity(BATCH),
             batch_next: 0,
             ready: VecDeque::new(),
-            listeners,
+            listeners: Vec::with_capacity(listeners.len()),
+            next_listener: 0,
+            accepts_left: u32::MAX,
+            held: VecDeque::new(),
             moves: Moves::default(),
             gather: Gather::new(),
             local_ports: local_ports(),
@@ -172,6 +186,11 @@ impl LinuxRing {
             eventfd: Arc::new(eventfd),
             eventfd_count: Box::new(0),
         };
+        for socket in listeners {
+            // What is polled has to say "nobody" at once: who was there may have gone meanwhile.
+            socket.set_nonblocking(true).map_err(|e| SetupError::new("a listener", e))?;
+            this.listeners.push(Listening { socket, state: Accepting::No });
+        }
         this.self_test()?;
         this.arm_wake();
         Ok(this)
@@ -319,7 +338,7 @@ impl LinuxRing {
             Op::Connect => Completion::Connected { id, result: result.map(drop) },
             Op::Shutdown => Completion::ShutDown { id },
             Op::Close => Completion::Closed { id },
-            Op::Accept => return self.on_accept(id.slot as usize, result, more),
+            Op::Accept => return self.on_polled(id.slot as usize, result),
             Op::Move => return self.on_moved(id.slot, result),
             Op::Wake => {
                 self.arm_wake();
@@ -329,37 +348,79 @@ impl LinuxRing {
         })
     }
 
-    fn on_accept(
-        &mut self,
-        listener: usize,
-        result: Result<u32, Failure>,
-        more: bool,
-    ) -> Option<Completion> {
-        let failure = match result {
-            Ok(fd) => {
-                // SAFETY: the kernel has just made this descriptor for us.
-                let socket = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
-                let peer = SockRef::from(&socket).peer_addr().ok().and_then(|a| a.as_socket());
-                // Without an address the client has gone already: dropping closes the socket.
-                if let Some(peer) = peer {
-                    self.start_move(socket, Move::Accepted { listener, peer });
-                }
-                None
+    /// Somebody waits at a listener, or its poll has failed or been cancelled.
+    fn on_polled(&mut self, listener: usize, result: Result<u32, Failure>) -> Option<Completion> {
+        // Closed since.
+        let listening = self.listeners.get_mut(listener)?;
+        let failure = match (result, listening.state) {
+            (Ok(_), Accepting::Polled) => {
+                listening.state = Accepting::Ready;
+                return None;
             }
-            Err(failure) => Some(failure),
+            (Ok(_), _) => None,
+            (Err(failure), _) => Some(failure),
         };
-        (!more).then_some(Completion::AcceptEnded { listener, failure })
+        listening.state = Accepting::No;
+        Some(Completion::AcceptEnded { listener, failure })
+    }
+
+    fn poll_listener(&mut self, listener: usize) {
+        let listening = &mut self.listeners[listener];
+        listening.state = Accepting::Polled;
+        let fd = types::Fd(listening.socket.as_raw_fd());
+        let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).build();
+        self.push(&entry, Token::new(Op::Accept, 0, listener as u32));
+    }
+
+    /// Accepts as many clients as are allowed, of those that wait.
+    fn take_clients(&mut self) {
+        // Those on their way into the table count, too.
+        self.accepts_left = self.accepts_left.saturating_sub(self.moves.accepted);
+        while self.accepts_left > 0
+            && let Some((socket, listener, peer)) = self.held.pop_front()
+        {
+            self.accepts_left -= 1;
+            self.start_move(socket, Move::Accepted { listener, peer });
+        }
+        let count = self.listeners.len();
+        for offset in 0..count {
+            self.accept_at((self.next_listener + offset) % count);
+        }
+        self.next_listener = (self.next_listener + 1) % count.max(1);
+    }
+
+    fn accept_at(&mut self, listener: usize) {
+        while self.accepts_left > 0 && self.listeners[listener].state == Accepting::Ready {
+            match self.listeners[listener].socket.accept() {
+                Ok((socket, peer)) => {
+                    self.accepts_left -= 1;
+                    self.start_move(OwnedFd::from(socket), Move::Accepted { listener, peer });
+                }
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EAGAIN) => self.poll_listener(listener),
+                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                        self.listeners[listener].state = Accepting::No;
+                        let failure = Some(Failure::TableFull);
+                        self.ready.push_back(Completion::AcceptEnded { listener, failure });
+                    }
+                    // The one that was next is gone (accept(2)).
+                    _ => self.accepts_left -= 1,
+                },
+            }
+        }
     }
 
     fn on_moved(&mut self, index: u32, result: Result<u32, Failure>) -> Option<Completion> {
-        let (slot, purpose) = self.moves.finish(index);
+        let (slot, purpose, socket) = self.moves.finish(index);
         let result = result.map(|_| slot);
         match purpose {
-            Move::Accepted { listener, peer } => Some(match result {
-                Ok(slot) => Completion::Accepted { listener, slot, peer },
-                // The client is closed; the shard decides when to accept again. (It stops at a
-                // watermark below the size of the table, so this takes a burst.)
-                Err(failure) => Completion::AcceptRefused { listener, failure },
+            Move::Accepted { listener, peer } => Some(match (result, socket) {
+                (Ok(slot), _) => Completion::Accepted { listener, slot, peer },
+                (Err(Failure::TableFull), Some(socket)) => {
+                    self.held.push_back((socket, listener, peer));
+                    return None;
+                }
+                (Err(failure), _) => Completion::AcceptRefused { listener, failure },
             }),
             Move::Opened { owner } => Some(Completion::SocketOpened { owner, result }),
             Move::SelfTest => result.ok().map(|slot| Completion::Accepted {
@@ -377,7 +438,9 @@ impl Ring for LinuxRing {
     }
 
     fn submit_and_wait(&mut self, wait: Wait) {
-        if !self.ready.is_empty() || self.batch_next < self.batch.len() {
+        self.take_clients();
+        let more_wait = self.listeners.iter().any(|it| it.state == Accepting::Ready);
+        if more_wait || !self.ready.is_empty() || self.batch_next < self.batch.len() {
             return self.enter(0, None);
         }
         match wait {
@@ -413,9 +476,11 @@ impl Ring for LinuxRing {
     }
 
     fn arm_accept(&mut self, listener: usize) {
-        let fd = types::Fd(self.listeners[listener].as_raw_fd());
-        let entry = opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC).build();
-        self.push(&entry, Token::new(Op::Accept, 0, listener as u32));
+        self.poll_listener(listener);
+    }
+
+    fn allow_accepts(&mut self, count: u32) {
+        self.accepts_left = count;
     }
 
     fn stop_listening(&mut self) {
@@ -423,6 +488,12 @@ impl Ring for LinuxRing {
     }
 
     fn cancel_accept(&mut self, listener: usize) {
+        let state = &mut self.listeners[listener].state;
+        if *state == Accepting::Ready {
+            *state = Accepting::No;
+            return self.ready.push_back(Completion::AcceptEnded { listener, failure: None });
+        }
+        *state = Accepting::Ending;
         let target = Token::new(Op::Accept, 0, listener as u32);
         self.push(&opcode::AsyncCancel::new(target.0).build(), Token::new(Op::Cancel, 0, 0));
     }
@@ -651,9 +722,29 @@ impl fmt::Display for SetupError {
 
 impl std::error::Error for SetupError {}
 
+/// A listener, and how far its accept is.
+struct Listening {
+    socket: TcpListener,
+    state: Accepting,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Accepting {
+    /// Nobody is accepted.
+    No,
+    /// A poll will say when somebody waits.
+    Polled,
+    /// That poll is cancelled.
+    Ending,
+    /// Somebody waits, or may.
+    Ready,
+}
+
 /// Descriptors on their way into the table.
 #[derive(Default)]
 struct Moves {
+    /// Those that were accepted.
+    accepted: u32,
     // Boxed one by one, because the kernel reads and writes `fd` while the vector may grow. As
     // many as there are accepts and connects in one turn.
     #[allow(clippy::vec_box)]
@@ -679,6 +770,7 @@ enum Move {
 impl Moves {
     fn add(&mut self, socket: OwnedFd, purpose: Move) -> (u32, NonNull<RawFd>) {
         let fd = socket.as_raw_fd();
+        self.accepted += u32::from(matches!(purpose, Move::Accepted { .. }));
         let entry = MoveEntry { fd, socket: Some(socket), purpose };
         let index = match self.free.pop() {
             Some(index) => {
@@ -693,13 +785,14 @@ impl Moves {
         (index, NonNull::from(&mut self.entries[index as usize].fd))
     }
 
-    /// The slot that the kernel wrote, if it did.
-    fn finish(&mut self, index: u32) -> (u32, Move) {
+    /// The slot that the kernel wrote, if it did, and the ordinary descriptor.
+    fn finish(&mut self, index: u32) -> (u32, Move, Option<OwnedFd>) {
         let entry = &mut self.entries[index as usize];
-        entry.socket = None;
+        let socket = entry.socket.take();
         self.free.push(index);
+        self.accepted -= u32::from(matches!(entry.purpose, Move::Accepted { .. }));
         // SAFETY: a place that the kernel has written to since the compiler last saw it.
-        (unsafe { (&raw const entry.fd).read_volatile() } as u32, entry.purpose)
+        (unsafe { (&raw const entry.fd).read_volatile() } as u32, entry.purpose, socket)
     }
 }
 

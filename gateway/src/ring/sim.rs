@@ -19,7 +19,7 @@
 //! ```
 //!
 //! It does what Linux was seen to do where that hurts: a freed slot goes to the very next socket;
-//! a multishot ends without an error; without buffers a receive fails even on an idle socket, and
+//! a multishot ends without an error; no more clients are accepted than are allowed; without buffers a receive fails even on an idle socket, and
 //! its data stays; a full table accepts a connection only to close it; a reset is reported once,
 //! to whoever asks first, and afterwards a receive reads the end of the stream; a close with bytes
 //! unread resets the connection; a turn brings forty events at most. And it is strict where the
@@ -321,6 +321,10 @@ impl Ring for SimRing {
 
     fn arm_accept(&mut self, listener: usize) {
         self.submit(Submission::Accept(listener));
+    }
+
+    fn allow_accepts(&mut self, count: u32) {
+        self.world.borrow_mut().rings[self.index].accepts_left = count;
     }
 
     fn stop_listening(&mut self) {

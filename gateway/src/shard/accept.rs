@@ -3,12 +3,21 @@
 //! Above `connections_max`, and when the table has few slots left, clients are still accepted, as far
 //! as a small reserve goes: to answer their requests with 503 (`admit.rs`). Only when that is used up
 //! they wait in the listener's backlog, which tells them nothing.
+//!
+//! A turn accepts a few clients and no more, so that in a reconnect storm those who are served already
+//! wait for a few opens and not for thousands. The others wait in the backlog meanwhile.
+//!
+//! A client that has connected and asks for nothing costs its sender next to nothing. So an address has
+//! its share of those (`doorstep.rs`), above which they are only in the reserve; and where there is no
+//! room, who has been silent for the longest goes first. A newcomer that speaks finds room by that.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use super::Shard;
-use crate::conn::Side;
 use crate::conn::table::Table;
+use crate::conn::{Conn, ConnId, Side};
 use crate::metrics::Cause;
 use crate::ring::{Failure, Ring};
 
@@ -17,6 +26,29 @@ const SLOTS_RESERVED: u32 = 64;
 
 /// Clients above the limit that a shard has at once, to tell them so.
 const SURPLUS_MAX: u32 = 64;
+
+/// Clients accepted in one turn. A relayed one takes 50 to 100 microseconds until it is open.
+const ACCEPTS_PER_TURN: u32 = 16;
+
+/// How long a client may always be silent: its first bytes come a moment behind its connection. The
+/// exception are those above the share of their address.
+const SILENCE: Duration = Duration::from_millis(250);
+
+/// How often a shard without room looks for clients that were silent for that long.
+const ROOM_WAIT: Duration = Duration::from_millis(100);
+
+/// Silent clients that are sent away at a time.
+const SENT_AWAY: usize = 4;
+
+/// Clients that have not asked for anything yet, in the order in which they came, and some that have,
+/// or are gone: those are taken out when they come to the front, or are half of all.
+#[derive(Default)]
+pub(super) struct Silent {
+    /// Those that have a place.
+    placed: VecDeque<ConnId>,
+    /// Those in the reserve.
+    surplus: VecDeque<ConnId>,
+}
 
 /// The accept of one listener.
 #[derive(Clone, Copy, Default)]
@@ -60,7 +92,7 @@ impl AcceptLimits {
     /// Accepting starts again a little below where it stops, so that it does not flip with every
     /// client.
     fn leave_room(&self, table: &Table, surplus: u32) -> bool {
-        let below = |max: u32| max - 1 - max / 64;
+        let below = |max: u32| max - 1 - (max / 64).min(64);
         surplus <= below(self.surplus_max) && table.open() <= below(self.open_max)
     }
 }
@@ -75,8 +107,23 @@ impl<R: Ring> Shard<R> {
     pub(super) fn on_accepted(&mut self, listener: usize, slot: u32, peer: SocketAddr) {
         let id = self.table.occupy(slot, Side::Client, peer, self.now);
         self.metrics.accepted.add(1);
-        let surplus = !self.take_place();
+        self.table[id].addresses.set_listener(listener);
+        let has_share_left = self.come_to_door(id);
+        let surplus = !(has_share_left && self.take_place());
         self.surplus += u32::from(surplus);
+        if surplus && has_share_left {
+            // Its request is about to come: there may be room for it then.
+            self.send_silent_away(false, SILENCE);
+        } else if surplus && self.surplus > self.accept_limits.surplus_max / 2 {
+            // Not for those of one address to fill: they make room for each other.
+            self.send_silent_away(true, Duration::ZERO);
+        }
+        let queue = if surplus { &mut self.silent.surplus } else { &mut self.silent.placed };
+        queue.push_back(id);
+        if queue.len() > 2 * self.table.open() as usize + 64 {
+            let table = &self.table;
+            queue.retain(|id| is_silent(table, *id));
+        }
         let conn = &mut self.table[id];
         conn.flags.surplus = surplus;
         conn.deadline = self.now + self.config.limits.handshake_timeout;
@@ -92,14 +139,18 @@ impl<R: Ring> Shard<R> {
 
     pub(super) fn on_accept_refused(&mut self) {
         self.metrics.accepted.add(1);
+        // Who it was, the ring has not told, so no line of the log does.
         self.metrics.count_close(Cause::MemoryPressure);
-        // Who it was, the ring has not told.
-        self.journal.leave_out();
         self.stop_accepting_when_full();
     }
 
-    /// A multishot accept ends for many reasons, with and without an error, and never by itself
-    /// for good: it is armed again whenever there is room.
+    /// How many clients the coming turn may accept: never more than there are slots for.
+    pub(super) fn accepts_allowed(&self) -> u32 {
+        ACCEPTS_PER_TURN.min(self.accept_limits.open_max.saturating_sub(self.table.open()))
+    }
+
+    /// An accept ends when it is cancelled, and when the system has no descriptor to give. It is
+    /// armed again whenever there is room.
     pub(super) fn on_accept_ended(&mut self, listener: usize, failure: Option<Failure>) {
         let accepting = &mut self.accepting[listener];
         accepting.armed = false;
@@ -119,7 +170,7 @@ impl<R: Ring> Shard<R> {
             return;
         }
         if !self.accept_limits.leave_room(&self.table, self.surplus) {
-            return;
+            return self.make_room();
         }
         for listener in 0..self.accepting.len() {
             if !self.accepting[listener].armed {
@@ -145,6 +196,42 @@ impl<R: Ring> Shard<R> {
     fn stop_accepting_when_full(&mut self) {
         if self.accept_limits.are_met(&self.table, self.surplus) {
             self.stop_accepting();
+            self.make_room();
         }
     }
+
+    /// There is no room for newcomers: who has been silent for the longest goes.
+    fn make_room(&mut self) {
+        if self.is_accepting() && !self.accept_limits.are_met(&self.table, self.surplus) {
+            return;
+        }
+        for _ in 0..SENT_AWAY {
+            if !self.send_silent_away(true, SILENCE) && !self.send_silent_away(false, SILENCE) {
+                break;
+            }
+        }
+        if !self.silent.surplus.is_empty() || !self.silent.placed.is_empty() {
+            self.accept_retry_at = self.accept_retry_at.min(self.now + ROOM_WAIT);
+        }
+    }
+
+    /// Closes the client that has been silent for the longest, of those in the reserve or of those with
+    /// a place. `false`: none has been silent for `least`.
+    fn send_silent_away(&mut self, surplus: bool, least: Duration) -> bool {
+        let queue = if surplus { &mut self.silent.surplus } else { &mut self.silent.placed };
+        while queue.front().is_some_and(|id| !is_silent(&self.table, *id)) {
+            queue.pop_front();
+        }
+        let Some(oldest) = queue.front().copied() else { return false };
+        if self.now.since(self.table[oldest].opened_at) < least {
+            return false;
+        }
+        queue.pop_front();
+        self.start_close(oldest, Cause::ClientTimeoutHandshake);
+        true
+    }
+}
+
+fn is_silent(table: &Table, id: ConnId) -> bool {
+    table.get(id).is_some_and(Conn::is_silent)
 }

@@ -9,12 +9,36 @@ use super::Shard;
 use super::shortage::MEMORY_SHORT;
 use crate::addresses::{AddressKey, Refusal};
 use crate::conn::{ConnId, Side};
+use crate::doorstep::silent_max;
 use crate::limits::addresses_max;
 use crate::metrics::Cause;
 use crate::ring::Ring;
 use crate::route::{Route, RouteIndex};
 
 impl<R: Ring> Shard<R> {
+    /// Counts a client as one that has not asked for anything yet. `false`: its address has as many
+    /// of those as it may have, and this one is not counted. Proxies speak for many, and may have
+    /// any number.
+    pub(super) fn come_to_door(&mut self, id: ConnId) -> bool {
+        let Shard { table, shared, config, .. } = self;
+        let conn = &mut table[id];
+        let (listener, ip) = (conn.addresses.listener(), conn.addresses.peer().ip());
+        if config.listeners[listener].access.trusted_proxies.contains(ip) {
+            return true;
+        }
+        let max = silent_max(config.limits.connections_max);
+        conn.flags.at_door = shared.doorstep.enter(listener, ip, max);
+        conn.flags.at_door
+    }
+
+    /// It has asked for something, or is gone.
+    pub(super) fn leave_door(&mut self, id: ConnId) {
+        let conn = &mut self.table[id];
+        if std::mem::take(&mut conn.flags.at_door) {
+            self.shared.doorstep.leave(conn.addresses.listener(), conn.addresses.peer().ip());
+        }
+    }
+
     /// Takes a place for one more client that is served.
     pub(super) fn take_place(&self) -> bool {
         self.accept_limits.has_room(&self.table)
@@ -130,6 +154,7 @@ impl<R: Ring> Shard<R> {
 
     /// A slot becomes free: so do its places.
     pub(super) fn release_places(&mut self, id: ConnId) {
+        self.leave_door(id);
         let Shard { table, shared, surplus, now, .. } = self;
         let conn = &mut table[id];
         let was_on_route = std::mem::take(&mut conn.flags.on_route);

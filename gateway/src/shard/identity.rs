@@ -25,8 +25,7 @@ impl<R: Ring> Shard<R> {
 
     /// What a client's connection begins with. `false`: not with this one, it is being closed.
     pub(super) fn start_client(&mut self, id: ConnId, listener: usize) -> bool {
-        self.table[id].addresses.set_listener(listener);
-        let access = self.access(id);
+        let access = &self.config.listeners[listener].access;
         let needs_header = access.proxy_protocol;
         let may_send = access.may_send_proxy_header(self.table[id].client_ip());
         self.table[id].state = match needs_header {
@@ -75,8 +74,13 @@ impl<R: Ring> Shard<R> {
         conn.state = State::Head(Head::default());
         if let Some(source) = header.source {
             let listener = conn.addresses.listener();
+            self.leave_door(id);
+            let conn = &mut self.table[id];
             conn.addresses = Addresses::of(source);
             conn.addresses.set_listener(listener);
+            if !self.come_to_door(id) {
+                return self.start_close(id, Cause::RateLimited);
+            }
         }
         let rest = &mut bytes[header.len..];
         if !rest.is_empty() {

@@ -72,6 +72,7 @@ impl<R: Ring> Shard<R> {
         conn.flags.routed = false;
         conn.code = 0;
         self.record_head(id);
+        self.leave_door(id);
         if self.access(id).strict_paths && !http::is_plain_path(request.path) {
             return self.refuse_head(id, HttpError::LoosePath);
         }

@@ -46,6 +46,8 @@ pub(super) struct Kernel {
     /// goes to the very next socket.
     hint: usize,
     listeners: Vec<Listener>,
+    /// Clients that may still be accepted.
+    pub(super) accepts_left: u32,
     queue: Vec<Submission>,
     ready: VecDeque<Ready>,
     pub(super) pool: Pool,
@@ -286,6 +288,7 @@ impl World {
             slots: (0..slots).map(|_| Slot::default()).collect(),
             hint: 0,
             listeners: (0..listeners).map(|_| Listener::default()).collect(),
+            accepts_left: u32::MAX,
             queue: Vec::new(),
             ready: VecDeque::new(),
             pool: Pool::new(buffers, buffer_bytes),

@@ -169,10 +169,12 @@ impl World {
 
     fn attempt_accept(&mut self, ring: usize, listener: usize) {
         let now = self.now;
-        let backlog = &mut self.rings[ring].listeners[listener].backlog;
-        if backlog.front().is_none_or(|next| next.0 > now) {
+        let Kernel { listeners, accepts_left, .. } = &mut self.rings[ring];
+        let backlog = &mut listeners[listener].backlog;
+        if backlog.front().is_none_or(|next| next.0 > now) || *accepts_left == 0 {
             return;
         }
+        *accepts_left -= 1;
         let (_, link, peer) = backlog.pop_front().expect("looked at above");
         // The connection has been accepted when the lack of a slot is noticed, and is closed.
         let slot = if self.fires(Fault::TableFull) { None } else { self.rings[ring].allocate() };
