@@ -150,9 +150,9 @@ pub struct ShardAccount {
 
 impl ShardAccount {
     /// An account on which nothing is drawn.
-    pub fn new(budget: Arc<Budget>) -> ShardAccount {
+    pub fn new(budget: &Arc<Budget>) -> ShardAccount {
         let mut account = ShardAccount::default();
-        account.budget.clone_from(&budget);
+        account.budget = Arc::clone(budget);
         account
     }
 
@@ -255,7 +255,7 @@ mod tests {
     fn shards() -> (Arc<Budget>, ShardAccount, ShardAccount) {
         let budget: Arc<Budget> = Arc::default();
         budget.set_bytes_max(MAX);
-        let account = || ShardAccount::new(Arc::clone(&budget));
+        let account = || ShardAccount::new(&budget);
         let (a, b) = (account(), account());
         (budget, a, b)
     }

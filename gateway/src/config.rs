@@ -194,7 +194,8 @@ impl Backend {
     }
 }
 
-/// The kinds of backend.
+/// The kinds of backend. There are few of them, so their sizes do not matter.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BackendKind {
     /// Sends every message back.

@@ -218,7 +218,7 @@ impl<R: Ring> Shard<R> {
             random,
             table: Table::new(slots),
             timers: Wheel::new(now, slots),
-            stores: Stores::new(ShardAccount::new(Arc::clone(&shared.budget))),
+            stores: Stores::new(ShardAccount::new(&shared.budget)),
             delays: Delays::default(),
             mail,
             metrics: counters,

@@ -264,7 +264,7 @@ impl<R: Ring> Shard<R> {
             }
             super::mark_dirty(conn, other.slot, dirty);
         }
-        self.relayed(id, other, scanned);
+        self.relayed(id, other, &scanned);
     }
 
     /// Forwards bytes that are not in a receive buffer.
@@ -278,7 +278,7 @@ impl<R: Ring> Shard<R> {
             });
             super::mark_dirty(conn, other.slot, dirty);
         }
-        self.relayed(id, other, scanned);
+        self.relayed(id, other, &scanned);
     }
 
     fn scan(&mut self, id: ConnId, bytes: &[u8]) -> Option<(Scanned, ConnId)> {
@@ -334,7 +334,7 @@ impl<R: Ring> Shard<R> {
     }
 
     /// What was seen in the frames of one side decides how both go on.
-    fn relayed(&mut self, id: ConnId, other: ConnId, scanned: Scanned) {
+    fn relayed(&mut self, id: ConnId, other: ConnId, scanned: &Scanned) {
         if scanned.data {
             self.table[id].data_at = self.now;
         }
