@@ -16,7 +16,8 @@ fn the_annotated_example_is_in_order() {
     let output = check(&file, &["--user", "penstock"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
-    assert!(said.is_empty(), "{said}");
+    // It allows as many clients as the tables hold, which is more than a small machine has memory for.
+    assert!(said.lines().all(|line| line.contains(": warning: clients may ask for ")), "{said}");
 }
 
 #[test]
