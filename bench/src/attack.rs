@@ -89,6 +89,9 @@ pub(crate) struct Options {
     /// Ends that time as soon as the memory is back, though not before this.
     #[arg(long = "after-seconds-min", value_parser = options::seconds, value_name = "SECONDS")]
     after_min: Option<Duration>,
+    /// Until a client is told that its upstream is gone: longer than limits.lost_window_ms.
+    #[arg(long = "told-seconds-max", default_value = "3", value_parser = options::seconds, value_name = "SECONDS")]
+    told_max: Duration,
     /// The most that the server may have resident.
     #[arg(long, default_value_t = 1 << 30)]
     rss_bytes_max: u64,
@@ -107,8 +110,8 @@ const P99_TIMES_ALLOWED: u64 = 3;
 const RSS_BACK_BYTES: u64 = 20_000_000;
 /// For a probe of the admin interface.
 const PROBE_ALLOWED: Duration = Duration::from_secs(1);
-/// For telling a client that its upstream is gone: limits.lost_window_ms, and a second.
-const TOLD_ALLOWED_NS: u64 = 3_000_000_000;
+/// What a connection that has failed may pour in, what fits into the kernel's buffers included.
+const POURED_BYTES: u64 = 8_000_000;
 const OPENING_TIMEOUT: Duration = Duration::from_secs(60);
 const DRAIN: Duration = Duration::from_secs(5);
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(50);
@@ -155,13 +158,10 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
     open_staying(&mut engine, &mut good, options, watch)?;
     let started_at = SystemTime::now();
     let bounds = Bounds {
-        connections: options.hostile * kind.factor,
+        connections: connections(options, kind),
         addresses: kind.addresses.unwrap_or(options.hostile_addresses),
         bytes_per_second: options.hostile_bytes_per_second,
-        opens_per_second: match kind.opens_each {
-            0.0 => f64::INFINITY,
-            each => each * f64::from(options.hostile),
-        },
+        opens_per_second: kind.opens_min.max(kind.opens_each * f64::from(options.hostile)),
     };
     let done = Done::default();
     let probe_stop = AtomicBool::new(false);
@@ -209,6 +209,10 @@ struct Seen {
     broken_off: bool,
     killed: bool,
     complete: bool,
+}
+
+fn connections(options: &Options, kind: &Kind) -> u32 {
+    (options.hostile * kind.factor).min(kind.connections_max)
 }
 
 fn open_staying(
@@ -304,7 +308,7 @@ fn play<'scope>(
             _ => {}
         }
         if let Some(since) = ending
-            && (good.all_back() || since.elapsed() >= DRAIN)
+            && ((good.all_back() && engine.opening() == 0) || since.elapsed() >= DRAIN)
         {
             break;
         }
@@ -389,8 +393,8 @@ fn report(
     probed: Option<&Probed>,
     done: &Done,
 ) -> Map<String, Value> {
-    let missed = missed(options, kind, good, seen, found, probed);
     let bytes = done.bytes.load(Ordering::Relaxed);
+    let missed = missed(options, kind, good, seen, found, probed, bytes);
     let mut report = Map::new();
     let mut put = |key: &str, value: Value| {
         report.insert(key.to_owned(), value);
@@ -423,7 +427,7 @@ fn report(
     put(
         "hostile",
         json!({
-            "connections": options.hostile * kind.factor,
+            "connections": connections(options, kind),
             "opened_count": found.opened,
             "open_max": found.open_max,
             "resets_before_an_answer_count": found.resets,
@@ -451,6 +455,7 @@ fn missed(
     seen: &Seen,
     found: &Found,
     probed: Option<&Probed>,
+    bytes: u64,
 ) -> Vec<String> {
     let mut missed = Vec::new();
     let errors: u64 = good.periods.iter().map(|period| period.errors.total()).sum();
@@ -464,10 +469,12 @@ fn missed(
     let (before, during) = (good.periods[0].p99_ns(), good.periods[1].p99_ns());
     if during > P99_ALLOWED_NS.max(P99_TIMES_ALLOWED * before) {
         let ms = |ns: u64| ns as f64 / 1e6;
-        missed.push(format!("p99 {:.1} ms, before {:.1} ms", ms(during), ms(before)));
+        let late = ms(good.periods[1].lag.value_at_quantile(0.99));
+        let text = format!("p99 {:.1} ms, before {:.1} ms", ms(during), ms(before));
+        missed.push(format!("{text} (the tool itself was {late:.1} ms late)"));
     }
     let told = good.periods.iter().map(|period| period.told.max()).max().unwrap_or(0);
-    if told > TOLD_ALLOWED_NS {
+    if u128::from(told) > options.told_max.as_nanos() {
         missed.push(format!("told of a lost upstream after {:.1} s", told as f64 / 1e9));
     }
     if seen.broken_off {
@@ -488,6 +495,9 @@ fn missed(
     // They are honest clients that come together, and are owed an answer.
     if kind.name == "backlog" && found.resets > 0 {
         missed.push(format!("{} connects were reset", found.resets));
+    }
+    if kind.name == "pouring" && bytes > found.opened * POURED_BYTES {
+        missed.push(format!("{} kB taken of each that pours", bytes / found.opened.max(1) / 1000));
     }
     if let Some(probed) = probed
         && (probed.failed > 0 || probed.longest > PROBE_ALLOWED)

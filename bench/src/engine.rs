@@ -455,7 +455,8 @@ impl Engine {
         let open_before = self.counts.open;
         let (mut next, mut asked) = (0, 0);
         while self.counts.open > 0 && started.elapsed() < timeout {
-            let ended = open_before - self.counts.open;
+            // One that was opening may have become open.
+            let ended = open_before.saturating_sub(self.counts.open);
             while next < self.len() && asked < ended + CLOSING_MAX {
                 if self.is_open(next) {
                     self.start_close(next);

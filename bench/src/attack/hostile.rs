@@ -75,8 +75,6 @@ struct Attack<'a> {
     buffer: Vec<u8>,
 }
 
-/// From an end to the next connection of the same client.
-const PAUSE: Duration = Duration::from_millis(100);
 /// Written by one client before others get their turn.
 const TURN_BYTES: usize = 256 * 1024;
 
@@ -184,7 +182,6 @@ impl Attack<'_> {
             socket.bind(&SocketAddrV4::new(Ipv4Addr::from(source), 0).into())?;
         }
         let foe = &mut self.foes[index as usize];
-        foe.generation += 1;
         foe.mind = Mind { index, round: foe.mind.round, ..Mind::default() };
         (foe.is_connected, foe.is_waiting, foe.is_blocked) = (false, false, false);
         foe.next = Next::Again;
@@ -218,13 +215,15 @@ impl Attack<'_> {
             let text = error.map_or("error".into(), |error| error.kind().to_string());
             return self.end(index, &text);
         }
-        let mut is_over = flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::RDHUP);
+        let is_stubborn = self.kind.is_stubborn;
+        let mut is_over = flags.intersects(epoll::EventFlags::HUP)
+            || (flags.intersects(epoll::EventFlags::RDHUP) && !is_stubborn);
         if flags.intersects(epoll::EventFlags::IN) && (self.kind.reads || !foe.mind.answered) {
             // A bound for a server that never stops: edges come again with more data.
             for _ in 0..64 {
                 match (&*socket).read(&mut self.buffer) {
                     Ok(0) => {
-                        is_over = true;
+                        is_over |= !is_stubborn;
                         break;
                     }
                     Ok(len) if !foe.mind.answered => {
@@ -252,7 +251,7 @@ impl Attack<'_> {
             foe.next = Next::Again;
             self.go_on(index);
         }
-        if is_over {
+        if is_over && self.foes[index as usize].generation == generation {
             self.end(index, "closed");
         }
     }
@@ -328,13 +327,15 @@ impl Attack<'_> {
         // "HTTP/1.1 503 …"
         let status = foe.head.get(9..12).filter(|_| foe.head.starts_with(b"HTTP/1."));
         let status = status.map(|code| String::from_utf8_lossy(code).into_owned());
-        if status.is_none() && reason.contains("reset") {
+        if status.is_none() && (reason.contains("reset") || reason == "broken pipe") {
             self.found.resets += 1;
         }
         let after = status.unwrap_or_else(|| "no answer".into());
         self.found.endings.add(&format!("{reason} after {after}"));
         foe.mind.round += 1;
+        // Whatever waits for the connection that is over waits in vain.
+        foe.generation += 1;
         foe.out = Vec::new();
-        self.timers.push(Reverse((Instant::now() + PAUSE, index, foe.generation)));
+        self.timers.push(Reverse((Instant::now() + self.kind.pause, index, foe.generation)));
     }
 }

