@@ -324,6 +324,10 @@ impl<'a> Good<'a> {
                 return Err(text);
             }
             self.fail(client, &text);
+            // A publish that was refused: counted, and not waited for.
+            self.states[client as usize].back += 1;
+            let members = self.members(self.room(client));
+            self.deliveries_due = self.deliveries_due.saturating_sub(members);
             return Ok(());
         }
         if event["event"] != "message" {

@@ -152,6 +152,8 @@ pub(super) const KINDS: &[Kind] = &[
     },
     Kind {
         step: unfinished,
+        // Where the memory is full, 503 is right as well.
+        newcomers_judged: false,
         ..kind("unfinished", "a message of 1 MiB but for its last byte", 2.0)
     },
     Kind {
@@ -322,7 +324,8 @@ fn pings(mind: &mut Mind, ground: &Ground, out: &mut Vec<u8>) -> Next {
 fn fragments(mind: &mut Mind, ground: &Ground, out: &mut Vec<u8>) -> Next {
     match mind.step {
         1 => {
-            ground.upgrade(ground.either(mind), mind, b"", out);
+            // To the echo: through the relay they would be a load on the upstream as well.
+            ground.upgrade(&ground.echo, mind, b"", out);
             return Next::Answer;
         }
         2 => out.extend_from_slice(b"\x02\x80\0\0\0\0"),
