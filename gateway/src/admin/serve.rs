@@ -2,26 +2,29 @@
 //!
 //! | Bound | At it |
 //! | --- | --- |
-//! | connections | the next waits in the backlog until one has ended |
+//! | connections, and those of one address over TCP | the oldest that has asked for nothing makes room for the next; where all have asked, the next waits until one has ended, or is closed if it is of that address |
 //! | time for a request's head, silence between two requests included | closed |
 //! | bytes of a head | 431 |
 //! | a request's body | no request has one; it is not read, and the connection ends after the answer |
 //! | time in which a client over TCP takes nothing of its answer | cut off (`TCP_USER_TIMEOUT`) |
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Extension;
 use axum::serve::{Listener, ListenerExt};
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 /// Where a request comes from.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +49,8 @@ impl fmt::Display for Peer {
 pub(super) struct Bounds {
     /// Connections at a time.
     pub(super) connections: usize,
+    /// Those of one address among them, over TCP.
+    pub(super) of_address: usize,
     /// For the head of a request, from the end of the one before.
     pub(super) head: Duration,
     /// For the next bytes of an answer to be taken.
@@ -55,7 +60,7 @@ pub(super) struct Bounds {
 impl Default for Bounds {
     fn default() -> Bounds {
         let seconds = Duration::from_secs;
-        Bounds { connections: 64, head: seconds(10), stall: seconds(30) }
+        Bounds { connections: 64, of_address: 16, head: seconds(10), stall: seconds(30) }
     }
 }
 
@@ -84,22 +89,91 @@ async fn serve<L: Listener>(
     peer_of: fn(&L::Addr) -> Peer,
 ) {
     let places = Arc::new(Semaphore::new(bounds.connections));
-    // It is never closed.
-    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+    let guests = Arc::new(Guests::default());
+    loop {
         // It waits for a moment when there is no descriptor.
         let (stream, address) = listener.accept().await;
-        let router = router.clone().layer(Extension(peer_of(&address)));
+        let peer = peer_of(&address);
+        let ip = match peer {
+            Peer::Unix => None,
+            Peer::Tcp(address) => Some(address.ip()),
+        };
+        if ip.is_some() && guests.count(ip) >= bounds.of_address && !guests.dismiss_silent(ip) {
+            continue;
+        }
+        if places.available_permits() == 0 {
+            guests.dismiss_silent(None);
+        }
+        // They are never closed.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let guest = guests.add(ip);
+        let guests = Arc::clone(&guests);
+        let service = TowerToHyperService::new(router.clone().layer(Extension(peer)));
         tokio::spawn(async move {
+            let service = service_fn(|request| {
+                guest.has_asked.store(true, Ordering::Relaxed);
+                service.call(request)
+            });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(bounds.head)
                 .max_header_size(HEAD_BYTES_MAX)
                 .max_buf_size(4 * HEAD_BYTES_MAX)
-                .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-            // Whatever a client did wrong is its own affair.
-            let _ = connection.await;
+                .serve_connection(TokioIo::new(stream), service);
+            tokio::select! {
+                // Whatever a client did wrong is its own affair.
+                _ = connection => {}
+                () = guest.dismissed.notified() => {}
+            }
+            guests.remove(&guest);
             drop(place);
         });
+    }
+}
+
+/// Who is connected, in the order in which they came.
+#[derive(Default)]
+struct Guests(Mutex<VecDeque<Arc<Guest>>>);
+
+struct Guest {
+    /// `None`: it came over the Unix socket.
+    ip: Option<IpAddr>,
+    /// A request of it was whole.
+    has_asked: AtomicBool,
+    dismissed: Notify,
+}
+
+impl Guests {
+    fn add(&self, ip: Option<IpAddr>) -> Arc<Guest> {
+        let guest = Guest { ip, has_asked: AtomicBool::new(false), dismissed: Notify::new() };
+        let guest = Arc::new(guest);
+        self.with(|guests| guests.push_back(Arc::clone(&guest)));
+        guest
+    }
+
+    fn remove(&self, guest: &Arc<Guest>) {
+        self.with(|guests| guests.retain(|it| !Arc::ptr_eq(it, guest)));
+    }
+
+    fn count(&self, ip: Option<IpAddr>) -> usize {
+        self.with(|guests| guests.iter().filter(|guest| guest.ip == ip).count())
+    }
+
+    /// Sends away the one that has been there for the longest without having asked for anything: of
+    /// this address, or of all. `false`: all have asked.
+    fn dismiss_silent(&self, ip: Option<IpAddr>) -> bool {
+        self.with(|guests| {
+            let oldest = guests.iter().position(|guest| {
+                (ip.is_none() || guest.ip == ip) && !guest.has_asked.load(Ordering::Relaxed)
+            });
+            let Some(guest) = oldest.and_then(|at| guests.remove(at)) else { return false };
+            guest.dismissed.notify_one();
+            true
+        })
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut VecDeque<Arc<Guest>>) -> T) -> T {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -154,7 +228,11 @@ mod tests {
     #[tokio::test]
     async fn one_connection_too_many_waits_for_another_to_end() {
         let address = start(Bounds { connections: 2, ..Bounds::default() }).await;
-        let [first, second] = [connect(address).await, connect(address).await];
+        let [mut first, mut second] = [connect(address).await, connect(address).await];
+        for client in [&mut first, &mut second] {
+            client.write_all(GET).await.expect("it is read");
+            assert_eq!(client.read(&mut [0]).await.expect("an answer"), 1);
+        }
         let mut third = connect(address).await;
         third.write_all(GET).await.expect("the kernel takes it");
         let mut byte = [0];
@@ -163,6 +241,24 @@ mod tests {
         drop(first);
         assert_eq!(third.read(&mut byte).await.expect("an answer"), 1);
         drop(second);
+    }
+
+    #[tokio::test]
+    async fn who_asks_for_nothing_keeps_nobody_out() {
+        for bounds in [
+            Bounds { connections: 4, ..Bounds::default() },
+            Bounds { of_address: 4, ..Bounds::default() },
+        ] {
+            let address = start(bounds).await;
+            let mut silent = Vec::new();
+            for _ in 0..20 {
+                silent.push(connect(address).await);
+            }
+            let mut probe = connect(address).await;
+            probe.write_all(GET).await.expect("the kernel takes it");
+            assert_eq!(probe.read(&mut [0]).await.expect("an answer"), 1);
+            assert_eq!(rest(&mut silent.remove(0)).await, "", "the oldest was sent away");
+        }
     }
 
     #[tokio::test]

@@ -192,7 +192,8 @@ fn a_client_that_is_slow_keeps_nobody_from_asking() {
     assert_eq!(gateway.status("GET /api/v1/status", TOKEN), 200);
     // None of them gets anything but an end.
     for mut stream in slow {
-        stream.shutdown(Shutdown::Write).expect("it is open");
+        // The oldest have had to make room.
+        let _ = stream.shutdown(Shutdown::Write);
         let mut answer = String::new();
         let _ = stream.read_to_string(&mut answer);
         assert!(!answer.contains("200 OK"), "{answer}");
