@@ -50,6 +50,7 @@ fn cookie(text: &str) {
         secret: b"s".to_vec(),
         max_age: Duration::ZERO,
         same_site: SameSite::Lax,
+        secure: false,
     };
     let token = sticky.token(UpstreamName::new(&url, &address));
     // Ours stands in front, and is found whatever follows.
