@@ -347,7 +347,16 @@ impl Config {
 
     /// Checks `text`; `name` stands for the file in faults.
     pub fn parse(name: &str, text: &str) -> Result<Config, Faults> {
-        check::check(name, text, &Machine::here(), &Overrides::default()).0
+        Config::parse_on(&Machine::here(), name, text)
+    }
+
+    /// The same for another machine than this one.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with it.
+    pub fn parse_on(machine: &Machine, name: &str, text: &str) -> Result<Config, Faults> {
+        check::check(name, text, machine, &Overrides::default()).0
     }
 
     /// The backends of the file, with their numbers.

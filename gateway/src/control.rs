@@ -483,14 +483,25 @@ async fn check_health(control: Arc<Control>) {
     }
 }
 
+/// Said once; the counter goes on.
+const SIDS_MISSED: &str = "an upstream answered a request that opens a session of Engine.IO with no session \
+                           that is understood: further requests of it may meet another upstream; \
+                           `sticky_cookie = true` keeps browsers where they are, \
+                           penstock_sids_missed_total counts on";
+
 /// Makes lines of what the shards have written down.
 async fn write_log(control: Arc<Control>) {
     let mut configs = control.config.subscribe();
     // As the file has it: what was ordered since stays until the file says something new.
     let mut level = configs.borrow_and_update().log.level.clone();
     let mut told = 0;
+    let mut told_missed = false;
     loop {
         tokio::time::sleep(TICK).await;
+        if !told_missed && control.gateway.counters().iter().any(|it| it.sids_missed.get() > 0) {
+            told_missed = true;
+            warn!("{SIDS_MISSED}");
+        }
         if configs.has_changed().unwrap_or(false) {
             let options = &configs.borrow_and_update().log;
             control.access().set_options(options);

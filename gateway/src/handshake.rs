@@ -240,12 +240,13 @@ pub fn encode_upstream_request(
 
 /// Appends an ordinary request to an upstream: the client's, with the headers of one hop made anew.
 /// Its body follows as the client frames it, so the framing headers stay. The connection is not
-/// used again.
+/// used again. `is_read`: we have to read the answer, so it is not to be compressed (RFC 9110 §12.5.3).
 pub fn encode_forwarded_request(
     out: &mut Vec<u8>,
     request: &Request<'_>,
     host: Option<&str>,
     path: Option<&str>,
+    is_read: bool,
     forwarded: &Forwarded<'_>,
 ) {
     // As old as the client's: the answer must be one that it understands (RFC 9112 §2.3).
@@ -261,8 +262,13 @@ pub fn encode_forwarded_request(
     if request.headers.get("transfer-encoding").is_some() {
         encode_header(out, "Transfer-Encoding", b"chunked");
     }
+    if is_read {
+        encode_header(out, "Accept-Encoding", b"identity");
+    }
     let is_ours = |name: &str| {
-        is_one_of(name, &["host", "transfer-encoding"]) || is_replaced_claim(name, forwarded)
+        is_one_of(name, &["host", "transfer-encoding"])
+            || is_replaced_claim(name, forwarded)
+            || (is_read && is_one_of(name, &["accept-encoding"]))
     };
     encode_end_to_end(out, &request.headers, is_ours);
     out.extend_from_slice(b"\r\n");
@@ -666,7 +672,7 @@ mod tests {
                 Forwarded { client: "203.0.113.9".parse().unwrap(), proto: "https", proxy };
             let (mut upgrade, mut plain) = (Vec::new(), Vec::new());
             encode_upstream_request(&mut upgrade, &request, KEY, None, None, &forwarded);
-            encode_forwarded_request(&mut plain, &request, None, None, &forwarded);
+            encode_forwarded_request(&mut plain, &request, None, None, false, &forwarded);
             let all = |wire: &[u8]| {
                 let sent = parse_request(wire, &LIMITS).unwrap();
                 sent.headers.all(name).collect::<Vec<_>>().join("|")
@@ -711,7 +717,9 @@ mod tests {
         let sent = |line: &str, path: Option<&str>| {
             let head = format!("{line}\r\n\r\n");
             let request = parse_request(head.as_bytes(), &LIMITS).unwrap();
-            text(|out| encode_forwarded_request(out, &request, None, path, &ours("10.0.0.1")))
+            text(|out| {
+                encode_forwarded_request(out, &request, None, path, false, &ours("10.0.0.1"))
+            })
         };
         let old = sent("GET /health HTTP/1.0", None);
         assert!(old.starts_with("GET /health HTTP/1.0\r\nConnection: close\r\n"), "{old}");

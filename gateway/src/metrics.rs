@@ -259,6 +259,8 @@ counters! {
     requests_forwarded,
     /// Sessions of Engine.IO that upstreams have opened by polling.
     sids_learnt,
+    /// Answers that open such a session and name none that is understood: it cannot be kept at its server.
+    sids_missed,
     /// Requests of such a session whose upstream was not known (any more): placed like a new client.
     sids_unknown,
     /// Times that a client was read no further because it had sent more than its rates allow.

@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use gateway::client_address::{CidrSet, client_of, proto_of};
+use gateway::client_address::{CidrSet, ClientHeader, client_of};
 use gateway::http::{HeadLimits, parse_request};
 use gateway::origin::{OriginPattern, Origins};
 use gateway::proxy_protocol::{HEADER_BYTES_MAX, parse};
@@ -51,12 +51,14 @@ fn chain(wire: &[u8]) {
     let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{name}: {text}\r\n{name}: {last}\r\n\r\n");
     let Ok(request) = parse_request(head.as_bytes(), &LIMITS) else { return };
     let trusted = CidrSet::new(&["10.0.0.0/8".parse().expect("a range")]);
-    assert_eq!(client_of(&request.headers, [10, 0, 0, 1].into(), &trusted), client);
+    let either = ClientHeader::Either;
+    assert_eq!(client_of(&request.headers, [10, 0, 0, 1].into(), &trusted, either).0, client);
     let stranger: IpAddr = [192, 0, 2, 1].into();
-    assert_eq!(client_of(&request.headers, stranger, &trusted), stranger);
+    assert_eq!(client_of(&request.headers, stranger, &trusted, either), (stranger, None));
     let all = CidrSet::new(&["0.0.0.0/0".parse().expect("a range")]);
-    client_of(&request.headers, stranger, &all);
-    proto_of(&request.headers);
+    for header in [either, ClientHeader::ForwardedFor, ClientHeader::Forwarded] {
+        client_of(&request.headers, stranger, &all, header);
+    }
 }
 
 fn origin(wire: &[u8]) {

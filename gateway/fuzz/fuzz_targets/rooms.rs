@@ -37,6 +37,7 @@ impl Outlet for Said {
         true
     }
     fn close(&mut self, _: ConnId, _: u16, _: &'static str) {}
+    fn answered(&mut self, _: ConnId) {}
 }
 
 fuzz_target!(|input: &[u8]| {

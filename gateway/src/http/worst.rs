@@ -61,7 +61,7 @@ fn forward(text: &str) {
     request.query.map(|query| query_param(query, "none"));
     let forwarded = Forwarded { client, proto, proxy: Some(peer) };
     let mut out = Vec::new();
-    handshake::encode_forwarded_request(&mut out, &request, None, None, &forwarded);
+    handshake::encode_forwarded_request(&mut out, &request, None, None, false, &forwarded);
     if let Ok(Some(_)) = handshake::upgrade_of(&request) {
         handshake::encode_upstream_request(&mut out, &request, KEY, None, None, &forwarded);
     }

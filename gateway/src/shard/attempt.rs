@@ -333,6 +333,7 @@ impl<R: Ring> Shard<R> {
         else {
             return None;
         };
+        let is_read = attempt.session == Session::Opens;
         let group = self.groups[usize::from(attempt.backend)].as_ref()?;
         let url = &group.get(attempt.picked?)?.spec().url;
         let host = (!websocket.preserve_host).then(|| url.host_header());
@@ -347,6 +348,7 @@ impl<R: Ring> Shard<R> {
                     &request,
                     host.as_deref(),
                     path,
+                    is_read,
                     &forwarded,
                 );
             });

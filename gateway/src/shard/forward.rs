@@ -209,7 +209,11 @@ impl<R: Ring> Shard<R> {
             forwarding.answered = true;
             let opens = forwarding.attempt.session == Session::Opens
                 && response.status == 200
-                && response.headers.get("content-encoding").is_none();
+                && forwarding.attempt.head.starts_with(b"GET ");
+            let coding = response.headers.get("content-encoding");
+            let is_legible = coding.is_none_or(|coding| coding.eq_ignore_ascii_case("identity"));
+            self.metrics.sids_missed.add(u64::from(opens && !is_legible));
+            let opens = opens && is_legible;
             if let State::Answering(answering) = &mut table[id].state {
                 answering.body = Some(body);
                 answering.opening = opens.then(OpenScanner::default);
@@ -240,6 +244,10 @@ impl<R: Ring> Shard<R> {
 
     /// The whole answer has been passed on.
     fn answer_done(&mut self, id: ConnId, client: ConnId) {
+        if let State::Answering(answering) = &self.table[id].state {
+            // It was to open a session, and ended without naming one.
+            self.metrics.sids_missed.add(u64::from(answering.opening.is_some()));
+        }
         // It was asked to close, so its end follows.
         if let State::Answering(answering) = &mut self.table[id].state {
             answering.is_done = true;

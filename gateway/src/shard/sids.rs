@@ -132,7 +132,7 @@ impl<R: Ring> Shard<R> {
             _ => None,
         };
         answering.opening = None;
-        let Some((sid, upstream)) = sid else { return };
+        let Some((sid, upstream)) = sid else { return metrics.sids_missed.add(1) };
         metrics.sids_learnt.add(1);
         let home = sid.home(mail.shards());
         if home == *index {

@@ -2,10 +2,11 @@
 //! answer, `0{"sid":"…","upgrades":…}`.
 //!
 //! That packet begins the body of the first polling response, or is the first text message of a
-//! WebSocket. Version 3 of the protocol puts its length in front in a body: `97:0{"sid":…`. The
-//! bytes are only watched as they pass: nothing is held up, and whatever is no such packet goes on
-//! all the same. A body that is compressed or in chunks has to be undone before; servers compress
-//! bodies from 1 KiB on, which this one never has.
+//! WebSocket. In a body, version 3 of the protocol puts its length in front: `97:0{"sid":…`, or to
+//! clients that take binary the bytes 0 (a text), 9, 7 (the digits) and 255. Clients of JSONP get any
+//! of these as a string of JavaScript: `___eio[0]("0{\"sid\":…");`. The bytes are only watched as they
+//! pass: nothing is held up, and whatever is no such packet goes on all the same. A body that is
+//! compressed or in chunks has to be undone before; a server is asked not to compress this one.
 
 /// The longest `sid` that is understood. Those of the reference server have 20 bytes, those of
 /// other servers up to 36.
@@ -35,11 +36,18 @@ pub enum OpenScan<'a> {
 pub struct OpenScanner {
     state: State,
     bytes_seen: u16,
+    /// In a string of JavaScript.
+    in_string: bool,
+    /// Behind a backslash of that.
+    escaped: bool,
     /// Letters of the key that agree with `sid`, or `OTHER_KEY`.
     key_matches: u8,
     sid_bytes: u8,
     sid: [u8; SID_BYTES_MAX],
 }
+
+/// What begins a script of JSONP.
+const SCRIPT: &[u8] = b"___eio[";
 
 /// In `key_matches`: it is another key.
 const OTHER_KEY: u8 = u8::MAX;
@@ -50,6 +58,16 @@ enum State {
     Start,
     /// In the length that version 3 puts in front, behind so many digits.
     Length(u8),
+    /// In the same of its binary form, whose digits are their own values.
+    BinaryLength(u8),
+    /// In what begins a script of JSONP, behind so many bytes of it.
+    Script(u8),
+    /// In the number of that script, behind so many digits.
+    ScriptIndex(u8),
+    /// Behind that number, before the bracket.
+    ScriptCall,
+    /// Before the string that is handed over.
+    ScriptString,
     /// Before the type of the packet.
     Packet,
     /// Before the object.
@@ -80,6 +98,8 @@ impl Default for OpenScanner {
         OpenScanner {
             state: State::Start,
             bytes_seen: 0,
+            in_string: false,
+            escaped: false,
             key_matches: 0,
             sid_bytes: 0,
             sid: [0; SID_BYTES_MAX],
@@ -95,7 +115,10 @@ impl OpenScanner {
                 break;
             }
             self.bytes_seen += 1;
-            self.state = self.step(*byte);
+            self.state = match self.in_string {
+                false => self.step(*byte),
+                true => self.step_in_string(*byte),
+            };
             if self.bytes_seen >= OPEN_PACKET_BYTES_MAX && !matches!(self.state, State::Found) {
                 self.state = State::Failed;
             }
@@ -110,6 +133,21 @@ impl OpenScanner {
         }
     }
 
+    /// The same behind the escapes of JavaScript. What is written as `\u` is in no server's.
+    fn step_in_string(&mut self, byte: u8) -> State {
+        match (std::mem::take(&mut self.escaped), byte) {
+            (false, b'\\') => {
+                self.escaped = true;
+                self.state
+            }
+            (true, b'"' | b'\\' | b'/') => self.step(byte),
+            (true, b'n' | b'r' | b't') => self.step(b' '),
+            // The end of the string, or an escape that is not understood.
+            (false, b'"') | (true, _) => State::Failed,
+            (false, _) => self.step(byte),
+        }
+    }
+
     fn step(&mut self, byte: u8) -> State {
         let state = self.state;
         let is_space = matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
@@ -118,6 +156,24 @@ impl OpenScanner {
             (State::Start, b'1'..=b'9') => State::Length(1),
             (State::Length(digits), b'0'..=b'9') if digits < 4 => State::Length(digits + 1),
             (State::Length(_), b':') => State::Packet,
+            (State::Start, 0) => State::BinaryLength(0),
+            (State::BinaryLength(digits), 0..=9) if digits < 4 => State::BinaryLength(digits + 1),
+            (State::BinaryLength(1..), 255) => State::Packet,
+            (State::Start, b'_') if !self.in_string => State::Script(1),
+            (State::Script(seen), _) => match SCRIPT.get(usize::from(seen)) {
+                Some(wanted) if *wanted != byte => State::Failed,
+                _ if usize::from(seen) + 1 == SCRIPT.len() => State::ScriptIndex(0),
+                _ => State::Script(seen + 1),
+            },
+            (State::ScriptIndex(digits), b'0'..=b'9') if digits < 10 => {
+                State::ScriptIndex(digits + 1)
+            }
+            (State::ScriptIndex(_), b']') => State::ScriptCall,
+            (State::ScriptCall, b'(') => State::ScriptString,
+            (State::ScriptString, b'"') => {
+                self.in_string = true;
+                State::Start
+            }
             (State::Brace, b'{') => State::BeforeKey,
             (State::BeforeKey | State::Colon | State::Value | State::AfterValue, _) if is_space => {
                 state
@@ -214,6 +270,26 @@ mod tests {
         ] {
             check(wire.as_bytes(), sid);
         }
+        for wire in [
+            &b"\x00\x09\x07\xff0{\"sid\":\"fumNReNIqJoBfu99AAAA\",\"upgrades\":[\"websocket\"]}"[..],
+            b"\x00\x01\x00\x09\xff0{\"sid\":\"fumNReNIqJoBfu99AAAA\"}\x00\x02\xff40",
+            br#"___eio[0]("97:0{\"sid\":\"fumNReNIqJoBfu99AAAA\",\"upgrades\":[]}");"#,
+            br#"___eio[12]("0{\"sid\":\"fumNReNIqJoBfu99AAAA\"}");"#,
+            br#"___eio[]("0{\n\t\"a\":\"\\\"\/\",\"sid\":\"fumNReNIqJoBfu99AAAA\"}");"#,
+        ] {
+            check(wire, sid);
+        }
+        // As python-engineio 3.14.2 sends them, without and with `j`.
+        check(
+            b"\x00\x09\x08\xff0{\"sid\":\"ea2d8d7008e14535a31c8f891884c00a\",\"upgrades\":[],\
+              \"pingTimeout\":60000,\"pingInterval\":25000}",
+            Some("ea2d8d7008e14535a31c8f891884c00a"),
+        );
+        check(
+            b"___eio[12](\"\x00\x09\x08\xff0{\\\"sid\\\":\\\"6e18a0e707694d00b4120a40fe8544dd\\\",\
+              \\\"upgrades\\\":[],\\\"pingTimeout\\\":60000,\\\"pingInterval\\\":25000}\");",
+            Some("6e18a0e707694d00b4120a40fe8544dd"),
+        );
         let longest = "a".repeat(SID_BYTES_MAX);
         check(format!("0{{\"sid\":\"{longest}\"").as_bytes(), Some(&longest));
     }
@@ -227,7 +303,22 @@ mod tests {
             "ok",
             "<html>",
             r#"{"code":1,"message":"Session ID unknown"}"#,
+            // A binary packet, a length without digits, one with too many, one that is written out.
+            "\x01\x09\x07\u{ff}0{\"sid\":\"x\"}",
+            "\0\u{ff}0{\"sid\":\"x\"}",
+            "\0\x01\x02\x03\x04\x05",
+            "\x0097:0{\"sid\":\"x\"}",
+            // In UTF-8 that is no 255.
             "\0\x09\x07\u{ff}0{\"sid\":\"x\"}",
+            r#"___eio[0]("0{"sid":"x"}");"#,
+            r#"___eio[0]("0{\"sid\":\"x");"#,
+            r#"___eio[0]("0{\"\u0073id\":\"x\"}");"#,
+            r#"___eio[0](0{\"sid\":\"x\"}"#,
+            r#"___eio[0]("___eio[0]("#,
+            "___eio[a](",
+            "___eio[12345678901](",
+            "___eip[0](",
+            "__e",
             "00{",
             "0 {",
             "0{}",

@@ -58,6 +58,68 @@ fn socket_io_breaks_without_stickiness() {
     assert!(unknown > 0);
 }
 
+/// Engine.IO 3 in all its forms, each request on a connection of its own: binary framing, base64 framing,
+/// JSONP, and a server that compresses whatever it may.
+#[test]
+fn sessions_of_engine_io_3_are_kept() {
+    let arguments: [&[&str]; 3] = [&[], &["compress"], &["compress"]];
+    let mut servers = arguments.map(|it| Program::python("engineio3_server.py", it));
+    let addresses = servers.each_mut().map(Program::listening);
+    let gateway = Gateway::start(&config(2, &addresses, "", ""));
+    let ask = |request: String| {
+        let mut client = Peer::connect(gateway.address());
+        client.write(request);
+        String::from_utf8_lossy(&client.rest()).into_owned()
+    };
+    for round in 0..6 {
+        for form in ["", "&b64=1", "&j=0"] {
+            let path = format!("/engine.io/?EIO=3&transport=polling{form}");
+            let opened = ask(format!(
+                "GET {path} HTTP/1.1\r\nHost: test\r\nAccept-Encoding: gzip, deflate\r\n\
+                 Connection: close\r\n\r\n"
+            ));
+            assert!(opened.starts_with("HTTP/1.1 200 "), "{form}: {opened}");
+            let (_, sid) = opened.split_once("sid").expect("a session");
+            let sid: String = sid
+                .chars()
+                .skip_while(|it| !it.is_ascii_hexdigit())
+                .take_while(char::is_ascii_hexdigit)
+                .collect();
+            // A ping of the client. Whoever does not know the session says 400.
+            let told = ask(format!(
+                "POST {path}&sid={sid} HTTP/1.1\r\nHost: test\r\nContent-Type: text/plain\r\n\
+                 Content-Length: 3\r\nConnection: close\r\n\r\n1:2"
+            ));
+            assert!(told.starts_with("HTTP/1.1 200 "), "round {round} {form}: {told}");
+        }
+    }
+    let lines = gateway.stop().lines.join("\n");
+    assert!(lines.contains("sessions learnt 18,"), "{lines}");
+}
+
+/// A server that compresses although it was asked not to: counted, and said once.
+#[test]
+fn an_opening_that_cannot_be_read_is_told() {
+    let servers = Servers::listen(2);
+    let mut gateway = Gateway::start(&config(1, &servers.addresses, "", ""));
+    for _ in 0..2 {
+        let mut client = Peer::connect(gateway.address());
+        client.write(
+            "GET /socket.io/?EIO=4&transport=polling HTTP/1.1\r\nHost: test\r\n\
+             Accept-Encoding: br\r\nAccept-Encoding: gzip\r\n\r\n",
+        );
+        let (_, mut upstream, head) = servers.accept_with_head();
+        let head = head.to_ascii_lowercase();
+        assert_eq!(head.matches("accept-encoding:").count(), 1, "{head}");
+        assert!(head.contains("accept-encoding: identity\r\n"), "{head}");
+        upstream.write("HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: 2\r\n\r\nxx");
+        assert!(client.head().contains("Content-Encoding: br"));
+    }
+    gateway.log_line_containing("no session that is understood");
+    let stopped = gateway.stop();
+    assert_eq!(stopped.errors.matches("no session that is understood").count(), 1);
+}
+
 /// Upstreams that are listening sockets; whoever connects to any of them stands in one line.
 struct Servers {
     addresses: Vec<SocketAddr>,
@@ -90,10 +152,16 @@ impl Servers {
     /// The next connection to any of these, and whose it is; its head is read.
     #[track_caller]
     fn accept(&self) -> (usize, Peer) {
+        let (at, peer, _) = self.accept_with_head();
+        (at, peer)
+    }
+
+    #[track_caller]
+    fn accept_with_head(&self) -> (usize, Peer, String) {
         let (at, stream) = self.incoming.recv_timeout(PATIENCE).expect("a request");
         let mut peer = Peer::new(stream);
-        peer.head();
-        (at, peer)
+        let head = peer.head();
+        (at, peer, head)
     }
 }
 
