@@ -718,7 +718,7 @@ mod tests {
             let head = format!("{line}\r\n\r\n");
             let request = parse_request(head.as_bytes(), &LIMITS).unwrap();
             text(|out| {
-                encode_forwarded_request(out, &request, None, path, false, &ours("10.0.0.1"))
+                encode_forwarded_request(out, &request, None, path, false, &ours("10.0.0.1"));
             })
         };
         let old = sent("GET /health HTTP/1.0", None);
