@@ -13,8 +13,9 @@ use crate::support::{ECHO_AND_ROOMS, Gateway, HEAD, PATIENCE, Peer, upgrade};
 
 const BUDGET: u64 = 64 << 20;
 
-/// What a process has that is not on the heap, and what its allocator keeps beside what was asked for.
-const BESIDE: u64 = 48 << 20;
+/// What a process has that is not on the heap, and what its allocator keeps beside what was asked for:
+/// 45 to 49 MiB were seen, where all that is asked for would be 640 MB.
+const BESIDE: u64 = 64 << 20;
 
 /// Those who together ask for five times the budget.
 const HOSTILE: usize = 320;
