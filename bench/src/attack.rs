@@ -181,7 +181,10 @@ pub(crate) fn run(options: &Options, watch: &Watch<'_>) -> io::Result<Outcome> {
     watch.tick(&Sample::of(CLOSING, &engine.counts));
     good.is_ending = true;
     engine.close_all(&mut good, DRAIN)?;
-    let report = report(options, kind, &good, &seen, &found, probed.as_ref(), &done);
+    let bytes = done.bytes.load(Ordering::Relaxed);
+    let probed = probed.as_ref();
+    let report =
+        Run { options, kind, good: &good, seen: &seen, found: &found, probed, bytes }.report();
     let mut histograms = Vec::new();
     for (period, name) in good.periods.into_iter().zip(PERIODS) {
         let mut all = crate::histogram::new();
@@ -384,126 +387,129 @@ fn probe(admin: SocketAddr, stop: &AtomicBool) -> Probed {
     probed
 }
 
-fn report(
-    options: &Options,
-    kind: &Kind,
-    good: &Good<'_>,
-    seen: &Seen,
-    found: &Found,
-    probed: Option<&Probed>,
-    done: &Done,
-) -> Map<String, Value> {
-    let bytes = done.bytes.load(Ordering::Relaxed);
-    let missed = missed(options, kind, good, seen, found, probed, bytes);
-    let mut report = Map::new();
-    let mut put = |key: &str, value: Value| {
-        report.insert(key.to_owned(), value);
-    };
-    put("scenario", json!("attack: hostile clients beside good ones"));
-    put("kind", json!(kind.name));
-    put("about", json!(kind.about));
-    put("complete", json!(seen.complete));
-    put("ok", json!(!seen.complete || missed.is_empty()));
-    put("missed", json!(missed));
-    put("good_count", json!(options.good));
-    put("hostile_count", json!(options.hostile));
-    for (period, name) in good.periods.iter().zip(PERIODS) {
-        put(name, period.report());
-    }
-    put("rss_start_bytes", json!(seen.rss_start));
-    put("rss_peak_bytes", json!(seen.rss_peak));
-    put("rss_end_bytes", json!(seen.rss_end));
-    let seconds = |time: Duration| round(time.as_secs_f64());
-    put("rss_back_after_seconds", json!(seen.back_after.map(seconds)));
-    put("broken_off_for_memory", json!(seen.broken_off));
-    put("killed_for_memory", json!(seen.killed));
-    let own = seen.cpu_during.zip(seen.cpu_before).map(|(during, before)| {
-        let usual = before.0 as f64 * during.1.as_secs_f64() / before.1.as_secs_f64().max(1e-9);
-        (during.0 as f64 - usual).max(0.0)
-    });
-    put("attack_cpu_seconds", json!(own.map(|ns| round(ns / 1e9))));
-    put("attack_bytes", json!(bytes));
-    put("attack_cpu_ns_per_byte", own.map_or(Value::Null, |ns| per(ns, bytes)));
-    put(
-        "hostile",
-        json!({
-            "connections": connections(options, kind),
-            "opened_count": found.opened,
-            "open_max": found.open_max,
-            "resets_before_an_answer_count": found.resets,
-            "endings": found.endings.report(),
-        }),
-    );
-    if let Some(probed) = probed {
-        put(
-            "probe",
-            json!({
-                "count": probed.count,
-                "failed_count": probed.failed,
-                "longest_ms": round(probed.longest.as_secs_f64() * 1e3),
-            }),
-        );
-    }
-    report
+/// A run that is over: what was asked for, and what was seen.
+struct Run<'r, 'g> {
+    options: &'r Options,
+    kind: &'r Kind,
+    good: &'r Good<'g>,
+    seen: &'r Seen,
+    found: &'r Found,
+    /// `None`: nobody asked how the server was.
+    probed: Option<&'r Probed>,
+    /// Bytes that hostile clients have sent.
+    bytes: u64,
 }
 
-/// The criteria that were missed, as sentences.
-fn missed(
-    options: &Options,
-    kind: &Kind,
-    good: &Good<'_>,
-    seen: &Seen,
-    found: &Found,
-    probed: Option<&Probed>,
-    bytes: u64,
-) -> Vec<String> {
-    let mut missed = Vec::new();
-    let errors: u64 = good.periods.iter().map(|period| period.errors.total()).sum();
-    if errors > 0 {
-        missed.push(format!("good clients saw {errors} errors"));
+impl Run<'_, '_> {
+    fn report(&self) -> Map<String, Value> {
+        let Run { options, kind, good, seen, found, probed, bytes } = *self;
+        let missed = self.missed();
+        let mut report = Map::new();
+        let mut put = |key: &str, value: Value| {
+            report.insert(key.to_owned(), value);
+        };
+        put("scenario", json!("attack: hostile clients beside good ones"));
+        put("kind", json!(kind.name));
+        put("about", json!(kind.about));
+        put("complete", json!(seen.complete));
+        put("ok", json!(!seen.complete || missed.is_empty()));
+        put("missed", json!(missed));
+        put("good_count", json!(options.good));
+        put("hostile_count", json!(options.hostile));
+        for (period, name) in good.periods.iter().zip(PERIODS) {
+            put(name, period.report());
+        }
+        put("rss_start_bytes", json!(seen.rss_start));
+        put("rss_peak_bytes", json!(seen.rss_peak));
+        put("rss_end_bytes", json!(seen.rss_end));
+        let seconds = |time: Duration| round(time.as_secs_f64());
+        put("rss_back_after_seconds", json!(seen.back_after.map(seconds)));
+        put("broken_off_for_memory", json!(seen.broken_off));
+        put("killed_for_memory", json!(seen.killed));
+        let own = seen.cpu_during.zip(seen.cpu_before).map(|(during, before)| {
+            let usual = before.0 as f64 * during.1.as_secs_f64() / before.1.as_secs_f64().max(1e-9);
+            (during.0 as f64 - usual).max(0.0)
+        });
+        put("attack_cpu_seconds", json!(own.map(|ns| round(ns / 1e9))));
+        put("attack_bytes", json!(bytes));
+        put("attack_cpu_ns_per_byte", own.map_or(Value::Null, |ns| per(ns, bytes)));
+        put(
+            "hostile",
+            json!({
+                "connections": connections(options, kind),
+                "opened_count": found.opened,
+                "open_max": found.open_max,
+                "resets_before_an_answer_count": found.resets,
+                "endings": found.endings.report(),
+            }),
+        );
+        if let Some(probed) = probed {
+            put(
+                "probe",
+                json!({
+                    "count": probed.count,
+                    "failed_count": probed.failed,
+                    "longest_ms": round(probed.longest.as_secs_f64() * 1e3),
+                }),
+            );
+        }
+        report
     }
-    let newcomer_errors: u64 = good.periods.iter().map(|p| p.newcomer_errors.total()).sum();
-    if newcomer_errors > 0 && kind.newcomers_judged {
-        missed.push(format!("newcomers saw {newcomer_errors} errors"));
+
+    /// The criteria that were missed, as sentences.
+    fn missed(&self) -> Vec<String> {
+        let Run { options, kind, good, seen, found, probed, bytes } = *self;
+        let mut missed = Vec::new();
+        let errors: u64 = good.periods.iter().map(|period| period.errors.total()).sum();
+        if errors > 0 {
+            missed.push(format!("good clients saw {errors} errors"));
+        }
+        let newcomer_errors: u64 = good.periods.iter().map(|p| p.newcomer_errors.total()).sum();
+        if newcomer_errors > 0 && kind.newcomers_judged {
+            missed.push(format!("newcomers saw {newcomer_errors} errors"));
+        }
+        let (before, during) = (good.periods[0].p99_ns(), good.periods[1].p99_ns());
+        if during > P99_ALLOWED_NS.max(P99_TIMES_ALLOWED * before) {
+            let ms = |ns: u64| ns as f64 / 1e6;
+            let late = ms(good.periods[1].lag.value_at_quantile(0.99));
+            let text = format!("p99 {:.1} ms, before {:.1} ms", ms(during), ms(before));
+            missed.push(format!("{text} (the tool itself was {late:.1} ms late)"));
+        }
+        let told = good.periods.iter().map(|period| period.told.max()).max().unwrap_or(0);
+        if u128::from(told) > options.told_max.as_nanos() {
+            missed.push(format!("told of a lost upstream after {:.1} s", told as f64 / 1e9));
+        }
+        if seen.broken_off {
+            missed.push("broken off for memory".into());
+        }
+        let mb = |bytes: u64| bytes / 1_000_000;
+        if let Some(peak) = seen.rss_peak.filter(|peak| *peak > options.rss_bytes_max) {
+            missed.push(format!("{} MB resident", mb(peak)));
+        }
+        if let Some((start, end)) = seen.rss_start.zip(seen.rss_end)
+            && end > start + RSS_BACK_BYTES
+        {
+            missed.push(format!("{} MB more resident after it", mb(end - start)));
+        }
+        if !options.common.pids.is_empty() && seen.rss_end.is_none() {
+            missed.push("the server is gone".into());
+        }
+        // They are honest clients that come together, and are owed an answer.
+        if kind.name == "backlog" && found.resets > 0 {
+            missed.push(format!("{} connects were reset", found.resets));
+        }
+        if kind.name == "pouring" && bytes > found.opened * POURED_BYTES {
+            missed.push(format!(
+                "{} kB taken of each that pours",
+                bytes / found.opened.max(1) / 1000
+            ));
+        }
+        if let Some(probed) = probed
+            && (probed.failed > 0 || probed.longest > PROBE_ALLOWED)
+        {
+            let longest = probed.longest.as_secs_f64();
+            missed.push(format!("{} health probes failed, longest {longest:.1} s", probed.failed));
+        }
+        missed
     }
-    let (before, during) = (good.periods[0].p99_ns(), good.periods[1].p99_ns());
-    if during > P99_ALLOWED_NS.max(P99_TIMES_ALLOWED * before) {
-        let ms = |ns: u64| ns as f64 / 1e6;
-        let late = ms(good.periods[1].lag.value_at_quantile(0.99));
-        let text = format!("p99 {:.1} ms, before {:.1} ms", ms(during), ms(before));
-        missed.push(format!("{text} (the tool itself was {late:.1} ms late)"));
-    }
-    let told = good.periods.iter().map(|period| period.told.max()).max().unwrap_or(0);
-    if u128::from(told) > options.told_max.as_nanos() {
-        missed.push(format!("told of a lost upstream after {:.1} s", told as f64 / 1e9));
-    }
-    if seen.broken_off {
-        missed.push("broken off for memory".into());
-    }
-    let mb = |bytes: u64| bytes / 1_000_000;
-    if let Some(peak) = seen.rss_peak.filter(|peak| *peak > options.rss_bytes_max) {
-        missed.push(format!("{} MB resident", mb(peak)));
-    }
-    if let Some((start, end)) = seen.rss_start.zip(seen.rss_end)
-        && end > start + RSS_BACK_BYTES
-    {
-        missed.push(format!("{} MB more resident after it", mb(end - start)));
-    }
-    if !options.common.pids.is_empty() && seen.rss_end.is_none() {
-        missed.push("the server is gone".into());
-    }
-    // They are honest clients that come together, and are owed an answer.
-    if kind.name == "backlog" && found.resets > 0 {
-        missed.push(format!("{} connects were reset", found.resets));
-    }
-    if kind.name == "pouring" && bytes > found.opened * POURED_BYTES {
-        missed.push(format!("{} kB taken of each that pours", bytes / found.opened.max(1) / 1000));
-    }
-    if let Some(probed) = probed
-        && (probed.failed > 0 || probed.longest > PROBE_ALLOWED)
-    {
-        let longest = probed.longest.as_secs_f64();
-        missed.push(format!("{} health probes failed, longest {longest:.1} s", probed.failed));
-    }
-    missed
 }

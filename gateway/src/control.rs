@@ -3,7 +3,7 @@
 //! ```text
 //!   SIGTERM, SIGINT, `penstock drain`  -> drain    not ready; `drain_delay`; the shards stop; exit
 //!   SIGHUP, `penstock reload`          -> reload   read, check, succeed; an order to each shard
-//!   names, resolve.rs              -> another list of upstreams, as by a reload
+//!   names, resolve.rs                  -> another list of upstreams, as by a reload
 //!   outcomes of checks.rs              -> an order to each shard, a line in the log
 //!   journals of the shards             -> lines in the log
 //!   admin.rs                           -> all of the above, and questions

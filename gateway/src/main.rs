@@ -127,11 +127,11 @@ fn run(options: Run) -> ExitCode {
 fn check(file: &Path, strict: bool, user: Option<&str>) -> ExitCode {
     match Config::load(file) {
         Ok(config) => {
-            print!("{}", summary(&config));
+            let bound = memory_bound(&config, &gateway::server::item_sizes());
+            print!("{}", summary(&config, &bound));
             let is_root =
                 user.map_or_else(|| rustix::process::geteuid().is_root(), |name| name == "root");
             let root = is_root.then(running_as_root);
-            let bound = memory_bound(&config, &gateway::server::item_sizes());
             let memory = memory_warning(&config, memory_bound_total(&bound));
             let whole = root.iter().chain(&memory);
             let warnings: Vec<_> = whole.chain(&config.warnings.0).collect();
@@ -201,7 +201,8 @@ fn ports_line(websocket: &Websocket) -> String {
 }
 
 /// What a configuration defines, for the operator's eye.
-fn summary(config: &Config) -> String {
+/// `bound`: what it may hold, by holder, in bytes.
+fn summary(config: &Config, bound: &[(&'static str, u64)]) -> String {
     use std::fmt::Write as _;
     let mut text = String::new();
     let server = &config.server;
@@ -250,11 +251,10 @@ fn summary(config: &Config) -> String {
             text.push_str(&ports_line(websocket));
         }
     }
-    let bound = memory_bound(config, &gateway::server::item_sizes());
     let _ = writeln!(
         text,
         "memory     at most {}, if every client used all it may:",
-        human_bytes(memory_bound_total(&bound))
+        human_bytes(memory_bound_total(bound))
     );
     let _ = writeln!(
         text,
@@ -262,7 +262,7 @@ fn summary(config: &Config) -> String {
         human_bytes(server.memory_bytes_max)
     );
     for (holder, bytes) in bound {
-        let _ = writeln!(text, "           {:>9}  {holder}", human_bytes(bytes));
+        let _ = writeln!(text, "           {:>9}  {holder}", human_bytes(*bytes));
     }
     text
 }

@@ -10,8 +10,9 @@
 //! ```text
 //!   pick -> Upstream(id): on_picked(id) --+--> on_opened(id) ---> on_closed(id)
 //!    ^                                    +--> on_answered(id)         it said no, in good health
-//!    |                                    +--> on_abandoned(id)        the client left first
-//!    +-- tried.push(id) <-----------------+--> on_connect_failed(id), on_handshake_failed(id)
+//!    |                                    +--> on_abandoned(id)        the client left first, or
+//!    |                                           |                     the upstream failed it
+//!    +-- tried.push(id) <------------------------+--> on_evidence(id)  where that is its fault
 //!        while the client has no 101
 //! ```
 //!
@@ -35,7 +36,6 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -592,34 +592,15 @@ impl Group {
         self.on_closed(id);
     }
 
-    /// The client left before the upstream had answered, which says nothing of the upstream. The
-    /// attempt is over.
+    /// The attempt is over, and says nothing of the upstream by itself: the client left before there was
+    /// an answer, or what speaks against the upstream follows ([`on_evidence`](Group::on_evidence)).
     pub fn on_abandoned(&mut self, id: UpstreamId) {
         self.on_closed(id);
     }
 
-    /// There is no connection to the upstream. The attempt is over. `random` is drawn for this.
-    /// Answers the health when this has changed it.
-    pub fn on_connect_failed(&mut self, id: UpstreamId, now: Time, random: u64) -> Option<Health> {
-        self.on_closed(id);
-        self.on_evidence(id, Evidence::Connect, now, random)
-    }
-
-    /// The upstream was reached and did not answer a client of this address in time, or with a 5xx, or
-    /// with what is no answer. Else as [`on_connect_failed`](Group::on_connect_failed).
-    pub fn on_handshake_failed(
-        &mut self,
-        id: UpstreamId,
-        client: IpAddr,
-        now: Time,
-        random: u64,
-    ) -> Option<Health> {
-        self.on_closed(id);
-        self.on_evidence(id, Evidence::Client(client), now, random)
-    }
-
     /// Something speaks against an upstream whose attempt was over before, by
-    /// [`on_abandoned`](Group::on_abandoned).
+    /// [`on_abandoned`](Group::on_abandoned). `random` is drawn for this. Answers the health when this has
+    /// changed it.
     pub fn on_evidence(
         &mut self,
         id: UpstreamId,

@@ -189,7 +189,7 @@ impl LinuxRing {
         for socket in listeners {
             // What is polled has to say "nobody" at once: who was there may have gone meanwhile.
             socket.set_nonblocking(true).map_err(|e| SetupError::new("a listener", e))?;
-            this.listeners.push(Listening { socket, state: Accepting::No });
+            this.listeners.push(Listening { socket, state: AcceptState::No });
         }
         this.self_test()?;
         this.arm_wake();
@@ -353,20 +353,20 @@ impl LinuxRing {
         // Closed since.
         let listening = self.listeners.get_mut(listener)?;
         let failure = match (result, listening.state) {
-            (Ok(_), Accepting::Polled) => {
-                listening.state = Accepting::Ready;
+            (Ok(_), AcceptState::Polled) => {
+                listening.state = AcceptState::Ready;
                 return None;
             }
             (Ok(_), _) => None,
             (Err(failure), _) => Some(failure),
         };
-        listening.state = Accepting::No;
+        listening.state = AcceptState::No;
         Some(Completion::AcceptEnded { listener, failure })
     }
 
     fn poll_listener(&mut self, listener: usize) {
         let listening = &mut self.listeners[listener];
-        listening.state = Accepting::Polled;
+        listening.state = AcceptState::Polled;
         let fd = types::Fd(listening.socket.as_raw_fd());
         let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).build();
         self.push(&entry, Token::new(Op::Accept, 0, listener as u32));
@@ -390,7 +390,7 @@ impl LinuxRing {
     }
 
     fn accept_at(&mut self, listener: usize) {
-        while self.accepts_left > 0 && self.listeners[listener].state == Accepting::Ready {
+        while self.accepts_left > 0 && self.listeners[listener].state == AcceptState::Ready {
             match self.listeners[listener].socket.accept() {
                 Ok((socket, peer)) => {
                     self.accepts_left -= 1;
@@ -399,7 +399,7 @@ impl LinuxRing {
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => self.poll_listener(listener),
                     Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
-                        self.listeners[listener].state = Accepting::No;
+                        self.listeners[listener].state = AcceptState::No;
                         let failure = Some(Failure::TableFull);
                         self.ready.push_back(Completion::AcceptEnded { listener, failure });
                     }
@@ -439,7 +439,7 @@ impl Ring for LinuxRing {
 
     fn submit_and_wait(&mut self, wait: Wait) {
         self.take_clients();
-        let more_wait = self.listeners.iter().any(|it| it.state == Accepting::Ready);
+        let more_wait = self.listeners.iter().any(|it| it.state == AcceptState::Ready);
         if more_wait || !self.ready.is_empty() || self.batch_next < self.batch.len() {
             return self.enter(0, None);
         }
@@ -489,11 +489,11 @@ impl Ring for LinuxRing {
 
     fn cancel_accept(&mut self, listener: usize) {
         let state = &mut self.listeners[listener].state;
-        if *state == Accepting::Ready {
-            *state = Accepting::No;
+        if *state == AcceptState::Ready {
+            *state = AcceptState::No;
             return self.ready.push_back(Completion::AcceptEnded { listener, failure: None });
         }
-        *state = Accepting::Ending;
+        *state = AcceptState::Ending;
         let target = Token::new(Op::Accept, 0, listener as u32);
         self.push(&opcode::AsyncCancel::new(target.0).build(), Token::new(Op::Cancel, 0, 0));
     }
@@ -630,35 +630,31 @@ fn upstream_socket(
         // they come. Otherwise it keeps the odd ones for others, and once the even ones are taken
         // it looks at all of them again for each connection. Older kernels refuse, or ignore it.
         const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
-        // SAFETY: the value is a u32, and its size is given; the descriptor is open.
-        unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::IPPROTO_IP,
-                IP_LOCAL_PORT_RANGE,
-                (&raw const ports).cast(),
-                size_of::<u32>() as libc::socklen_t,
-            );
-        }
+        set_ip_option(&socket, IP_LOCAL_PORT_RANGE, ports);
     }
     if let Some(source) = source {
         // The port is chosen at the connect, when it is known where to: one that is taken toward
         // another upstream will do as well. Without this a bind takes a port from all of them.
         const IP_BIND_ADDRESS_NO_PORT: libc::c_int = 24;
-        let on: libc::c_int = 1;
-        // SAFETY: the value is an int, and its size is given; the descriptor is open.
-        unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::IPPROTO_IP,
-                IP_BIND_ADDRESS_NO_PORT,
-                (&raw const on).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
-            );
-        }
+        set_ip_option(&socket, IP_BIND_ADDRESS_NO_PORT, 1);
         socket.bind(&SocketAddr::new(source, 0).into())?;
     }
     Ok(socket)
+}
+
+/// Sets an option of the level `IPPROTO_IP` whose value has 32 bits (ip(7)). One that the kernel does not
+/// know is left out.
+fn set_ip_option(socket: &Socket, option: libc::c_int, value: u32) {
+    // SAFETY: the value is a u32, and its size is given; the descriptor is open.
+    unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            option,
+            (&raw const value).cast(),
+            size_of::<u32>() as libc::socklen_t,
+        );
+    }
 }
 
 fn build_ring() -> Result<IoUring, SetupError> {
@@ -725,11 +721,11 @@ impl std::error::Error for SetupError {}
 /// A listener, and how far its accept is.
 struct Listening {
     socket: TcpListener,
-    state: Accepting,
+    state: AcceptState,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Accepting {
+enum AcceptState {
     /// Nobody is accepted.
     No,
     /// A poll will say when somebody waits.

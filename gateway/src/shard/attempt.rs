@@ -8,10 +8,11 @@
 //! ```
 //!
 //! A client that has heard nothing yet goes on to the next upstream when one cannot be reached. Once a
-//! handshake has been sent, one more upstream gets it at most (`SENT_MAX`), and only where the first broke
-//! off: a slow one is waited for. Where both break off it is the request's fault, and counts against
-//! neither. An ordinary request is not sent twice: it moves on only while nothing of it has been sent. What the group is told, and when, is the contract of
-//! `upstream.rs`: every pick has exactly one outcome.
+//! handshake has been sent, one more upstream gets it at most (`SENT_MAX`), and only where the first
+//! broke off: a slow one is waited for. Where both break off it is the request's fault, and counts
+//! against neither. An ordinary request is not sent twice: it moves on only while nothing of it has been
+//! sent. What the group is told, and when, is the contract of `upstream.rs`: every pick has exactly one
+//! outcome.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -234,8 +235,7 @@ impl<R: Ring> Shard<R> {
             (Err(failure), _) if is_open => {
                 self.metrics.upstream_shortages.add(1);
                 let why = format!("no socket for the upstream: {failure}");
-                let picked = attempt_of(&mut self.table[client].state)
-                    .and_then(|it| Some(Counted { backend: it.backend, upstream: it.picked? }));
+                let picked = picked_of(&mut self.table[client].state);
                 note_trouble(&self.groups, &self.journal, picked, &why);
                 self.refuse(client, 503, Cause::MemoryPressure, &why);
             }
@@ -418,12 +418,9 @@ impl<R: Ring> Shard<R> {
         let Some(conn) = open else { return };
         let is_sent = matches!(&conn.state, State::Forwarding(forwarding) if forwarding.connected);
         let address = conn.client_ip();
+        note_trouble(&self.groups, &self.journal, picked_of(&mut conn.state), why);
         let Some(attempt) = attempt_of(&mut conn.state) else { return };
         attempt.upstream = None;
-        if let Some(upstream) = attempt.picked {
-            let counted = Counted { backend: attempt.backend, upstream };
-            note_trouble(&self.groups, &self.journal, Some(counted), why);
-        }
         let is_first = attempt.suspect.is_none();
         match failing {
             Failing::Connect | Failing::ConnectLate => {
@@ -510,8 +507,7 @@ impl<R: Ring> Shard<R> {
         // The last one may have been tried a moment ago.
         let upstream = upstream.and_then(|upstream| self.table.get(upstream));
         let is_evident = upstream.is_some_and(|conn| conn.opened_at + patience <= self.now);
-        let picked = attempt_of(&mut self.table[client].state)
-            .and_then(|it| Some(Counted { backend: it.backend, upstream: it.picked? }));
+        let picked = picked_of(&mut self.table[client].state);
         note_trouble(&self.groups, &self.journal, picked, why);
         self.picked_failed(client, is_evident.then_some(Evidence::Connect));
         self.book_suspect(client);
@@ -674,6 +670,12 @@ impl Failing {
             Failing::OurLimit => (502, Cause::TooBig),
         }
     }
+}
+
+/// The upstream that a client's search has picked.
+pub(super) fn picked_of(state: &mut State) -> Option<Counted> {
+    let attempt = attempt_of(state)?;
+    Some(Counted { backend: attempt.backend, upstream: attempt.picked? })
 }
 
 /// The search that a client is in.

@@ -100,7 +100,10 @@ impl<R: Ring> Shard<R> {
             }
             Some(upstream) => {
                 let open = table.get_mut(upstream).filter(|conn| conn.phase == Phase::Open);
-                let takes = |conn: &&mut Conn| !matches!(&conn.state, State::Answering(it) if it.head.send_failed);
+                let takes = |conn: &&mut Conn| match &conn.state {
+                    State::Answering(answering) => !answering.head.send_failed,
+                    _ => true,
+                };
                 if let Some(conn) = open.filter(takes).filter(|_| !body.is_empty()) {
                     conn.outbox.write(stores, *now, |out| out.extend_from_slice(body));
                     super::mark_dirty(conn, upstream.slot, dirty);
@@ -244,14 +247,12 @@ impl<R: Ring> Shard<R> {
 
     /// The whole answer has been passed on.
     fn answer_done(&mut self, id: ConnId, client: ConnId) {
-        if let State::Answering(answering) = &self.table[id].state {
+        if let State::Answering(answering) = &mut self.table[id].state {
             // It was to open a session, and ended without naming one.
             self.metrics.sids_missed.add(u64::from(answering.opening.is_some()));
-        }
-        // It was asked to close, so its end follows.
-        if let State::Answering(answering) = &mut self.table[id].state {
             answering.is_done = true;
         }
+        // It was asked to close, so its end follows.
         self.start_finish(id, Cause::BackendClose);
         self.metrics.requests_forwarded.add(1);
         let keepalive_timeout = self.config.limits.keepalive_timeout;

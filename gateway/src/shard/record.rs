@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::attempt::attempt_of;
+use super::attempt::picked_of;
 use super::{RECORDS, Shard};
 use crate::conn::{ConnId, Counted, Side, State};
 use crate::recorder::UpstreamRecorder;
@@ -34,8 +34,7 @@ impl<R: Ring> Shard<R> {
 
     /// The histograms of the upstream that is picked for a client.
     fn picked_recorder(&mut self, client: ConnId) -> Option<Arc<UpstreamRecorder>> {
-        let attempt = attempt_of(&mut self.table[client].state)?;
-        let picked = Counted { backend: attempt.backend, upstream: attempt.picked? };
+        let picked = picked_of(&mut self.table[client].state)?;
         let place = self.recorded_place(Some(picked));
         self.upstream_recorders.get(usize::from(place)).cloned()
     }

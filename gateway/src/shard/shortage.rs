@@ -91,8 +91,6 @@ impl<R: Ring> Shard<R> {
 
     /// The end of a turn: says what the shard has, and has something given way if that is too much.
     pub(super) fn keep_budget(&mut self) {
-        let (table, _) = self.table.held_bytes();
-        let (timers, _) = self.timers.held_bytes();
         let letters = self.mail.waiting_bytes();
         let (mut rooms, mut histories) = (0, 0);
         for (held, history) in self.rooms.iter().flatten().map(Rooms::held_bytes) {
@@ -100,7 +98,6 @@ impl<R: Ring> Shard<R> {
             histories += history;
         }
         let account = &mut self.stores.account;
-        account.set(Drawer::Connections, table + timers);
         account.set(Drawer::Letters, letters);
         account.set(Drawer::Rooms, rooms);
         account.set(Drawer::Histories, histories);
@@ -190,11 +187,13 @@ impl<R: Ring> Shard<R> {
         }
     }
 
-    /// Tells the account what the allocator says of this thread. Of tables that were reserved whole it
-    /// is what was touched.
+    /// Tells the account what connections have in tables, and what the allocator says of this thread. Of
+    /// tables that were reserved whole it is what was touched.
     fn measure_heap(&mut self) -> i64 {
-        let reserved = self.table.held_bytes().1 + self.timers.held_bytes().1;
-        let heap = allocator::own_bytes() as i64 - reserved as i64;
+        let (slots, reserved_slots) = self.table.held_bytes();
+        let (timers, reserved_timers) = self.timers.held_bytes();
+        let heap = allocator::own_bytes() as i64 - (reserved_slots + reserved_timers) as i64;
+        self.stores.account.set(Drawer::Connections, slots + timers);
         self.stores.account.set_heap(heap);
         heap
     }

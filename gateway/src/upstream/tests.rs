@@ -56,6 +56,22 @@ fn group(options: GroupOptions, weights: &[u32]) -> Group {
     Group::new(options, list(weights), 0).expect("a good list")
 }
 
+/// An attempt at an upstream is over, and this speaks against it.
+fn failed(
+    group: &mut Group,
+    id: UpstreamId,
+    evidence: Evidence,
+    now: Time,
+    random: u64,
+) -> Option<Health> {
+    group.on_abandoned(id);
+    group.on_evidence(id, evidence, now, random)
+}
+
+fn connect_failed(group: &mut Group, id: UpstreamId, now: Time, random: u64) -> Option<Health> {
+    failed(group, id, Evidence::Connect, now, random)
+}
+
 fn client(key: u64, random: u64) -> Client {
     Client { key, sticky: Sticky::Nowhere, random }
 }
@@ -531,7 +547,7 @@ fn panic_ignores_health() {
                         group.on_check_result(id, false, NOW);
                     } else {
                         group.on_picked(id);
-                        group.on_connect_failed(id, NOW, 0);
+                        connect_failed(&mut group, id, NOW, 0);
                     }
                 }
             }
@@ -554,7 +570,7 @@ fn health_says_when_it_changes() {
     let id = group.upstreams()[0].id();
     let fail = |group: &mut Group, now| {
         group.on_picked(id);
-        group.on_connect_failed(id, now, 0)
+        connect_failed(group, id, now, 0)
     };
     assert_eq!(fail(&mut group, NOW), None);
     assert_eq!(fail(&mut group, NOW), None);
@@ -579,7 +595,7 @@ fn health_says_when_it_changes() {
     // Nobody knows it.
     let nobody = UpstreamId(99.try_into().expect("a number"));
     assert_eq!(group.on_check_result(nobody, false, until), None);
-    assert_eq!(group.on_connect_failed(nobody, until, 0), None);
+    assert_eq!(connect_failed(&mut group, nobody, until, 0), None);
 }
 
 /// Whatever clients meet, half of a group is left, and the only upstream always.
@@ -591,9 +607,9 @@ fn half_of_a_group_is_never_ejected() {
         for number in 0..20_u8 {
             for id in &ids {
                 group.on_picked(*id);
-                group.on_handshake_failed(*id, [192, 0, 2, number].into(), NOW, 0);
+                failed(&mut group, *id, Evidence::Client([192, 0, 2, number].into()), NOW, 0);
                 group.on_picked(*id);
-                group.on_connect_failed(*id, NOW, 0);
+                connect_failed(&mut group, *id, NOW, 0);
             }
         }
         let ejected = group.upstreams().iter().filter(|it| it.health(NOW) != Health::Up).count();
@@ -689,7 +705,7 @@ fn health_and_cookies_survive_a_reload() {
     let [a, b, c] = [0, 1, 2].map(|index| group.upstreams()[index].id());
     for _ in 0..3 {
         group.on_picked(a);
-        group.on_connect_failed(a, NOW, 0);
+        connect_failed(&mut group, a, NOW, 0);
         group.on_check_result(b, false, NOW);
     }
     let mut reordered = list(&[7, 8, 9]);
@@ -821,7 +837,7 @@ fn counts_survive_ten_thousand_reloads() {
                     (false, 2) => group.on_answered(id, now),
                     (false, 3) => group.on_abandoned(id),
                     (false, _) => {
-                        group.on_connect_failed(id, now, random);
+                        connect_failed(&mut group, id, now, random);
                     }
                     (true, _) => group.on_closed(id),
                 }

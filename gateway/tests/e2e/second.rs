@@ -2,14 +2,19 @@
 
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
 use rustix::process::Signal;
 
 use crate::support::{ECHO_AND_ROOMS, HEAD, Program, Scratch, binary, free_address};
 
-fn run(file: &Path) -> Output {
-    Command::new(binary()).arg("run").arg(file).output().expect("it starts")
+/// Runs a gateway that is refused; returns what it says.
+#[track_caller]
+fn refused(file: &Path) -> String {
+    let output = Command::new(binary()).arg("run").arg(file).output().expect("it starts");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    said
 }
 
 fn file(scratch: &Scratch, name: &str, listener: &str, socket: &str) -> std::path::PathBuf {
@@ -37,16 +42,12 @@ fn it_is_refused_and_told_who_is_there() {
     // The port, also of a listener on all addresses.
     let everywhere = listener.replace("127.0.0.1", "0.0.0.0");
     for address in [&listener, &everywhere] {
-        let output = run(&file(&scratch, "second.toml", address, "other.sock"));
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(1), "{said}");
+        let said = refused(&file(&scratch, "second.toml", address, "other.sock"));
         assert!(said.contains(&format!("cannot listen on {address}")), "{said}");
         assert!(said.contains(&holder) && said.contains("--take-over"), "{said}");
     }
     // The admin socket.
-    let output = run(&file(&scratch, "second.toml", "127.0.0.1:0", "admin.sock"));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    let said = refused(&file(&scratch, "second.toml", "127.0.0.1:0", "admin.sock"));
     assert!(said.contains(&holder) && said.contains("answers there"), "{said}");
 }
 

@@ -43,11 +43,7 @@ impl Scene {
         let number = |key: &str| status["memory"][key].as_u64().expect("a number");
         assert_eq!(number("budget_bytes"), BUDGET);
         assert!(number("used_bytes") <= BUDGET, "{status}");
-        Memory {
-            refused: number("refused"),
-            assemblies: number("ended_assemblies"),
-            consumers: number("ended_consumers"),
-        }
+        Memory { assemblies: number("ended_assemblies"), consumers: number("ended_consumers") }
     }
 
     /// A client that is let in, as soon as there is memory for it.
@@ -64,6 +60,19 @@ impl Scene {
         }
     }
 
+    /// Hostile clients pour `bytes` each, while a good one is answered and the process stays within its
+    /// budget. Returns them.
+    fn pours(&self, bytes: &[u8], good: &mut Peer, before: u64) -> Vec<TcpStream> {
+        let mut hostile: Vec<TcpStream> = (0..HOSTILE).map(|_| opened(self)).collect();
+        for client in &mut hostile {
+            pour(client, bytes);
+            says(good);
+            let resident = self.gateway.resident_bytes();
+            assert!(resident < before + BUDGET + BESIDE, "{resident}");
+        }
+        hostile
+    }
+
     /// Memory goes back to the kernel once those who asked for it are gone.
     fn is_back_at(&self, before: u64) {
         let began = Instant::now();
@@ -76,8 +85,6 @@ impl Scene {
 
 #[derive(Debug)]
 struct Memory {
-    #[allow(dead_code)] // For messages of failures.
-    refused: u64,
     assemblies: u64,
     consumers: u64,
 }
@@ -106,16 +113,10 @@ fn unfinished_messages_hold_no_more_than_the_budget() {
     let mut good = scene.newcomer();
     says(&mut good);
     let before = scene.gateway.resident_bytes();
-    let mut hostile: Vec<TcpStream> = (0..HOSTILE).map(|_| opened(&scene)).collect();
     // A frame of a mebibyte, of which the last bytes never come.
     let mut part = vec![0x82, 0xff, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0];
     part.resize(1_000_000, 7);
-    for client in &mut hostile {
-        pour(client, &part);
-        says(&mut good);
-        let resident = scene.gateway.resident_bytes();
-        assert!(resident < before + BUDGET + BESIDE, "{resident}");
-    }
+    let hostile = scene.pours(&part, &mut good, before);
     // What was written last may not have been read yet.
     let began = Instant::now();
     let memory = loop {
@@ -141,16 +142,10 @@ fn readers_that_stop_hold_no_more_than_the_budget() {
     let mut good = scene.newcomer();
     says(&mut good);
     let before = scene.gateway.resident_bytes();
-    let mut hostile: Vec<TcpStream> = (0..HOSTILE).map(|_| opened(&scene)).collect();
     // A message of a megabyte, whose echo nobody reads.
     let mut message = vec![0x82, 0xff, 0, 0, 0, 0, 0, 0x0f, 0x42, 0x40, 0, 0, 0, 0];
     message.resize(14 + 1_000_000, 7);
-    for client in &mut hostile {
-        pour(client, &message);
-        says(&mut good);
-        let resident = scene.gateway.resident_bytes();
-        assert!(resident < before + BUDGET + BESIDE, "{resident}");
-    }
+    let hostile = scene.pours(&message, &mut good, before);
     let memory = scene.memory();
     assert!(memory.consumers > 0, "{memory:?}");
     drop(hostile);

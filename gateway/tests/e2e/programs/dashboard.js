@@ -7,8 +7,8 @@
 const assert = require('assert');
 const path = require('path');
 const { once } = require('events');
-const { chromium } = require('playwright-core');
 const WebSocket = require('ws');
+const browser = require('./browser');
 
 const [admin, token, gateway, hostile, profile, pictures] = process.argv.slice(2);
 const CLIENTS_PER_PATH = 20;
@@ -348,15 +348,7 @@ async function outlivesTheGateway(page) {
 }
 
 async function main() {
-  context = await chromium.launchPersistentContext(profile, {
-    executablePath: process.env.CHROMIUM || '/usr/bin/chromium',
-    headless: true,
-    // It may run as root, without a graphics card, and has nobody to talk to but us.
-    args: [
-      '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
-      '--disable-background-networking', '--disable-component-update', '--disable-sync',
-    ],
-  });
+  context = await browser.launch(profile);
   context.setDefaultTimeout(PATIENCE_MS);
   await load(hostile.slice(hostile.indexOf('/')));
   await askedForTheToken();

@@ -5,7 +5,7 @@
 'use strict';
 const assert = require('assert');
 const http = require('http');
-const { chromium } = require('playwright-core');
+const browser = require('./browser');
 
 const [admin, forwarded, profile] = process.argv.slice(2);
 
@@ -49,16 +49,9 @@ async function main() {
     response.end('<!doctype html><title>another site</title><body>');
   });
   await new Promise((resolve) => { site.listen(0, '127.0.0.1', resolve); });
-  const context = await chromium.launchPersistentContext(profile, {
-    executablePath: process.env.CHROMIUM || '/usr/bin/chromium',
-    headless: true,
-    args: [
-      '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
-      '--disable-background-networking', '--disable-component-update', '--disable-sync',
-      // A name of another site that suddenly leads here.
-      '--host-resolver-rules=MAP *.example.org 127.0.0.1',
-    ],
-  });
+  // A name of another site that suddenly leads here.
+  const rule = '--host-resolver-rules=MAP *.example.org 127.0.0.1';
+  const context = await browser.launch(profile, [rule]);
   const page = await context.newPage();
   await page.goto(`http://evil.example.org:${site.address().port}/`);
   for (const port of [admin, forwarded]) {

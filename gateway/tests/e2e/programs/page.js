@@ -3,20 +3,12 @@
 //   node page.js http://HOST:PORT PROFILE_DIRECTORY [SCREENSHOT.png]
 'use strict';
 const assert = require('assert');
-const { chromium } = require('playwright-core');
+const browser = require('./browser');
 
 const [url, profile, screenshot] = process.argv.slice(2);
 
 async function main() {
-  const context = await chromium.launchPersistentContext(profile, {
-    executablePath: process.env.CHROMIUM || '/usr/bin/chromium',
-    headless: true,
-    // It may run as root, without a graphics card, and has nobody to talk to but us.
-    args: [
-      '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
-      '--disable-background-networking', '--disable-component-update', '--disable-sync',
-    ],
-  });
+  const context = await browser.launch(profile);
   const problems = [];
   const open = async (user) => {
     const page = await context.newPage();
