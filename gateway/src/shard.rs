@@ -332,7 +332,7 @@ impl<R: Ring> Shard<R> {
         let rooms = self.rooms.iter().flatten().filter_map(Rooms::next_deadline).min();
         let mut deadline = self.timers.next_deadline().min(rooms.unwrap_or(Time::NEVER));
         deadline = deadline.min(self.accept_retry_at).min(self.next_sweep());
-        deadline = deadline.min(self.shortage.next_deadline());
+        deadline = deadline.min(self.next_look());
         if self.mail.is_stuck() {
             deadline = deadline.min(self.now + STUCK_MAIL_WAIT);
         }

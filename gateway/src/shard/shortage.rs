@@ -2,7 +2,8 @@
 //!
 //! A message that is gathered is looked at where it grows, so that clients who fill memory with such
 //! are stopped before the next buffer is read; all else at the end of a turn. What is ended is
-//! found in the account's lists, and at most [`ENDED_PER_TURN`] are in one go.
+//! found in the account's lists, and at most [`ENDED_PER_TURN`] are in one go. A shard that has something
+//! to give looks every [`LOOK_WAIT`], as nobody wakes it when others are what there is too much of.
 
 use std::time::Duration;
 
@@ -23,6 +24,9 @@ const ENDED_PER_TURN: usize = 64;
 
 /// How long new clients are refused before others give way for them.
 const REFUSING_MAX: Duration = Duration::from_secs(1);
+
+/// How long a shard sleeps at most while it has something that may have to give way.
+const LOOK_WAIT: Duration = Duration::from_millis(100);
 
 /// What the heap of a shard has to fall by before its pages are given back to the kernel, and when.
 const FALL_BYTES: i64 = 8 << 20;
@@ -75,6 +79,15 @@ impl<R: Ring> Shard<R> {
     /// Whether new clients are to be refused.
     pub(super) fn is_memory_short(&self) -> bool {
         self.stores.account.level() > Level::Ample
+    }
+
+    /// When to look next at what all shards hold together.
+    pub(super) fn next_look(&self) -> Time {
+        let account = &self.stores.account;
+        if account.assemblies.is_empty() && account.outboxes.is_empty() {
+            return self.shortage.next_deadline();
+        }
+        self.shortage.next_deadline().min(self.now + LOOK_WAIT)
     }
 
     /// What a client's message takes that is not whole yet has changed.
@@ -210,5 +223,37 @@ impl<R: Ring> Shard<R> {
         } else if shortage.trim_at == Time::NEVER && heap < shortage.peak_bytes - FALL_BYTES {
             shortage.trim_at = *now + FALL_WAIT;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::sim::{Faults, Network};
+    use crate::shard::Setup;
+    use crate::shard::mailbox::Inbox;
+
+    const CONFIG: &str = r#"
+[server]
+memory_bytes_max = 67_108_864
+[[listener]]
+address = "127.0.0.1:0"
+[[route]]
+backend = "echo"
+[backend.echo]
+kind = "echo"
+"#;
+
+    /// Another shard may come to take what there is while this one sleeps.
+    #[test]
+    fn a_shard_that_has_something_to_give_looks_again_soon() {
+        let setup = Setup::of_test(CONFIG, &[Inbox::default()].into());
+        let mut shard = Shard::new(Network::new(1, Faults::none()).ring(64, 8, 4096, 1), setup);
+        assert_eq!(shard.next_look(), Time::NEVER);
+        let id = shard.table.occupy(3, Side::Client, ([192, 0, 2, 1], 5).into(), shard.now);
+        shard.assembly_changed(id, 0, LISTED_BYTES_MIN);
+        assert_eq!(shard.next_look(), shard.now + LOOK_WAIT);
+        shard.assembly_changed(id, LISTED_BYTES_MIN, 0);
+        assert_eq!(shard.next_look(), Time::NEVER);
     }
 }
