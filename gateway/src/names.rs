@@ -99,11 +99,9 @@ fn hidden(letter: char) -> Option<Hidden> {
         ' '..='~' => return None,
         '\0'..='\u{1F}' | '\u{7F}'..='\u{9F}' => Hidden::Control,
         '\u{2028}' | '\u{2029}' => Hidden::LineEnd,
-        '\u{61C}'
-        | '\u{200E}'
-        | '\u{200F}'
-        | '\u{202A}'..='\u{202E}'
-        | '\u{2066}'..='\u{2069}' => Hidden::Direction,
+        '\u{61C}' | '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}' => {
+            Hidden::Direction
+        }
         '\u{AD}'
         | '\u{34F}'
         | '\u{115F}'
@@ -248,7 +246,10 @@ mod tests {
         // Twelve letters are 36 bytes, and four are left.
         check(&"\u{212a}".repeat(12), Ok("KKKKKKKKKKKK"));
         check(&"\u{212a}".repeat(13), Err("is longer than 12 bytes"));
-        check(&"\u{1fbe}\u{308}\u{301}".repeat(6), Ok("\u{390}\u{390}\u{390}\u{390}\u{390}\u{390}"));
+        check(
+            &"\u{1fbe}\u{308}\u{301}".repeat(6),
+            Ok("\u{390}\u{390}\u{390}\u{390}\u{390}\u{390}"),
+        );
         // Two bytes become four: U+0344 is excluded from composition.
         check(&"\u{344}".repeat(3), Ok(&"\u{308}\u{301}".repeat(3)));
         check(&"\u{344}".repeat(4), Err("is longer than 12 bytes"));
