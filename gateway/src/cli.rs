@@ -14,6 +14,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand};
 use gateway::admin::{self, client};
 use gateway::log;
+use gateway::names::{Escaped, escape_json};
 use serde_json::Value;
 
 /// The commands.
@@ -115,15 +116,15 @@ fn tell(status: StatusCode, body: &[u8]) -> ExitCode {
     };
     match (lines("changes"), lines("faults")) {
         (Some(changes), _) => {
-            changes.iter().for_each(|change| println!("{change}"));
+            changes.iter().for_each(|change| println!("{}", Escaped(change)));
             let generation = &answer["config_generation"];
             println!("{} changes; configuration {generation} runs", changes.len());
         }
         (None, Some(faults)) => {
-            faults.iter().for_each(|fault| eprintln!("{fault}"));
+            faults.iter().for_each(|fault| eprintln!("{}", Escaped(fault)));
             eprintln!("penstock: nothing was done");
         }
-        (None, None) => println!("{}", String::from_utf8_lossy(body).trim_end()),
+        (None, None) => println!("{}", escape_json(String::from_utf8_lossy(body).trim_end())),
     }
     if status.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -216,8 +216,30 @@ pub enum BackendKind {
 pub struct Local {
     /// Whether an ordinary HTTP request is answered with the demo page.
     pub demo_page: bool,
+    /// Whether a client's word is taken for who it is.
+    pub client_names: ClientNames,
     /// What rooms may grow to.
     pub rooms: RoomLimits,
+}
+
+/// What becomes of the names that clients of rooms give themselves (`?user=`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientNames {
+    /// A client that gives one is refused; the others are guests.
+    #[default]
+    Refused,
+    /// They are believed: anybody may be anybody.
+    Trusted,
+}
+
+impl ClientNames {
+    /// As the file has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            ClientNames::Refused => "refused",
+            ClientNames::Trusted => "trusted",
+        }
+    }
 }
 
 /// WebSocket servers behind us, one as good as the other.
@@ -281,7 +303,8 @@ pub struct Overrides {
     pub listen: Vec<SocketAddr>,
 }
 
-/// What runs when there is no file: rooms with a page to try them, and an echo.
+/// What runs when there is no file: rooms with a page to try them, and an echo. `client_names` of the rooms
+/// follows.
 const EMBEDDED: &str = r#"
 [[listener]]
 name = "embedded"
@@ -294,12 +317,12 @@ backend = "rooms"
 path = "/echo"
 backend = "echo"
 
+[backend.echo]
+kind = "echo"
+
 [backend.rooms]
 kind = "local"
 demo_page = true
-
-[backend.echo]
-kind = "echo"
 "#;
 
 impl Config {
@@ -311,9 +334,13 @@ impl Config {
         }
     }
 
-    /// The same under the command line's overrides, which may contradict this machine.
+    /// The same under the command line's overrides, which may contradict this machine. Clients may choose
+    /// their names as long as nobody but this machine can come: all listeners are on loopback.
     pub fn embedded_with(overrides: &Overrides) -> Result<Config, Faults> {
-        check::check("(embedded)", EMBEDDED, &Machine::here(), overrides).0
+        let is_own = overrides.listen.iter().all(|it| it.ip().to_canonical().is_loopback());
+        let names = if is_own { ClientNames::Trusted } else { ClientNames::Refused };
+        let text = format!("{EMBEDDED}client_names = \"{}\"\n", names.name());
+        check::check("(embedded)", &text, &Machine::here(), overrides).0
     }
 
     /// Reads and checks the file at `path`.

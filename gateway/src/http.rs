@@ -614,15 +614,20 @@ impl std::error::Error for HttpError {}
 
 /// The value of `name` in a query, decoded. `None`: absent, badly escaped or not UTF-8.
 pub fn query_param(query: &str, name: &str) -> Option<String> {
+    query_values(query, name).next().flatten()
+}
+
+/// Every value of `name` in a query, decoded; `None` for one that is badly escaped or not UTF-8.
+pub fn query_values<'a>(
+    query: &'a str,
+    name: &'a str,
+) -> impl Iterator<Item = Option<String>> + 'a {
     steps::took(query.len());
-    query
-        .split('&')
-        .find_map(|pair| {
-            steps::took(pair.len());
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (percent_decode(key)? == name).then_some(value)
-        })
-        .and_then(percent_decode)
+    query.split('&').filter_map(move |pair| {
+        steps::took(pair.len());
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (percent_decode(key)? == name).then(|| percent_decode(value))
+    })
 }
 
 fn percent_decode(text: &str) -> Option<String> {
@@ -889,5 +894,9 @@ mod tests {
         assert_eq!(query_param("a=1&b%20c=d%2Be+f", "b c").as_deref(), Some("d+e f"));
         assert_eq!(query_param("a=%ff", "a"), None);
         assert_eq!(query_param("a=%2", "a"), None);
+        let values = |query| query_values(query, "a").collect::<Vec<_>>();
+        assert_eq!(values("a=1&b=2&%61=3"), [Some("1".to_owned()), Some("3".to_owned())]);
+        assert_eq!(values("a&ab=1&a=%ff&%=&=a"), [Some(String::new()), None]);
+        assert_eq!(values(""), []);
     }
 }

@@ -10,6 +10,7 @@ pub mod addresses;
 pub mod client_address;
 pub mod handshake;
 pub mod http;
+pub mod names;
 pub mod origin;
 pub mod policy;
 pub mod proxy_protocol;

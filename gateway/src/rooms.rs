@@ -35,7 +35,7 @@ use mail::{Ask, Direct, Join, Joined, Leave, Letter, Publish, Question, Requeste
 use members::{Ended, Members, WEIGHT_MAX, mix};
 use protocol::{Object, Operation, error_frame};
 
-pub use limits::{RoomLimits, SlowLimits, SlowPolicy};
+pub use limits::{NAME_BYTES_MOST, RoomLimits, SlowLimits, SlowPolicy};
 pub use mail::Mail;
 pub use protocol::{
     ErrorCode, Heading, SUBPROTOCOL, gap_frame, gap_frame_bytes, heading, ping_frame,
@@ -60,8 +60,6 @@ pub trait Outlet {
     fn has_room(&self, shard: u16) -> bool;
     /// An answer has reached a client: a request of it that had to wait may be served.
     fn answered(&mut self, conn: ConnId);
-    /// Closes a client with this WebSocket close code.
-    fn close(&mut self, conn: ConnId, code: u16, reason: &'static str);
 }
 
 /// The room engine of one shard.
@@ -159,7 +157,8 @@ impl Rooms {
         self.limits = limits;
     }
 
-    /// A client has its 101. It is told who it is; without a name it is a guest.
+    /// A client has its 101. It is told who it is; without a name it is a guest. `user`: as
+    /// [`names::clean`](crate::names::clean) gave it.
     pub fn opened(&mut self, conn: ConnId, user: Option<&str>, _now: Time, out: &mut impl Outlet) {
         // A name that looks like a guest's would take that guest's messages.
         let Some(user) = user.filter(|user| !user.starts_with(GUEST_PREFIX)) else {
@@ -167,13 +166,6 @@ impl Rooms {
             out.deliver(conn, &self.welcome(&user));
             return;
         };
-        if user.is_empty()
-            || user.len() > self.limits.user_name_bytes_max
-            || user.contains(char::is_control)
-        {
-            out.close(conn, 1008, "the user name is empty, too long or has control characters");
-            return;
-        }
         let name: Arc<str> = user.into();
         self.members.add_client(conn, Arc::clone(&name), true);
         self.directory.add_local(&name, conn);

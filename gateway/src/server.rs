@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::allocator;
-use crate::config::{BackendKind, Config, Listener};
+use crate::config::{BackendKind, ClientNames, Config, Listener};
 use crate::journal::Journal;
 use crate::limits::{ItemSizes, human_bytes, memory_bound, memory_bound_total};
 use crate::listening::holder_of;
@@ -170,14 +170,24 @@ impl Gateway {
             println!("listening on {address} ({})", listener.name);
         }
         admin.iter().for_each(|place| println!("{place}"));
-        let demo =
-            self.config.backends.iter().any(
-                |backend| matches!(&backend.kind, BackendKind::Local(local) if local.demo_page),
-            );
-        if let (true, Some(address)) = (demo, self.addresses.first()) {
+        let demo = self.config.backends.iter().find_map(|backend| match &backend.kind {
+            BackendKind::Local(local) if local.demo_page => Some((&backend.name, local)),
+            _ => None,
+        });
+        if let (Some((name, local)), Some(address)) = (demo, self.addresses.first()) {
+            let query = match local.client_names {
+                ClientNames::Trusted => "?user=ada",
+                ClientNames::Refused => {
+                    println!(
+                        "everybody is a guest: `client_names` of backend {name} is \"refused\" (without a \
+                         file it is \"trusted\" where all listeners are on loopback)"
+                    );
+                    ""
+                }
+            };
             println!(
                 "\nTry it: open http://{address}/ in two windows and chat,\n\
-                 or: websocat 'ws://{address}/?user=ada'   and type\n    \
+                 or: websocat 'ws://{address}/{query}'   and type\n    \
                  {{\"op\":\"join\",\"room\":\"lobby\"}}\n    \
                  {{\"op\":\"publish\",\"room\":\"lobby\",\"data\":\"hello\"}}\n\
                  docs/ROOMS.md has the rest; docs/penstock.toml puts it in front of what you have."

@@ -108,31 +108,83 @@ fn a_command_line_that_is_not_understood() {
     assert!(text(&penstock(&["--help"]).stdout).contains("Exit codes:"));
 }
 
+/// A gateway that is asked once, over a socket of this name.
+struct Asked {
+    path: PathBuf,
+    gateway: UnixListener,
+}
+
+impl Asked {
+    fn new(name: &str) -> Asked {
+        let name = format!("{name}-{}.sock", std::process::id());
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let gateway = UnixListener::bind(&path).expect("a socket");
+        Asked { path, gateway }
+    }
+
+    /// Answers the command with this; returns its request, and what it makes of the answer.
+    fn answer(&self, arguments: &[&str], status: &str, body: &str) -> (String, Output) {
+        std::thread::scope(|scope| {
+            let path = self.path.to_str().expect("UTF-8");
+            let client = scope.spawn(move || penstock(&[arguments, &["--socket", path]].concat()));
+            let (mut stream, _) = self.gateway.accept().expect("it asks");
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).expect("a request");
+                head.push(byte[0]);
+            }
+            let answer =
+                format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            stream.write_all(answer.as_bytes()).expect("it listens");
+            // A second question would find this one gone, or wait to be accepted.
+            self.gateway.set_nonblocking(true).expect("a socket");
+            let output = client.join().expect("it ends");
+            assert_eq!(self.gateway.accept().expect_err("nobody").kind(), ErrorKind::WouldBlock);
+            self.gateway.set_nonblocking(false).expect("a socket");
+            (text(&head), output)
+        })
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
 #[test]
 fn a_question_that_is_refused_is_asked_once() {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.sock", std::process::id()));
-    let gateway = UnixListener::bind(&path).expect("a socket");
-    let client = std::thread::spawn({
-        let path = path.to_str().expect("UTF-8").to_owned();
-        move || penstock(&["conns", "--socket", &path, "--route", "/nowhere"])
-    });
-    let (mut stream, _) = gateway.accept().expect("it asks");
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        stream.read_exact(&mut byte).expect("a request");
-        head.push(byte[0]);
-    }
-    assert!(head.starts_with(b"GET /api/v1/connections?route=%2Fnowhere HTTP/1.1\r\n"));
     let body = r#"{"faults":["no route has this"]}"#;
-    let answer =
-        format!("HTTP/1.1 400 Bad Request\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-    stream.write_all(answer.as_bytes()).expect("it listens");
-    // A second question would find this one gone, or wait to be accepted.
-    gateway.set_nonblocking(true).expect("a socket");
-    let output = client.join().expect("it ends");
+    let asked = Asked::new("refused");
+    let (head, output) = asked.answer(&["conns", "--route", "/nowhere"], "400 Bad Request", body);
+    assert!(head.starts_with("GET /api/v1/connections?route=%2Fnowhere HTTP/1.1\r\n"), "{head}");
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(text(&output.stderr), "no route has this\npenstock: nothing was done\n");
-    assert_eq!(gateway.accept().expect_err("nobody").kind(), ErrorKind::WouldBlock);
-    std::fs::remove_file(path).expect("a socket");
+}
+
+/// Whatever a gateway has let in, a name does not change the line that it is printed in.
+#[test]
+fn names_are_printed_with_what_is_hidden_in_them_escaped() {
+    let user = "bob\u{202e}\u{200b}\u{feff}\n\u{1b}[2J";
+    let body = serde_json::json!({
+        "connections": [{"id": "0-1-2", "state": "rooms", "rooms": {"user": user}}]
+    })
+    .to_string();
+    let asked = Asked::new("names");
+    let (_, output) = asked.answer(&["conns"], "200 OK", &body);
+    let stdout = text(&output.stdout);
+    let lines: Vec<&str> = stdout.lines().collect();
+    let [_, line] = lines[..] else { panic!("{stdout:?}") };
+    assert!(line.contains(r" bob\u{202e}\u{200b}\u{feff}\u{a}\u{1b}[2J "), "{line:?}");
+    assert!(line.is_ascii(), "{line:?}");
+    // As JSON it is the same value, in ASCII.
+    let (_, output) = asked.answer(&["conns", "--json"], "200 OK", &body);
+    let stdout = text(&output.stdout);
+    assert!(stdout.is_ascii() && stdout.contains(r"bob\u202e\u200b\ufeff"), "{stdout:?}");
+    let value: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!(value["connections"][0]["rooms"]["user"], user);
+    let faults = serde_json::json!({ "faults": [format!("`user` is {user}")] }).to_string();
+    let (_, output) = asked.answer(&["close", "--all"], "400 Bad Request", &faults);
+    assert!(text(&output.stderr).starts_with(r"`user` is bob\u{202e}"), "{output:?}");
 }

@@ -36,7 +36,6 @@ impl Outlet for Said {
     fn has_room(&self, _: u16) -> bool {
         true
     }
-    fn close(&mut self, _: ConnId, _: u16, _: &'static str) {}
     fn answered(&mut self, _: ConnId) {}
 }
 

@@ -19,6 +19,7 @@ use crate::client_address::{Cidr, CidrSet};
 use crate::config::{BackendKind, Config};
 use crate::conn::ConnId;
 use crate::control::Control;
+use crate::names;
 use crate::shard::inspect::{Close, Filter, Found, Inspect, Page};
 use crate::shard::mailbox::Order;
 use crate::upstream::UpstreamName;
@@ -140,8 +141,8 @@ impl Selection {
     /// The shards to ask, where in the first of them to begin, and for whom.
     fn filter(&self, config: &Config) -> Result<(u16, u32, Filter), String> {
         let mut filter = Filter {
-            user: self.user.clone(),
-            room: self.room.clone(),
+            user: one_spelling(&self.user),
+            room: one_spelling(&self.room),
             state: self.state.clone(),
             age_min: Duration::from_millis(self.age_min_ms),
             idle_min: Duration::from_millis(self.idle_min_ms),
@@ -193,6 +194,11 @@ impl Selection {
         }
         Ok((shard, from, filter))
     }
+}
+
+/// A name as rooms keep it, however the operator's keyboard spells it.
+fn one_spelling(name: &Option<String>) -> Option<String> {
+    name.as_deref().map(|name| names::one_spelling(name).into_owned())
 }
 
 /// The upstream with this URL, be it in one backend or in several.

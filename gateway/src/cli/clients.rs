@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use axum::http::Method;
 use clap::Args;
+use gateway::names::Escaped;
 use serde_json::Value;
 
 use super::{Ask, tell};
@@ -129,7 +130,7 @@ impl Conns {
         };
         let answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
         let text = |value: &Value| match value {
-            Value::String(text) => text.clone(),
+            Value::String(text) => Escaped(text).to_string(),
             Value::Null => "-".to_owned(),
             other => other.to_string(),
         };

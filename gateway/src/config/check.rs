@@ -12,8 +12,8 @@ use super::reader::{Place, Placed, Reader, Section, closest, not_one_of};
 use super::upstreams::read_websocket;
 use super::warnings::{self, Warnings};
 use super::{
-    AdminOptions, Backend, BackendKind, Config, Faults, Listener, Local, LogOptions, Machine,
-    Overrides, Server,
+    AdminOptions, Backend, BackendKind, ClientNames, Config, Faults, Listener, Local, LogOptions,
+    Machine, Overrides, Server,
 };
 use crate::client_address::Access;
 use crate::http::HEADERS_MAX;
@@ -24,7 +24,7 @@ use crate::limits::{
 };
 use crate::origin::Origins;
 use crate::policy::Policy;
-use crate::rooms::{RoomLimits, SlowLimits, SlowPolicy};
+use crate::rooms::{NAME_BYTES_MOST, RoomLimits, SlowLimits, SlowPolicy};
 use crate::route::{HostPattern, PathPattern, Route, RouteIndex, Routes};
 use crate::upstream::UpstreamAddress;
 
@@ -475,17 +475,22 @@ fn read_local(reader: &Reader<'_>, mut section: Section<'_, '_>, limits: &Limits
     section.set_scope("backend.local");
     let default = RoomLimits::default();
     let demo_page = section.boolean("demo_page", false);
+    let client_names = match section.word("client_names", &["refused", "trusted"]) {
+        "trusted" => ClientNames::Trusted,
+        _ => ClientNames::Refused,
+    };
     let bytes = 1..=(1_u64 << 32);
     let count = 1..=10_000_000_u64;
+    let name_bytes = 1..=NAME_BYTES_MOST as u64;
     let rooms = RoomLimits {
         room_name_bytes_max: section.size(
             "room_name_bytes_max",
-            1..=4096,
+            name_bytes.clone(),
             default.room_name_bytes_max,
         ),
         user_name_bytes_max: section.size(
             "user_name_bytes_max",
-            1..=4096,
+            name_bytes,
             default.user_name_bytes_max,
         ),
         rooms_per_client_max: section.size(
@@ -541,7 +546,7 @@ fn read_local(reader: &Reader<'_>, mut section: Section<'_, '_>, limits: &Limits
         reader.fault(&section.place_of(key), message);
     }
     section.finish();
-    Local { demo_page, rooms }
+    Local { demo_page, client_names, rooms }
 }
 
 /// What becomes of members that do not keep up.

@@ -716,6 +716,43 @@ fn the_embedded_configuration_is_in_order() {
     assert_eq!(config.listeners[0].address, SocketAddr::from(([127, 0, 0, 1], 8080)));
 }
 
+/// Whose word is taken for a name: the file says, and without one it depends on who can come.
+#[test]
+fn names_that_clients_give_themselves() {
+    let names = |config: &Config| {
+        let of = |backend: &Backend| match &backend.kind {
+            BackendKind::Local(local) => Some(local.client_names),
+            _ => None,
+        };
+        config.backends.iter().find_map(of).expect("rooms")
+    };
+    let rooms = format!("{GOOD}[backend.rooms]\nkind = \"local\"\n");
+    assert_eq!(names(&good(&rooms)), ClientNames::Refused);
+    for word in [ClientNames::Refused, ClientNames::Trusted] {
+        let text = format!("{rooms}client_names = \"{}\"\n", word.name());
+        assert_eq!(names(&good(&text)), word);
+    }
+    faulty_below(
+        "[backend.rooms]\nkind = \"local\"\nclient_names = \"trust\"\n",
+        &["3:16: `client_names` is \"trust\""],
+    );
+    faulty_below(
+        "[backend.other]\nkind = \"echo\"\nclient_names = \"trusted\"\n",
+        &["3:1: unknown key `client_names`"],
+    );
+    let without_a_file = |listen: &[&str]| {
+        let listen = listen.iter().map(|it| it.parse().expect("an address")).collect();
+        names(&Config::embedded_with(&Overrides { shards: None, listen }).expect("in order"))
+    };
+    for own in [&[][..], &["127.0.0.1:0"], &["[::1]:0", "127.9.9.9:0"], &["[::ffff:127.0.0.1]:0"]] {
+        assert_eq!(without_a_file(own), ClientNames::Trusted, "{own:?}");
+    }
+    for open in [&["0.0.0.0:0"][..], &["[::]:0"], &["127.0.0.1:0", "10.0.0.1:0"], &["192.0.2.1:0"]]
+    {
+        assert_eq!(without_a_file(open), ClientNames::Refused, "{open:?}");
+    }
+}
+
 #[test]
 fn the_operators_address() {
     let config = good(&format!(

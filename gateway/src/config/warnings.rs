@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Backend, BackendKind, Config, Machine, Websocket};
+use super::{Backend, BackendKind, ClientNames, Config, Machine, Websocket};
 use crate::client_address::CidrSet;
 use crate::origin::OriginPattern;
 use crate::route::{HostPattern, Route};
@@ -17,12 +17,13 @@ use crate::upstream::{Balance, SameSite, StickyCookie};
 const SECRET_BYTES_MIN: usize = 16;
 
 /// All of them.
-const WARNINGS: [fn(&mut Review<'_>); 7] = [
+const WARNINGS: [fn(&mut Review<'_>); 8] = [
     proxy_headers_of_anybody,
     everybody_is_a_proxy,
     sticky_secret,
     sticky_secure,
     rooms_without_limits,
+    names_of_strangers,
     secret_for_all_to_read,
     upstreams_without_stickiness,
 ];
@@ -328,6 +329,30 @@ fn rooms_without_limits(review: &mut Review<'_>) {
     }
 }
 
+fn names_of_strangers(review: &mut Review<'_>) {
+    if !review.has_public_listener() {
+        return;
+    }
+    let mut trusting = Vec::new();
+    for backend in &review.config.backends {
+        let BackendKind::Local(local) = &backend.kind else { continue };
+        // A host of localhost is no fence: whoever connects writes it.
+        if local.client_names == ClientNames::Trusted && !review.routes_to(backend).is_empty() {
+            let text = format!(
+                "`client_names` is \"trusted\" for the rooms of \"{}\" behind a public listener: whoever \
+                 connects may be any user, get that user's direct messages and publish in that name",
+                backend.name
+            );
+            trusting.push((table_of(backend), text));
+        }
+    }
+    for (table, text) in trusting {
+        let cure =
+            "leave it at \"refused\", or listen where only what writes the query itself can come";
+        review.warn(Level::Warning, (&table, "client_names"), text, cure);
+    }
+}
+
 fn is_local_name(host: &HostPattern) -> bool {
     host.to_string() == "localhost"
 }
@@ -469,6 +494,22 @@ mod tests {
         says_nothing(&file(PUBLIC, "origins = [\"https://chat.example.org\"]\n", rooms));
         says_nothing(&file(PUBLIC, "messages_per_second = 20\n", rooms));
         says_nothing(&file(PUBLIC, "", ECHO));
+    }
+
+    #[test]
+    fn names_of_clients_on_a_public_address() {
+        let limits = "messages_per_second = 20\n";
+        let trusted = "kind = \"local\"\nclient_names = \"trusted\"\n";
+        let want = "8 warning: `client_names` is \"trusted\" for the rooms of \"b\"";
+        says(&file(PUBLIC, limits, trusted), want, "leave it at \"refused\"");
+        says_nothing(&file(LOCAL, limits, trusted));
+        says_nothing(&file("address = \"10.1.2.3:80\"\n", limits, trusted));
+        says_nothing(&file(PUBLIC, limits, "kind = \"local\"\nclient_names = \"refused\"\n"));
+        says(
+            &file(PUBLIC, &format!("{limits}host = \"localhost\"\n"), trusted),
+            "9 warning",
+            "refused",
+        );
     }
 
     #[test]

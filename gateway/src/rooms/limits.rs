@@ -34,12 +34,16 @@ impl Default for SlowLimits {
     }
 }
 
+/// No name is longer than this, whatever the file allows: bytes of UTF-8.
+pub const NAME_BYTES_MOST: usize = 4096;
+
 /// What one shard's part of the room engine may hold, and what its clients may ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoomLimits {
-    /// The longest room name, in bytes of UTF-8. A longer one is refused with `bad_room`.
+    /// The longest room name, in bytes of UTF-8 and in its one spelling. A longer one is refused with
+    /// `bad_room`.
     pub room_name_bytes_max: usize,
-    /// The longest user name. A connection opened with a longer one is closed (1008).
+    /// The longest user name, likewise. A handshake with a longer one is refused with 400.
     pub user_name_bytes_max: usize,
     /// How many rooms one client may be in; one more is refused with `too_many_memberships`.
     pub rooms_per_client_max: usize,

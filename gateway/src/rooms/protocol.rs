@@ -12,9 +12,10 @@ use serde::Deserialize;
 use serde_json::error::Category;
 use serde_json::value::RawValue;
 
+use crate::names;
 use crate::ws::frame::{Opcode, encode_server_header};
 
-use super::limits::RoomLimits;
+use super::limits::{NAME_BYTES_MOST, RoomLimits};
 
 /// The name of the subprotocol on the wire (`Sec-WebSocket-Protocol`). To offer it is optional.
 pub const SUBPROTOCOL: &str = "penstock.rooms.v1";
@@ -49,7 +50,7 @@ pub enum ErrorCode {
     BadRequest,
     /// There is no such operation.
     UnknownOp,
-    /// The room's name is empty, too long, or contains control characters.
+    /// The room's name is empty, too long, or has a character that no name may have.
     BadRoom,
     /// The `data` nests deeper than 128 levels.
     TooDeep,
@@ -111,7 +112,7 @@ impl ErrorCode {
                 "There is no such op; use join, leave, publish, history, presence, direct or ping."
             }
             ErrorCode::BadRoom => {
-                "The room's name is empty, too long or has control characters; choose another."
+                "The room's name is empty, too long or has hidden characters; choose another."
             }
             ErrorCode::TooDeep => "The data nests deeper than 128 levels; send it flatter.",
             ErrorCode::AlreadyMember => {
@@ -128,7 +129,7 @@ impl ErrorCode {
     }
 }
 
-/// A request that may be relied on: names and depth are within bounds.
+/// A request that may be relied on: names are clean, names and depth within bounds.
 #[derive(Debug)]
 pub(super) struct Request<'a> {
     /// As JSON text, to be echoed.
@@ -296,13 +297,10 @@ fn decode_fields<'a>(fields: Fields<'a>, limits: &RoomLimits) -> Result<Operatio
 
     let room = |text: Option<Text<'a>>| {
         let name = text.ok_or_else(|| missing("room"))?.0;
-        if name.is_empty()
-            || name.len() > limits.room_name_bytes_max
-            || name.contains(char::is_control)
-        {
-            return Err((ErrorCode::BadRoom, ErrorCode::BadRoom.sentence().into()));
-        }
-        Ok(name)
+        names::clean(name, limits.room_name_bytes_max).map_err(|error| {
+            let sentence = format!("The room's name {error}; choose another.");
+            (ErrorCode::BadRoom, sentence.into())
+        })
     };
     let data = |value: Option<&'a RawValue>| {
         let text = value.ok_or_else(|| missing("data"))?.get();
@@ -334,7 +332,11 @@ fn decode_fields<'a>(fields: Fields<'a>, limits: &RoomLimits) -> Result<Operatio
         },
         "direct" => {
             let to = fields.to.ok_or_else(|| missing("to"))?.0;
-            Operation::Direct { to, data: data(fields.data)? }
+            let data = data(fields.data)?;
+            // Nobody has a name that is not clean. How long they may be can have been lowered since.
+            let to = names::clean(to, NAME_BYTES_MOST)
+                .map_err(|_| (ErrorCode::NoSuchUser, ErrorCode::NoSuchUser.sentence().into()))?;
+            Operation::Direct { to, data }
         }
         _ => Operation::Ping,
     })

@@ -2,20 +2,25 @@
 //! page that it comes from.
 //!
 //! ```text
-//!   on_accepted --> read_proxy_header --> read_head --> identify --> a route --> admit_origin
-//!                   where one is required   (per request) 403       (upgrades only)   403
+//!   on_accepted --> read_proxy_header --> read_head --> identify --> a route --> admit_origin --> name_user
+//!                   where one is required   (per request) 403       (upgrades only)   403    (rooms) 403, 400
 //! ```
 
 use super::Shard;
 use crate::client_address::{Access, client_of};
+use crate::config::{ClientNames, Local};
 use crate::conn::addresses::Addresses;
 use crate::conn::{ConnId, Head, State};
 use crate::handshake::Forwarded;
-use crate::http::Request;
+use crate::http::{self, Request};
 use crate::metrics::Cause;
+use crate::names;
 use crate::proxy_protocol::{self, ProxyHeader};
 use crate::ring::Ring;
 use crate::route::Route;
+
+/// A client has been told that it may not.
+pub(super) struct Refused;
 
 impl<R: Ring> Shard<R> {
     /// Who may come in where this connection did.
@@ -115,6 +120,43 @@ impl<R: Ring> Shard<R> {
             self.refuse(id, 403, Cause::OriginDenied, "pages of this origin may not connect here");
         }
         is_admitted
+    }
+
+    /// The name that a client of the rooms of `backend` has, if it gives itself one. `Err`: it may not, and
+    /// has been told.
+    pub(super) fn name_user(
+        &mut self,
+        id: ConnId,
+        backend: &str,
+        local: &Local,
+        request: &Request<'_>,
+    ) -> Result<Option<String>, Refused> {
+        let mut values = http::query_values(request.query.unwrap_or_default(), "user");
+        let Some(value) = values.next() else { return Ok(None) };
+        let (status, why) = match (local.client_names, value, values.next()) {
+            (ClientNames::Refused, ..) => (
+                403,
+                format!(
+                    "client_names is \"refused\" in [backend.{backend}] of the gateway's file: it does not \
+                     take a client's word for who it is; connect without user= and be a guest, or, if \
+                     anybody may be anybody there, set client_names = \"trusted\""
+                ),
+            ),
+            (ClientNames::Trusted, _, Some(_)) => {
+                (400, "user= stands in the query more than once; send it once".to_owned())
+            }
+            (ClientNames::Trusted, None, None) => {
+                (400, "user= is not UTF-8 in %xx; send what encodeURIComponent makes".to_owned())
+            }
+            (ClientNames::Trusted, Some(name), None) => {
+                match names::clean(name, local.rooms.user_name_bytes_max) {
+                    Ok(name) => return Ok(Some(name.into_owned())),
+                    Err(error) => (400, format!("the name in user= {error}; choose another")),
+                }
+            }
+        };
+        self.refuse(id, status, Cause::HandshakeRejected, &why);
+        Err(Refused)
     }
 
     /// What an upstream is told about the client of a request.

@@ -181,10 +181,6 @@ impl Outlet for Post<'_> {
     fn answered(&mut self, conn: ConnId) {
         self.unread.look_at(conn);
     }
-
-    fn close(&mut self, id: ConnId, code: u16, reason: &'static str) {
-        self.doomed.push(Doomed { id, cause: Cause::ProtocolError, code, reason });
-    }
 }
 
 /// A client that is closed once the rooms that found it out are given back: why, and what the Close

@@ -101,11 +101,12 @@ impl<R: Ring> Shard<R> {
                 self.accept_upgrade(id, &upgrade, protocol, State::Echo(Default::default()));
                 self.read_messages(id, rest);
             }
-            BackendKind::Local(_) => {
+            BackendKind::Local(local) => {
+                let backend = &config.backend(route).name;
+                let Ok(user) = self.name_user(id, backend, local, &request) else { return };
                 let ours = |name: &&str| *name == rooms::SUBPROTOCOL;
                 let protocol = upgrade.protocols.iter().copied().find(ours);
                 self.accept_upgrade(id, &upgrade, protocol, State::Rooms(Default::default()));
-                let user = request.query.and_then(|query| http::query_param(query, "user"));
                 let (now, backend) = (self.now, route.backend);
                 self.with_rooms(backend, |rooms, post| {
                     rooms.opened(id, user.as_deref(), now, post);

@@ -54,4 +54,5 @@ mod slow;
 mod socketio;
 mod stop;
 mod timeouts;
+mod users;
 mod websocket;

@@ -50,7 +50,7 @@ impl Scene {
              [[route]]\npath = \"/quick\"\nbackend = \"quick\"\n\
              [[route]]\npath = \"/slow\"\nbackend = \"slow\"\n\
              [backend.echo]\nkind = \"echo\"\n\
-             [backend.rooms]\nkind = \"local\"\n\
+             [backend.rooms]\nkind = \"local\"\nclient_names = \"trusted\"\n\
              [backend.quick]\nkind = \"websocket\"\nurl = \"ws://{}\"\n\
              [backend.slow]\nkind = \"websocket\"\nurl = \"ws://{}\"\n\
              [admin]\nsocket = \"{directory}/admin.sock\"\nlisten = \"127.0.0.1:0\"\n\

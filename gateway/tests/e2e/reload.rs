@@ -10,7 +10,7 @@ use crate::groups::Named;
 use crate::support::{Gateway, HEAD, Peer, Program, Scratch, Upstream, binary, switching, upgrade};
 
 const ECHO: &str = "[backend.echo]\nkind = \"echo\"\n";
-const ROOMS: &str = "[backend.rooms]\nkind = \"local\"\n";
+const ROOMS: &str = "[backend.rooms]\nkind = \"local\"\nclient_names = \"trusted\"\n";
 
 fn route(path: &str, backend: &str) -> String {
     format!("[[route]]\npath = \"{path}\"\nbackend = \"{backend}\"\n")

@@ -27,7 +27,7 @@ pin = false
 address = \"127.0.0.1:0\"
 ";
 
-/// Echo at `/echo`, rooms at `/rooms`.
+/// Echo at `/echo`, rooms at `/rooms`, where clients may choose their names.
 pub const ECHO_AND_ROOMS: &str = "\
 [[route]]
 path = \"/echo\"
@@ -39,6 +39,7 @@ backend = \"rooms\"
 kind = \"echo\"
 [backend.rooms]
 kind = \"local\"
+client_names = \"trusted\"
 ";
 
 /// A route for everything to one upstream.
@@ -384,6 +385,12 @@ impl Gateway {
     #[track_caller]
     pub fn log_line_containing(&mut self, words: &str) -> String {
         self.program.error_line_containing(words)
+    }
+
+    /// The first line to come that it prints with this in it.
+    #[track_caller]
+    pub fn line_containing(&mut self, words: &str) -> String {
+        self.program.line_containing(words)
     }
 
     pub fn url(&self, path: &str) -> String {
