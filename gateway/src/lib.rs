@@ -32,6 +32,7 @@ pub mod histogram;
 pub mod history;
 pub mod interval_log;
 pub mod journal;
+pub mod keyed_hash;
 pub mod limits;
 pub mod listening;
 pub mod log;

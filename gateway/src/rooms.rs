@@ -27,12 +27,14 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::conn::ConnId;
+use crate::keyed_hash::HashKey;
+use crate::random::Random;
 use crate::time::Time;
 
 use directory::{Directory, GUEST_PREFIX, find_guest, guest_name};
 use home::{Homes, answer, answer_error};
 use mail::{Ask, Direct, Join, Joined, Leave, Letter, Publish, Question, Requester};
-use members::{Ended, Members, WEIGHT_MAX, mix};
+use members::{Ended, Members, WEIGHT_MAX};
 use protocol::{Object, Operation, error_frame};
 
 pub use limits::{RoomLimits, SlowLimits, SlowPolicy};
@@ -71,6 +73,8 @@ pub struct Rooms {
     limits: RoomLimits,
     /// Wall clock at `Time(0)`.
     unix_origin_ms: u64,
+    /// Which shard is the home of a name: the same key in every shard of the process.
+    homes_key: HashKey,
     members: Members,
     homes: Homes,
     directory: Directory,
@@ -130,25 +134,27 @@ pub struct RoomRecord {
 
 impl Rooms {
     /// The engine of shard number `shard` of `shards`. `unix_origin_ms` is the wall clock at
-    /// `Time(0)`; `epoch_seed` has to be unpredictable and different in each process.
+    /// `Time(0)`; `homes_key` is the same in all shards; `random` is for this engine alone, which draws
+    /// the keys of its maps and the epochs of its rooms from it.
     pub fn new(
         shard: u16,
         shards: u16,
         limits: RoomLimits,
         unix_origin_ms: u64,
-        epoch_seed: u64,
+        homes_key: HashKey,
+        mut random: Random,
     ) -> Rooms {
         assert!(shard < shards, "shard {shard} of {shards}");
-        // Shards of one process may be given the same seed.
-        let seed = mix(epoch_seed ^ u64::from(shard).rotate_left(48));
+        let [members, local, users] = std::array::from_fn(|_| HashKey::draw(&mut random));
         Rooms {
             shard,
             shards,
             limits,
             unix_origin_ms,
-            members: Members::new(seed),
-            homes: Homes::new(seed),
-            directory: Directory::new(seed),
+            homes_key,
+            members: Members::new(members),
+            homes: Homes::new(random),
+            directory: Directory::new(local, users),
             counters: Counters::default(),
         }
     }
@@ -488,12 +494,10 @@ impl Rooms {
         if out.has_room(home) { Ok(home) } else { Err(ErrorCode::Busy) }
     }
 
-    /// The home of a room or a user, by FNV-1a: the same in every shard and every process.
+    /// The home of a room or a user: the same in every shard, and another one in every process, so
+    /// that names cannot be aimed at a shard.
     fn home_of(&self, name: &str) -> u16 {
-        let hash = name.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
-        });
-        (mix(hash) % u64::from(self.shards)) as u16
+        self.homes_key.place_of(name, self.shards)
     }
 
     fn unix_ms(&self, now: Time) -> u64 {

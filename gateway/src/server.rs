@@ -15,6 +15,7 @@ use crate::journal::Journal;
 use crate::limits::{ItemSizes, human_bytes, memory_bound, memory_bound_total};
 use crate::listening::holder_of;
 use crate::metrics::{Counters, Metrics};
+use crate::keyed_hash::HashKey;
 use crate::random::Random;
 use crate::ring::Ring;
 use crate::ring::linux::{Claim, LinuxRing, Options, listen, monotonic_now};
@@ -56,7 +57,8 @@ impl Gateway {
         let shards = config.server.shards;
         let (listeners, addresses) = open_listeners(&config, take_over)?;
         let inboxes: Arc<[Inbox]> = (0..shards).map(|_| Inbox::default()).collect();
-        let shared: Arc<Shared> = Arc::default();
+        let mut random = Random::from_kernel().map_err(|error| error.to_string())?;
+        let shared = Arc::new(Shared::new(HashKey::draw(&mut random)));
         shared.budget.set_bytes_max(config.server.memory_bytes_max);
         let counters: Vec<Arc<Counters>> = (0..shards).map(|_| Arc::default()).collect();
         let journals: Vec<Arc<Journal>> = (0..shards).map(|_| Arc::default()).collect();

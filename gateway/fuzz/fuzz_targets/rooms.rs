@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use gateway::conn::ConnId;
+use gateway::keyed_hash::HashKey;
+use gateway::random::Random;
 use gateway::rooms::{Gauges, Mail, Outlet, RoomLimits, Rooms};
 use gateway::time::Time;
 use libfuzzer_sys::fuzz_target;
@@ -42,8 +44,11 @@ impl Outlet for Said {
 
 fuzz_target!(|input: &[u8]| {
     let limits = RoomLimits { rooms_max: 3, history_bytes_max: 512, ..RoomLimits::default() };
-    let mut shards: Vec<Rooms> =
-        (0..SHARDS).map(|shard| Rooms::new(shard, SHARDS, limits.clone(), 0, 1)).collect();
+    let homes = HashKey::draw(&mut Random::new([0, 0]));
+    let rooms_of = |shard: u16| {
+        Rooms::new(shard, SHARDS, limits.clone(), 0, homes, Random::new([1, u64::from(shard)]))
+    };
+    let mut shards: Vec<Rooms> = (0..SHARDS).map(rooms_of).collect();
     let mut open = [[false; SLOTS as usize]; SHARDS as usize];
     let mut mail: Vec<VecDeque<(u16, Mail)>> = (0..SHARDS).map(|_| VecDeque::new()).collect();
     let mut now = Time(0);

@@ -6,12 +6,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::keyed_hash::HashKey;
 use crate::memory::{list_bytes, map_bytes, set_bytes};
+use crate::random::Random;
 use crate::time::Time;
 
 use super::limits::RoomLimits;
 use super::mail::{Ask, Join, Joined, Leave, Letter, Mail, Publish, Question, Requester};
-use super::members::{Names, SeededHash, mix};
+use super::members::Names;
 use super::protocol::{ErrorCode, Object, Position, error_frame, payload};
 use super::{Counters, Outlet};
 
@@ -28,8 +30,10 @@ pub(super) struct Homes {
     history_bytes: usize,
     /// What all rooms hold beside the frames. Equals the sum of every room's `held`.
     held: HomeBytes,
-    seed: u64,
-    epochs_issued: u64,
+    /// The key of each room's map of users.
+    present_key: HashKey,
+    /// Where epochs come from.
+    random: Random,
 }
 
 /// What a room has on the heap, for the memory ledger.
@@ -91,14 +95,14 @@ struct Present {
 }
 
 impl Homes {
-    pub(super) fn new(seed: u64) -> Homes {
+    pub(super) fn new(mut random: Random) -> Homes {
         Homes {
-            rooms: HashMap::with_hasher(SeededHash(seed)),
+            rooms: HashMap::with_hasher(HashKey::draw(&mut random)),
             wakes: BTreeSet::new(),
             history_bytes: 0,
             held: HomeBytes::default(),
-            seed,
-            epochs_issued: 0,
+            present_key: HashKey::draw(&mut random),
+            random,
         }
     }
 
@@ -146,7 +150,7 @@ impl Homes {
                 out.post(from.shard, answer(from.user, room, Err(code), frame));
                 return;
             }
-            let home = Home::new(self.next_epoch(), self.seed, now);
+            let home = Home::new(self.next_epoch(), self.present_key, now);
             self.rooms.insert(Arc::clone(&room), home);
         }
         let home = self.rooms.get_mut(&*room).expect("inserted above");
@@ -329,22 +333,22 @@ impl Homes {
         }
     }
 
-    /// Never the same twice, never 0, and not the one of an earlier process, whose seed differed.
+    /// Clients see it, so it is drawn and tells nothing else. Never 0; the same twice, in this process
+    /// or after an earlier one, as seldom as two of 2^64 are the same.
     fn next_epoch(&mut self) -> u64 {
-        self.epochs_issued += 1;
-        mix(self.seed.wrapping_add(self.epochs_issued)).max(1)
+        self.random.next_u64().max(1)
     }
 }
 
 impl Home {
-    fn new(epoch: u64, seed: u64, now: Time) -> Home {
+    fn new(epoch: u64, key: HashKey, now: Time) -> Home {
         Home {
             epoch,
             offset: 0,
             history: VecDeque::new(),
             history_bytes: 0,
             reach: Vec::new(),
-            present: HashMap::with_hasher(SeededHash(seed)),
+            present: HashMap::with_hasher(key),
             leaving: BTreeSet::new(),
             emptied_at: now,
             wake_at: Time::NEVER,

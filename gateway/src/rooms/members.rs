@@ -10,41 +10,19 @@
 //! and a delivery walks `members` from front to back without looking anything up.
 
 use std::collections::HashMap;
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::conn::ConnId;
+use crate::keyed_hash::HashKey;
 use crate::memory::{ARC_BYTES, list_bytes, map_bytes};
 
 use super::Outlet;
 use super::protocol::Position;
 
 /// A map by name. Names come from clients, so the hash is keyed.
-pub(super) type Names<T> = HashMap<Arc<str>, T, SeededHash>;
-
-/// SipHash that begins with a secret: the same run hashes the same, and nobody can choose names
-/// that collide.
-#[derive(Clone, Copy)]
-pub(super) struct SeededHash(pub(super) u64);
-
-impl BuildHasher for SeededHash {
-    type Hasher = DefaultHasher;
-    fn build_hasher(&self) -> DefaultHasher {
-        let mut hasher = DefaultHasher::new();
-        hasher.write_u64(self.0);
-        hasher
-    }
-}
-
-/// Spreads the bits of `value` (the finalizer of MurmurHash3, a bijection).
-pub(super) fn mix(mut value: u64) -> u64 {
-    value = (value ^ (value >> 33)).wrapping_mul(0xFF51_AFD7_ED55_8CCD);
-    value = (value ^ (value >> 33)).wrapping_mul(0xC4CE_B9FE_1A85_EC53);
-    value ^ (value >> 33)
-}
+pub(super) type Names<T> = HashMap<Arc<str>, T, HashKey>;
 
 /// No index: not a member yet, or not a watcher.
 const NONE: u32 = u32::MAX;
@@ -116,12 +94,12 @@ pub(super) struct Ended {
 }
 
 impl Members {
-    pub(super) fn new(seed: u64) -> Members {
+    pub(super) fn new(key: HashKey) -> Members {
         Members {
             by_slot: Vec::new(),
             clients: Slab::default(),
             rooms: Slab::default(),
-            room_by_name: HashMap::with_hasher(SeededHash(seed)),
+            room_by_name: HashMap::with_hasher(key),
             next_ticket: 0,
             memberships: 0,
             lists_bytes: 0,

@@ -51,9 +51,13 @@ struct World {
 
 impl World {
     fn new(shards: u16, limits: &RoomLimits) -> World {
+        let homes = HashKey::draw(&mut crate::random::Random::new([7, 7]));
         World {
             shards: (0..shards)
-                .map(|shard| Rooms::new(shard, shards, limits.clone(), 1_000_000, 7))
+                .map(|shard| {
+                    let random = crate::random::Random::new([7, u64::from(shard)]);
+                    Rooms::new(shard, shards, limits.clone(), 1_000_000, homes, random)
+                })
                 .collect(),
             mail: BTreeMap::new(),
             received: BTreeMap::new(),

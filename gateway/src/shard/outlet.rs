@@ -13,6 +13,7 @@ use crate::conn::delays::Delays;
 use crate::conn::outbox::{Full, Stores};
 use crate::conn::table::Table;
 use crate::conn::{ConnId, Phase};
+use crate::keyed_hash::HashKey;
 use crate::metrics::{Cause, Counters};
 use crate::random::Random;
 use crate::ring::Ring;
@@ -201,11 +202,12 @@ pub(super) fn all_rooms(
     config: &Config,
     index: u16,
     unix_origin_ms: u64,
+    homes: HashKey,
     random: &mut Random,
 ) -> Vec<Option<Rooms>> {
     let rooms = config.backends.iter().map(|backend| match &backend.kind {
         BackendKind::Local(local) => {
-            Some(new_rooms(config, local, index, unix_origin_ms, random.next_u64()))
+            Some(new_rooms(config, local, index, unix_origin_ms, homes, random))
         }
         _ => None,
     });
@@ -218,9 +220,11 @@ pub(super) fn new_rooms(
     local: &Local,
     index: u16,
     unix_origin_ms: u64,
-    epoch: u64,
+    homes: HashKey,
+    random: &mut Random,
 ) -> Rooms {
-    Rooms::new(index, config.server.shards, room_limits(config, local), unix_origin_ms, epoch)
+    let limits = room_limits(config, local);
+    Rooms::new(index, config.server.shards, limits, unix_origin_ms, homes, random.split())
 }
 
 /// What the backend says of its rooms, and what everybody's limits do.

@@ -9,6 +9,7 @@ use gateway::config::{BackendKind, Config};
 use gateway::memory::Holder;
 use gateway::metrics::{Cause, Counter, Counters, Metrics};
 use gateway::policy::Policy;
+use gateway::keyed_hash::HashKey;
 use gateway::random::Random as Keys;
 use gateway::ring::sim::{Faults, Leftovers, Network, Peer, Random, SimRing};
 use gateway::rooms::SlowLimits;
@@ -153,7 +154,8 @@ impl World {
         config.routes = Routes::new(routes.collect());
         let config = Arc::new(config);
         let inboxes: Arc<[Inbox]> = (0..plan.shards).map(|_| Inbox::default()).collect();
-        let shared: Arc<Shared> = Arc::default();
+        let homes = HashKey::draw(&mut Keys::new([seed, u64::MAX]));
+        let shared = Arc::new(Shared::new(homes));
         let counters: Vec<Arc<Counters>> = (0..plan.shards).map(|_| Arc::default()).collect();
         let shards = (0..plan.shards).map(|index| {
             let ring = network.ring(plan.slots, plan.buffers, plan.buffer_bytes, 1);
