@@ -36,6 +36,7 @@ pub mod keyed_hash;
 pub mod limits;
 pub mod listening;
 pub mod log;
+pub mod makers;
 pub mod memory;
 pub mod metrics;
 pub mod random;

@@ -28,6 +28,7 @@ use serde::Serialize;
 
 use crate::conn::ConnId;
 use crate::keyed_hash::HashKey;
+use crate::makers::Maker;
 use crate::random::Random;
 use crate::time::Time;
 
@@ -60,6 +61,8 @@ pub trait Outlet {
     /// Whether the mailbox of `shard` has room. Requests are refused with `busy` when it has
     /// not; what follows from what was done already is posted all the same.
     fn has_room(&self, shard: u16) -> bool;
+    /// What the rooms that this client makes count with. Asked once per client, at its first join.
+    fn maker(&mut self, conn: ConnId) -> Arc<Maker>;
     /// An answer has reached a client: a request of it that had to wait may be served.
     fn answered(&mut self, conn: ConnId);
     /// Closes a client with this WebSocket close code.
@@ -347,11 +350,12 @@ impl Rooms {
                     return Err(ErrorCode::TooManyMemberships);
                 }
                 let home = self.home_with_room(&room, out)?;
+                let maker = self.members.maker(client, out);
                 let (room, ticket) = self.members.start_join(client, &room, presence);
                 let weight = if presence || resume.is_some() { WEIGHT_MAX } else { 1 };
                 self.members.charge(client, weight);
                 let from = Requester { weight, ..self.requester(client, id) };
-                let join = Join { from, room, ticket, presence, resume };
+                let join = Join { from, room, ticket, presence, resume, maker };
                 out.post(home, Mail(Letter::Join(Box::new(join))));
             }
             Operation::Leave { room } => {

@@ -12,10 +12,11 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use crate::allocator;
 use crate::config::{BackendKind, Config, Listener};
 use crate::journal::Journal;
+use crate::keyed_hash::HashKey;
 use crate::limits::{ItemSizes, human_bytes, memory_bound, memory_bound_total};
 use crate::listening::holder_of;
+use crate::makers::MADE_BYTES;
 use crate::metrics::{Counters, Metrics};
-use crate::keyed_hash::HashKey;
 use crate::random::Random;
 use crate::ring::Ring;
 use crate::ring::linux::{Claim, LinuxRing, Options, listen, monotonic_now};
@@ -332,6 +333,7 @@ pub fn listen_advice(why: io::ErrorKind) -> &'static str {
 pub fn item_sizes() -> ItemSizes {
     ItemSizes {
         slot_bytes: (size_of::<crate::conn::Conn>() + crate::timers::NODE_BYTES) as u64,
+        room_bytes: ItemSizes::default().room_bytes + MADE_BYTES as u64,
         ..ItemSizes::default()
     }
 }

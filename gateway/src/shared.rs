@@ -12,6 +12,7 @@ use crate::config::succession::Number;
 use crate::doorstep::Doorstep;
 use crate::keyed_hash::HashKey;
 use crate::limits::{BACKEND_NUMBERS_MAX, ROUTE_NUMBERS_MAX};
+use crate::makers::Makers;
 
 /// The counts of one process.
 #[derive(Debug)]
@@ -28,6 +29,8 @@ pub struct Shared {
     pub doorstep: Doorstep,
     /// Which shard is the home of a room and of a user of rooms: see [`HashKey::place_of`].
     pub homes: HashKey,
+    /// Who made the rooms that there are.
+    pub makers: Arc<Makers>,
     /// Who is on each route, by its number: most have few routes, so it is made in pieces.
     routes: Box<[OnceLock<Box<[OnRoute]>>]>,
 }
@@ -54,6 +57,7 @@ impl Shared {
             addresses: Addresses::default(),
             doorstep: Doorstep::default(),
             homes,
+            makers: Arc::default(),
             routes: (0..pieces).map(|_| OnceLock::new()).collect(),
         }
     }
@@ -73,6 +77,7 @@ impl Shared {
             + size_of_val(&*self.rooms)
             + size_of_val(&*self.routes)
             + self.doorstep.held_bytes()
+            + self.makers.held_bytes()
             + pieces * ROUTES_PER_PIECE * size_of::<OnRoute>()
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::keyed_hash::HashKey;
+use crate::makers::Made;
 use crate::memory::{list_bytes, map_bytes, set_bytes};
 use crate::random::Random;
 use crate::time::Time;
@@ -73,6 +74,8 @@ struct Home {
     emptied_at: Time,
     /// Its entry in `Homes::wakes`; `NEVER` without one.
     wake_at: Time,
+    /// Its place with who made it, until it is forgotten.
+    _made: Made,
 }
 
 struct Kept {
@@ -137,20 +140,28 @@ impl Homes {
         limits: &RoomLimits,
         out: &mut impl Outlet,
     ) {
-        let Join { from, room, ticket, presence, resume } = join;
+        let Join { from, room, ticket, presence, resume, maker } = join;
         let answer = |user, room, outcome, frame| {
             let (conn, weight) = (from.conn, from.weight);
             let joined = Joined { conn, user, room, ticket, presence, weight, outcome, frame };
             Mail(Letter::Joined(Box::new(joined)))
         };
         if !self.rooms.contains_key(&*room) {
-            if self.rooms.len() >= limits.rooms_max {
-                let code = ErrorCode::TooManyRooms;
-                let frame = error_frame(code, code.sentence(), from.id.as_deref());
-                out.post(from.shard, answer(from.user, room, Err(code), frame));
-                return;
-            }
-            let home = Home::new(self.next_epoch(), self.present_key, now);
+            let (client_max, address_max) =
+                (limits.rooms_made_per_client_max, limits.rooms_made_per_address_max);
+            let made = match self.rooms.len() < limits.rooms_max {
+                true => maker.make(client_max, address_max).ok_or(ErrorCode::TooManyMade),
+                false => Err(ErrorCode::TooManyRooms),
+            };
+            let made = match made {
+                Ok(made) => made,
+                Err(code) => {
+                    let frame = error_frame(code, code.sentence(), from.id.as_deref());
+                    out.post(from.shard, answer(from.user, room, Err(code), frame));
+                    return;
+                }
+            };
+            let home = Home::new(self.next_epoch(), self.present_key, made, now);
             self.rooms.insert(Arc::clone(&room), home);
         }
         let home = self.rooms.get_mut(&*room).expect("inserted above");
@@ -341,7 +352,7 @@ impl Homes {
 }
 
 impl Home {
-    fn new(epoch: u64, key: HashKey, now: Time) -> Home {
+    fn new(epoch: u64, key: HashKey, made: Made, now: Time) -> Home {
         Home {
             epoch,
             offset: 0,
@@ -352,6 +363,7 @@ impl Home {
             leaving: BTreeSet::new(),
             emptied_at: now,
             wake_at: Time::NEVER,
+            _made: made,
         }
     }
 

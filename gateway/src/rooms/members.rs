@@ -16,6 +16,7 @@ use bytes::Bytes;
 
 use crate::conn::ConnId;
 use crate::keyed_hash::HashKey;
+use crate::makers::Maker;
 use crate::memory::{ARC_BYTES, list_bytes, map_bytes};
 
 use super::Outlet;
@@ -55,6 +56,8 @@ pub(super) struct Client {
     /// What its requests weigh whose answers are on the way. Below `2 * WEIGHT_MAX`.
     weight: u8,
     rooms: Vec<Membership>,
+    /// What its rooms count with; from its first join on.
+    maker: Option<Arc<Maker>>,
 }
 
 struct Membership {
@@ -152,7 +155,7 @@ impl Members {
             self.by_slot.resize(slot + 1, NONE);
         }
         assert!(self.by_slot[slot] == NONE, "the slot's last client was not closed");
-        let client = Client { conn, user, named, weight: 0, rooms: Vec::new() };
+        let client = Client { conn, user, named, weight: 0, rooms: Vec::new(), maker: None };
         self.lists_bytes += client.held_bytes();
         let client = self.clients.insert(client);
         self.by_slot[slot] = client;
@@ -187,6 +190,12 @@ impl Members {
 
     pub(super) fn membership_count(&self, client: u32) -> usize {
         self.clients.get(client).rooms.len()
+    }
+
+    /// What the client's rooms count with.
+    pub(super) fn maker(&mut self, client: u32, out: &mut impl Outlet) -> Arc<Maker> {
+        let Client { conn, maker, .. } = self.clients.get_mut(client);
+        Arc::clone(maker.get_or_insert_with(|| out.maker(*conn)))
     }
 
     /// The room's name, shared, if the client has joined it or asked to.

@@ -65,8 +65,7 @@ impl<R: Ring> Shard<R> {
                     empty => {
                         let (homes, random) = (self.shared.homes, &mut self.random);
                         let origin = self.unix_origin_ms;
-                        *empty =
-                            Some(new_rooms(config, local, self.index, origin, homes, random));
+                        *empty = Some(new_rooms(config, local, self.index, origin, homes, random));
                     }
                 },
                 BackendKind::Websocket(websocket) => self.on_upstreams(index as u16, websocket),

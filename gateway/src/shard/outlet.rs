@@ -2,22 +2,26 @@
 //! post. `rooms.rs` knows them as [`Outlet`].
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::mailbox::{Letter, Mailroom};
 use super::unread::Unread;
 use super::{RECORDS, Shard};
+use crate::addresses::AddressKey;
 use crate::config::{BackendKind, Config, Local};
 use crate::conn::delays::Delays;
 use crate::conn::outbox::{Full, Stores};
 use crate::conn::table::Table;
 use crate::conn::{ConnId, Phase};
 use crate::keyed_hash::HashKey;
+use crate::makers::Maker;
 use crate::metrics::{Cause, Counters};
 use crate::random::Random;
 use crate::ring::Ring;
 use crate::rooms::{Mail, Outlet, RoomLimits, Rooms, SlowLimits, SlowPolicy};
+use crate::shared::Shared;
 use crate::time::Time;
 use crate::ws::frame::server_payload_bytes;
 
@@ -36,6 +40,7 @@ impl<R: Ring> Shard<R> {
             now,
             config,
             metrics,
+            shared,
             ..
         } = self;
         let index = usize::from(backend);
@@ -58,6 +63,7 @@ impl<R: Ring> Shard<R> {
             unread,
             mail,
             metrics,
+            shared,
             now,
             published: None,
             bounds,
@@ -93,6 +99,7 @@ pub(super) struct Post<'a> {
     unread: &'a mut Unread,
     mail: &'a mut Mailroom,
     metrics: &'a Counters,
+    shared: &'a Shared,
     now: Time,
     /// When what is delivered was published, if it is a publication.
     published: Option<Time>,
@@ -177,6 +184,11 @@ impl Outlet for Post<'_> {
 
     fn has_room(&self, shard: u16) -> bool {
         self.mail.has_room(shard)
+    }
+
+    fn maker(&mut self, conn: ConnId) -> Arc<Maker> {
+        let address = AddressKey::of(self.table[conn].client_ip());
+        self.shared.makers.maker(self.backend, address)
     }
 
     fn answered(&mut self, conn: ConnId) {

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gateway::config::{BackendKind, Config};
+use gateway::keyed_hash::HashKey;
 use gateway::memory::Holder;
 use gateway::metrics::{Cause, Counter, Counters, Metrics};
 use gateway::policy::Policy;
-use gateway::keyed_hash::HashKey;
 use gateway::random::Random as Keys;
 use gateway::ring::sim::{Faults, Leftovers, Network, Peer, Random, SimRing};
 use gateway::rooms::SlowLimits;
@@ -289,6 +289,8 @@ impl World {
     pub(crate) fn check_left(&mut self) {
         // A turn more, for what came home during the last.
         self.shards.iter_mut().for_each(Shard::turn);
+        let rooms: u64 = self.counters.iter().map(|counters| counters.rooms.get()).sum();
+        assert_eq!(self.shared.makers.rooms() as u64, rooms, "each room counts with its maker");
         for (index, shard) in self.shards.iter().enumerate() {
             assert_eq!(self.network.leftovers(index), Leftovers::default(), "ring {index}");
             let metrics = shard.metrics();
