@@ -185,7 +185,7 @@ impl Checker {
         let count = new.len();
         for (index, target) in new.into_iter().enumerate() {
             let delay = first_delay(index, count, target.options.interval);
-            let random = Random::new([self.random.next_u64(), self.random.next_u64()]);
+            let random = self.random.split();
             let (turns, outcomes) = (Arc::clone(&self.turns), self.outcomes.clone());
             let task = tokio::spawn(run(target.clone(), delay, random, turns, outcomes));
             self.running.push(Running { target, task });

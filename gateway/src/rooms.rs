@@ -27,12 +27,15 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::conn::ConnId;
+use crate::keyed_hash::HashKey;
+use crate::makers::Maker;
+use crate::random::Random;
 use crate::time::Time;
 
 use directory::{Directory, GUEST_PREFIX, find_guest, guest_name};
 use home::{Homes, answer, answer_error};
 use mail::{Ask, Direct, Join, Joined, Leave, Letter, Publish, Question, Requester};
-use members::{Ended, Members, WEIGHT_MAX, mix};
+use members::{Ended, Members, WEIGHT_MAX};
 use protocol::{Object, Operation, error_frame};
 
 pub use limits::{NAME_BYTES_MOST, RoomLimits, SlowLimits, SlowPolicy};
@@ -58,6 +61,8 @@ pub trait Outlet {
     /// Whether the mailbox of `shard` has room. Requests are refused with `busy` when it has
     /// not; what follows from what was done already is posted all the same.
     fn has_room(&self, shard: u16) -> bool;
+    /// What the rooms that this client makes count with. Asked once per client, at its first join.
+    fn maker(&mut self, conn: ConnId) -> Arc<Maker>;
     /// An answer has reached a client: a request of it that had to wait may be served.
     fn answered(&mut self, conn: ConnId);
 }
@@ -69,6 +74,8 @@ pub struct Rooms {
     limits: RoomLimits,
     /// Wall clock at `Time(0)`.
     unix_origin_ms: u64,
+    /// Which shard is the home of a name: the same key in every shard of the process.
+    homes_key: HashKey,
     members: Members,
     homes: Homes,
     directory: Directory,
@@ -128,25 +135,27 @@ pub struct RoomRecord {
 
 impl Rooms {
     /// The engine of shard number `shard` of `shards`. `unix_origin_ms` is the wall clock at
-    /// `Time(0)`; `epoch_seed` has to be unpredictable and different in each process.
+    /// `Time(0)`; `homes_key` is the same in all shards; `random` is for this engine alone, which draws
+    /// the keys of its maps and the epochs of its rooms from it.
     pub fn new(
         shard: u16,
         shards: u16,
         limits: RoomLimits,
         unix_origin_ms: u64,
-        epoch_seed: u64,
+        homes_key: HashKey,
+        mut random: Random,
     ) -> Rooms {
         assert!(shard < shards, "shard {shard} of {shards}");
-        // Shards of one process may be given the same seed.
-        let seed = mix(epoch_seed ^ u64::from(shard).rotate_left(48));
+        let [members, local, users] = std::array::from_fn(|_| HashKey::draw(&mut random));
         Rooms {
             shard,
             shards,
             limits,
             unix_origin_ms,
-            members: Members::new(seed),
-            homes: Homes::new(seed),
-            directory: Directory::new(seed),
+            homes_key,
+            members: Members::new(members),
+            homes: Homes::new(random),
+            directory: Directory::new(local, users),
             counters: Counters::default(),
         }
     }
@@ -333,11 +342,12 @@ impl Rooms {
                     return Err(ErrorCode::TooManyMemberships);
                 }
                 let home = self.home_with_room(&room, out)?;
+                let maker = self.members.maker(client, out);
                 let (room, ticket) = self.members.start_join(client, &room, presence);
                 let weight = if presence || resume.is_some() { WEIGHT_MAX } else { 1 };
                 self.members.charge(client, weight);
                 let from = Requester { weight, ..self.requester(client, id) };
-                let join = Join { from, room, ticket, presence, resume };
+                let join = Join { from, room, ticket, presence, resume, maker };
                 out.post(home, Mail(Letter::Join(Box::new(join))));
             }
             Operation::Leave { room } => {
@@ -480,12 +490,10 @@ impl Rooms {
         if out.has_room(home) { Ok(home) } else { Err(ErrorCode::Busy) }
     }
 
-    /// The home of a room or a user, by FNV-1a: the same in every shard and every process.
+    /// The home of a room or a user: the same in every shard, and another one in every process, so
+    /// that names cannot be aimed at a shard.
     fn home_of(&self, name: &str) -> u16 {
-        let hash = name.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
-        });
-        (mix(hash) % u64::from(self.shards)) as u16
+        self.homes_key.place_of(name, self.shards)
     }
 
     fn unix_ms(&self, now: Time) -> u64 {

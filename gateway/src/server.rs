@@ -12,8 +12,10 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use crate::allocator;
 use crate::config::{BackendKind, ClientNames, Config, Listener};
 use crate::journal::Journal;
+use crate::keyed_hash::HashKey;
 use crate::limits::{ItemSizes, human_bytes, memory_bound, memory_bound_total};
 use crate::listening::holder_of;
+use crate::makers::MADE_BYTES;
 use crate::metrics::{Counters, Metrics};
 use crate::random::Random;
 use crate::ring::Ring;
@@ -56,7 +58,8 @@ impl Gateway {
         let shards = config.server.shards;
         let (listeners, addresses) = open_listeners(&config, take_over)?;
         let inboxes: Arc<[Inbox]> = (0..shards).map(|_| Inbox::default()).collect();
-        let shared: Arc<Shared> = Arc::default();
+        let mut random = Random::from_kernel().map_err(|error| error.to_string())?;
+        let shared = Arc::new(Shared::new(HashKey::draw(&mut random)));
         shared.budget.set_bytes_max(config.server.memory_bytes_max);
         let counters: Vec<Arc<Counters>> = (0..shards).map(|_| Arc::default()).collect();
         let journals: Vec<Arc<Journal>> = (0..shards).map(|_| Arc::default()).collect();
@@ -340,6 +343,7 @@ pub fn listen_advice(why: io::ErrorKind) -> &'static str {
 pub fn item_sizes() -> ItemSizes {
     ItemSizes {
         slot_bytes: (size_of::<crate::conn::Conn>() + crate::timers::NODE_BYTES) as u64,
+        room_bytes: ItemSizes::default().room_bytes + MADE_BYTES as u64,
         ..ItemSizes::default()
     }
 }

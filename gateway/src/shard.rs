@@ -207,7 +207,7 @@ impl<R: Ring> Shard<R> {
             setup;
         let now = ring.now();
         let slots = config.server.slots_per_shard;
-        let rooms = outlet::all_rooms(&config, index, unix_origin_ms, &mut random);
+        let rooms = outlet::all_rooms(&config, index, unix_origin_ms, shared.homes, &mut random);
         let groups = attempt::new_groups(&config, index, &mut random);
         let ping_payload = random.next_u64().to_ne_bytes();
         Shard {

@@ -10,7 +10,9 @@ use crate::addresses::Addresses;
 use crate::budget::Budget;
 use crate::config::succession::Number;
 use crate::doorstep::Doorstep;
+use crate::keyed_hash::HashKey;
 use crate::limits::{BACKEND_NUMBERS_MAX, ROUTE_NUMBERS_MAX};
+use crate::makers::Makers;
 
 /// The counts of one process.
 #[derive(Debug)]
@@ -25,6 +27,10 @@ pub struct Shared {
     pub addresses: Addresses,
     /// Who has not asked for anything yet.
     pub doorstep: Doorstep,
+    /// Which shard is the home of a room and of a user of rooms: see [`HashKey::place_of`].
+    pub homes: HashKey,
+    /// Who made the rooms that there are.
+    pub makers: Arc<Makers>,
     /// Who is on each route, by its number: most have few routes, so it is made in pieces.
     routes: Box<[OnceLock<Box<[OnRoute]>>]>,
 }
@@ -32,8 +38,17 @@ pub struct Shared {
 /// Routes whose counts are made together.
 const ROUTES_PER_PIECE: usize = 256;
 
+#[cfg(test)]
 impl Default for Shared {
     fn default() -> Shared {
+        Shared::new(HashKey::draw(&mut crate::random::Random::new([0, 0])))
+    }
+}
+
+impl Shared {
+    /// Nothing is counted. `homes` is drawn for this process, so that no peer can say which names have
+    /// their home in the same shard.
+    pub fn new(homes: HashKey) -> Shared {
         let pieces = ROUTE_NUMBERS_MAX.div_ceil(ROUTES_PER_PIECE);
         Shared {
             clients: Places::default(),
@@ -41,12 +56,12 @@ impl Default for Shared {
             budget: Arc::default(),
             addresses: Addresses::default(),
             doorstep: Doorstep::default(),
+            homes,
+            makers: Arc::default(),
             routes: (0..pieces).map(|_| OnceLock::new()).collect(),
         }
     }
-}
 
-impl Shared {
     /// Who is on the route with this number.
     pub fn route(&self, number: u16) -> &OnRoute {
         let number = usize::from(number);
@@ -62,6 +77,7 @@ impl Shared {
             + size_of_val(&*self.rooms)
             + size_of_val(&*self.routes)
             + self.doorstep.held_bytes()
+            + self.makers.held_bytes()
             + pieces * ROUTES_PER_PIECE * size_of::<OnRoute>()
     }
 

@@ -7,10 +7,15 @@
 #![no_main]
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use gateway::addresses::AddressKey;
 use gateway::conn::ConnId;
+use gateway::keyed_hash::HashKey;
+use gateway::makers::{Maker, Makers};
+use gateway::random::Random;
 use gateway::rooms::{Gauges, Mail, Outlet, RoomLimits, Rooms};
 use gateway::time::Time;
 use libfuzzer_sys::fuzz_target;
@@ -21,6 +26,7 @@ const SLOTS: u32 = 4;
 #[derive(Default)]
 struct Said {
     mail: Vec<(u16, Mail)>,
+    makers: Arc<Makers>,
 }
 
 impl Outlet for Said {
@@ -36,13 +42,25 @@ impl Outlet for Said {
     fn has_room(&self, _: u16) -> bool {
         true
     }
+    fn maker(&mut self, conn: ConnId) -> Arc<Maker> {
+        self.makers.maker(0, AddressKey::V4(conn.slot / 2))
+    }
     fn answered(&mut self, _: ConnId) {}
 }
 
 fuzz_target!(|input: &[u8]| {
-    let limits = RoomLimits { rooms_max: 3, history_bytes_max: 512, ..RoomLimits::default() };
-    let mut shards: Vec<Rooms> =
-        (0..SHARDS).map(|shard| Rooms::new(shard, SHARDS, limits.clone(), 0, 1)).collect();
+    let limits = RoomLimits {
+        rooms_max: 3,
+        rooms_made_per_client_max: 2,
+        rooms_made_per_address_max: 3,
+        history_bytes_max: 512,
+        ..RoomLimits::default()
+    };
+    let homes = HashKey::draw(&mut Random::new([0, 0]));
+    let rooms_of = |shard: u16| {
+        Rooms::new(shard, SHARDS, limits.clone(), 0, homes, Random::new([1, u64::from(shard)]))
+    };
+    let mut shards: Vec<Rooms> = (0..SHARDS).map(rooms_of).collect();
     let mut open = [[false; SLOTS as usize]; SHARDS as usize];
     let mut mail: Vec<VecDeque<(u16, Mail)>> = (0..SHARDS).map(|_| VecDeque::new()).collect();
     let mut now = Time(0);
@@ -118,4 +136,5 @@ fuzz_target!(|input: &[u8]| {
         }
     }
     assert!(shards.iter().all(|rooms| rooms.gauges() == Gauges::default()));
+    assert_eq!(out.makers.rooms(), 0);
 });

@@ -499,6 +499,16 @@ fn read_local(reader: &Reader<'_>, mut section: Section<'_, '_>, limits: &Limits
             default.rooms_per_client_max,
         ),
         rooms_max: section.size("rooms_max", count.clone(), default.rooms_max),
+        rooms_made_per_client_max: section.size(
+            "rooms_made_per_client_max",
+            count.clone(),
+            default.rooms_made_per_client_max,
+        ),
+        rooms_made_per_address_max: section.size(
+            "rooms_made_per_address_max",
+            count.clone(),
+            default.rooms_made_per_address_max,
+        ),
         history_messages_max: section.size(
             "history_messages_max",
             0..=1_000_000,

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::conn::ConnId;
+use crate::keyed_hash::HashKey;
 use crate::memory::{list_bytes, map_bytes};
 
 use super::Outlet;
 use super::mail::{Letter, Mail};
-use super::members::{Names, SeededHash, push_counted};
+use super::members::{Names, push_counted};
 
 /// What the name of every guest begins with; nobody else's may.
 pub(super) const GUEST_PREFIX: &str = "guest-";
@@ -29,10 +30,10 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    pub(super) fn new(seed: u64) -> Directory {
+    pub(super) fn new(local: HashKey, homes: HashKey) -> Directory {
         Directory {
-            local: HashMap::with_hasher(SeededHash(seed)),
-            homes: HashMap::with_hasher(SeededHash(seed)),
+            local: HashMap::with_hasher(local),
+            homes: HashMap::with_hasher(homes),
             lists_bytes: 0,
         }
     }

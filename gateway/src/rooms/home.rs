@@ -6,12 +6,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::keyed_hash::HashKey;
+use crate::makers::Made;
 use crate::memory::{list_bytes, map_bytes, set_bytes};
+use crate::random::Random;
 use crate::time::Time;
 
 use super::limits::RoomLimits;
 use super::mail::{Ask, Join, Joined, Leave, Letter, Mail, Publish, Question, Requester};
-use super::members::{Names, SeededHash, mix};
+use super::members::Names;
 use super::protocol::{ErrorCode, Object, Position, error_frame, payload};
 use super::{Counters, Outlet};
 
@@ -28,8 +31,10 @@ pub(super) struct Homes {
     history_bytes: usize,
     /// What all rooms hold beside the frames. Equals the sum of every room's `held`.
     held: HomeBytes,
-    seed: u64,
-    epochs_issued: u64,
+    /// The key of each room's map of users.
+    present_key: HashKey,
+    /// Where epochs come from.
+    random: Random,
 }
 
 /// What a room has on the heap, for the memory ledger.
@@ -69,6 +74,8 @@ struct Home {
     emptied_at: Time,
     /// Its entry in `Homes::wakes`; `NEVER` without one.
     wake_at: Time,
+    /// Its place with who made it, until it is forgotten.
+    _made: Made,
 }
 
 struct Kept {
@@ -91,14 +98,14 @@ struct Present {
 }
 
 impl Homes {
-    pub(super) fn new(seed: u64) -> Homes {
+    pub(super) fn new(mut random: Random) -> Homes {
         Homes {
-            rooms: HashMap::with_hasher(SeededHash(seed)),
+            rooms: HashMap::with_hasher(HashKey::draw(&mut random)),
             wakes: BTreeSet::new(),
             history_bytes: 0,
             held: HomeBytes::default(),
-            seed,
-            epochs_issued: 0,
+            present_key: HashKey::draw(&mut random),
+            random,
         }
     }
 
@@ -133,20 +140,28 @@ impl Homes {
         limits: &RoomLimits,
         out: &mut impl Outlet,
     ) {
-        let Join { from, room, ticket, presence, resume } = join;
+        let Join { from, room, ticket, presence, resume, maker } = join;
         let answer = |user, room, outcome, frame| {
             let (conn, weight) = (from.conn, from.weight);
             let joined = Joined { conn, user, room, ticket, presence, weight, outcome, frame };
             Mail(Letter::Joined(Box::new(joined)))
         };
         if !self.rooms.contains_key(&*room) {
-            if self.rooms.len() >= limits.rooms_max {
-                let code = ErrorCode::TooManyRooms;
-                let frame = error_frame(code, code.sentence(), from.id.as_deref());
-                out.post(from.shard, answer(from.user, room, Err(code), frame));
-                return;
-            }
-            let home = Home::new(self.next_epoch(), self.seed, now);
+            let (client_max, address_max) =
+                (limits.rooms_made_per_client_max, limits.rooms_made_per_address_max);
+            let made = match self.rooms.len() < limits.rooms_max {
+                true => maker.make(client_max, address_max).ok_or(ErrorCode::TooManyMade),
+                false => Err(ErrorCode::TooManyRooms),
+            };
+            let made = match made {
+                Ok(made) => made,
+                Err(code) => {
+                    let frame = error_frame(code, code.sentence(), from.id.as_deref());
+                    out.post(from.shard, answer(from.user, room, Err(code), frame));
+                    return;
+                }
+            };
+            let home = Home::new(self.next_epoch(), self.present_key, made, now);
             self.rooms.insert(Arc::clone(&room), home);
         }
         let home = self.rooms.get_mut(&*room).expect("inserted above");
@@ -329,25 +344,26 @@ impl Homes {
         }
     }
 
-    /// Never the same twice, never 0, and not the one of an earlier process, whose seed differed.
+    /// Clients see it, so it is drawn and tells nothing else. Never 0; the same twice, in this process
+    /// or after an earlier one, as seldom as two of 2^64 are the same.
     fn next_epoch(&mut self) -> u64 {
-        self.epochs_issued += 1;
-        mix(self.seed.wrapping_add(self.epochs_issued)).max(1)
+        self.random.next_u64().max(1)
     }
 }
 
 impl Home {
-    fn new(epoch: u64, seed: u64, now: Time) -> Home {
+    fn new(epoch: u64, key: HashKey, made: Made, now: Time) -> Home {
         Home {
             epoch,
             offset: 0,
             history: VecDeque::new(),
             history_bytes: 0,
             reach: Vec::new(),
-            present: HashMap::with_hasher(SeededHash(seed)),
+            present: HashMap::with_hasher(key),
             leaving: BTreeSet::new(),
             emptied_at: now,
             wake_at: Time::NEVER,
+            _made: made,
         }
     }
 

@@ -50,6 +50,11 @@ pub struct RoomLimits {
     /// How many rooms may have their home in one shard; one more is refused with
     /// `too_many_rooms`. Rooms that everybody left count until their history has aged out.
     pub rooms_max: usize,
+    /// How many rooms one connection may have made that are not forgotten; a join that would make
+    /// one more is refused with `too_many_made`.
+    pub rooms_made_per_client_max: usize,
+    /// The same for all connections of an address together, those that are gone among them.
+    pub rooms_made_per_address_max: usize,
     /// How many messages the history of a room keeps; the oldest go first.
     pub history_messages_max: usize,
     /// How many bytes (of encoded frames) the history of a room keeps; the oldest go first, and
@@ -88,6 +93,8 @@ impl Default for RoomLimits {
             user_name_bytes_max: 128,
             rooms_per_client_max: 512,
             rooms_max: 100_000,
+            rooms_made_per_client_max: 512,
+            rooms_made_per_address_max: 10_000,
             history_messages_max: 1_000,
             history_bytes_max: 1 << 20,
             history_bytes_per_shard_max: 256 << 20,

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::conn::ConnId;
+use crate::makers::Maker;
 
 use super::protocol::{ErrorCode, Position};
 
@@ -102,6 +103,8 @@ pub(super) struct Join {
     pub(super) ticket: u32,
     pub(super) presence: bool,
     pub(super) resume: Option<Position>,
+    /// Who makes the room, if there is none.
+    pub(super) maker: Arc<Maker>,
 }
 
 #[derive(Debug)]

@@ -10,41 +10,20 @@
 //! and a delivery walks `members` from front to back without looking anything up.
 
 use std::collections::HashMap;
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::conn::ConnId;
+use crate::keyed_hash::HashKey;
+use crate::makers::Maker;
 use crate::memory::{ARC_BYTES, list_bytes, map_bytes};
 
 use super::Outlet;
 use super::protocol::Position;
 
 /// A map by name. Names come from clients, so the hash is keyed.
-pub(super) type Names<T> = HashMap<Arc<str>, T, SeededHash>;
-
-/// SipHash that begins with a secret: the same run hashes the same, and nobody can choose names
-/// that collide.
-#[derive(Clone, Copy)]
-pub(super) struct SeededHash(pub(super) u64);
-
-impl BuildHasher for SeededHash {
-    type Hasher = DefaultHasher;
-    fn build_hasher(&self) -> DefaultHasher {
-        let mut hasher = DefaultHasher::new();
-        hasher.write_u64(self.0);
-        hasher
-    }
-}
-
-/// Spreads the bits of `value` (the finalizer of MurmurHash3, a bijection).
-pub(super) fn mix(mut value: u64) -> u64 {
-    value = (value ^ (value >> 33)).wrapping_mul(0xFF51_AFD7_ED55_8CCD);
-    value = (value ^ (value >> 33)).wrapping_mul(0xC4CE_B9FE_1A85_EC53);
-    value ^ (value >> 33)
-}
+pub(super) type Names<T> = HashMap<Arc<str>, T, HashKey>;
 
 /// No index: not a member yet, or not a watcher.
 const NONE: u32 = u32::MAX;
@@ -77,6 +56,8 @@ pub(super) struct Client {
     /// What its requests weigh whose answers are on the way. Below `2 * WEIGHT_MAX`.
     weight: u8,
     rooms: Vec<Membership>,
+    /// What its rooms count with; from its first join on.
+    maker: Option<Arc<Maker>>,
 }
 
 struct Membership {
@@ -116,12 +97,12 @@ pub(super) struct Ended {
 }
 
 impl Members {
-    pub(super) fn new(seed: u64) -> Members {
+    pub(super) fn new(key: HashKey) -> Members {
         Members {
             by_slot: Vec::new(),
             clients: Slab::default(),
             rooms: Slab::default(),
-            room_by_name: HashMap::with_hasher(SeededHash(seed)),
+            room_by_name: HashMap::with_hasher(key),
             next_ticket: 0,
             memberships: 0,
             lists_bytes: 0,
@@ -174,7 +155,7 @@ impl Members {
             self.by_slot.resize(slot + 1, NONE);
         }
         assert!(self.by_slot[slot] == NONE, "the slot's last client was not closed");
-        let client = Client { conn, user, named, weight: 0, rooms: Vec::new() };
+        let client = Client { conn, user, named, weight: 0, rooms: Vec::new(), maker: None };
         self.lists_bytes += client.held_bytes();
         let client = self.clients.insert(client);
         self.by_slot[slot] = client;
@@ -209,6 +190,12 @@ impl Members {
 
     pub(super) fn membership_count(&self, client: u32) -> usize {
         self.clients.get(client).rooms.len()
+    }
+
+    /// What the client's rooms count with.
+    pub(super) fn maker(&mut self, client: u32, out: &mut impl Outlet) -> Arc<Maker> {
+        let Client { conn, maker, .. } = self.clients.get_mut(client);
+        Arc::clone(maker.get_or_insert_with(|| out.maker(*conn)))
     }
 
     /// The room's name, shared, if the client has joined it or asked to.

@@ -62,6 +62,8 @@ pub enum ErrorCode {
     TooManyMemberships,
     /// `rooms_max` is reached.
     TooManyRooms,
+    /// `rooms_made_per_client_max` or `rooms_made_per_address_max` is reached.
+    TooManyMade,
     /// Nobody of that name is connected.
     NoSuchUser,
     /// A mailbox on the way is full. Nothing was done.
@@ -70,7 +72,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// All codes, for tables.
-    pub const ALL: [ErrorCode; 11] = [
+    pub const ALL: [ErrorCode; 12] = [
         ErrorCode::BadJson,
         ErrorCode::BadRequest,
         ErrorCode::UnknownOp,
@@ -80,6 +82,7 @@ impl ErrorCode {
         ErrorCode::NotMember,
         ErrorCode::TooManyMemberships,
         ErrorCode::TooManyRooms,
+        ErrorCode::TooManyMade,
         ErrorCode::NoSuchUser,
         ErrorCode::Busy,
     ];
@@ -96,6 +99,7 @@ impl ErrorCode {
             ErrorCode::NotMember => "not_member",
             ErrorCode::TooManyMemberships => "too_many_memberships",
             ErrorCode::TooManyRooms => "too_many_rooms",
+            ErrorCode::TooManyMade => "too_many_made",
             ErrorCode::NoSuchUser => "no_such_user",
             ErrorCode::Busy => "busy",
         }
@@ -123,6 +127,10 @@ impl ErrorCode {
                 "This connection is in as many rooms as it may; leave one first."
             }
             ErrorCode::TooManyRooms => "The server holds as many rooms as it may; try again later.",
+            ErrorCode::TooManyMade => {
+                "This connection or its address has made as many rooms as it may; each counts until \
+                 it is empty and forgotten."
+            }
             ErrorCode::NoSuchUser => "Nobody of that name is connected; nothing was sent.",
             ErrorCode::Busy => "The server is busy and did nothing; try again in a moment.",
         }

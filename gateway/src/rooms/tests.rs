@@ -7,6 +7,8 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::addresses::AddressKey;
+use crate::makers::Makers;
 use crate::ring::sim::Random;
 
 /// What one shard has said in one call.
@@ -15,6 +17,7 @@ struct Said {
     frames: Vec<(ConnId, Bytes)>,
     mail: Vec<(u16, Mail)>,
     full: BTreeSet<u16>,
+    makers: Arc<Makers>,
 }
 
 impl Outlet for Said {
@@ -29,6 +32,10 @@ impl Outlet for Said {
     fn has_room(&self, shard: u16) -> bool {
         !self.full.contains(&shard)
     }
+    /// A hundred slots are one address.
+    fn maker(&mut self, conn: ConnId) -> Arc<Maker> {
+        self.makers.maker(0, AddressKey::V4(conn.slot / 100))
+    }
     fn answered(&mut self, _conn: ConnId) {}
 }
 
@@ -41,29 +48,38 @@ struct World {
     mail: BTreeMap<(u16, u16), VecDeque<Mail>>,
     received: BTreeMap<Address, VecDeque<Value>>,
     full: BTreeSet<u16>,
+    makers: Arc<Makers>,
     now: Time,
 }
 
 impl World {
     fn new(shards: u16, limits: &RoomLimits) -> World {
+        let homes = HashKey::draw(&mut crate::random::Random::new([7, 7]));
         World {
             shards: (0..shards)
-                .map(|shard| Rooms::new(shard, shards, limits.clone(), 1_000_000, 7))
+                .map(|shard| {
+                    let random = crate::random::Random::new([7, u64::from(shard)]);
+                    Rooms::new(shard, shards, limits.clone(), 1_000_000, homes, random)
+                })
                 .collect(),
             mail: BTreeMap::new(),
             received: BTreeMap::new(),
             full: BTreeSet::new(),
+            makers: Arc::default(),
             now: Time::default(),
         }
     }
 
     fn call<T>(&mut self, shard: u16, call: impl FnOnce(&mut Rooms, Time, &mut Said) -> T) -> T {
-        let mut said = Said { full: self.full.clone(), ..Said::default() };
+        let (full, makers) = (self.full.clone(), Arc::clone(&self.makers));
+        let mut said = Said { full, makers, ..Said::default() };
         let rooms = &mut self.shards[usize::from(shard)];
         let result = call(rooms, self.now, &mut said);
         assert_eq!(rooms.members.held_bytes(), rooms.members.recounted_bytes());
         assert_eq!(rooms.directory.held_bytes(), rooms.directory.recounted_bytes());
         assert!(rooms.homes.is_counted_right());
+        let rooms: usize = self.shards.iter().map(|rooms| rooms.homes.len()).sum();
+        assert_eq!(rooms, self.makers.rooms(), "each room counts with its maker");
         for (conn, frame) in said.frames {
             // Nothing may be delivered to a client that has closed.
             let received = self.received.get_mut(&(shard, conn)).expect("an open client");
@@ -238,6 +254,74 @@ fn bounds_that_are_reached() {
     assert_eq!(code(world.ask(a, r#"{"op":"direct","to":"bob","data":1}"#)), "busy");
     assert_eq!(code(world.ask(b, r#"{"op":"join","room":"1"}"#)), "busy");
     assert_eq!(code(world.ask(a, r#"{"op":"leave","room":"1"}"#)), "", "leaving always works");
+}
+
+/// A client that joins, publishes, leaves and goes on to the next name.
+fn wander(world: &mut World, client: Address, names: std::ops::Range<usize>) -> usize {
+    let mut made = 0;
+    for name in names {
+        let got = world.ask(client, &json!({"op": "join", "room": name.to_string()}).to_string());
+        if !got[0]["error"].is_null() {
+            assert_eq!(got[0]["error"]["code"], "too_many_made", "{got:?}");
+            continue;
+        }
+        made += 1;
+        world.say(client, &format!(r#"{{"op":"publish","room":"{name}","data":1}}"#));
+        world.ask(client, &format!(r#"{{"op":"leave","room":"{name}"}}"#));
+    }
+    made
+}
+
+#[test]
+fn a_room_counts_against_its_maker_until_it_is_forgotten() {
+    let mut world = World::new(3, &RoomLimits::default());
+    let client = world.open(1, 0, 0, None);
+    assert_eq!(wander(&mut world, client, 0..600), 512);
+    // Whoever joins a room that there is has made none.
+    let other = world.open(2, 1, 0, None);
+    assert_eq!(world.ask(other, r#"{"op":"join","room":"511"}"#)[0]["op"], "join");
+    assert_eq!(world.ask(client, r#"{"op":"join","room":"511"}"#)[0]["op"], "join");
+    assert_eq!(wander(&mut world, other, 600..601), 1, "the other may make rooms");
+    world.pass(Duration::from_secs(200));
+    assert_eq!(world.makers.rooms(), 1, "all but one are forgotten");
+    assert_eq!(wander(&mut world, client, 0..600), 512, "511, and the one that there was");
+    // A room that had no message is forgotten at once.
+    world.pass(Duration::from_secs(200));
+    for name in 0..600 {
+        let name = format!("quiet {name}");
+        let got = world.ask(client, &json!({"op": "join", "room": name}).to_string());
+        assert_eq!(got[0]["op"], "join", "{got:?}");
+        world.say(client, &json!({"op": "leave", "room": name}).to_string());
+        world.pass(Duration::from_secs(6));
+    }
+}
+
+#[test]
+fn an_address_has_its_rooms_in_common() {
+    let limits = RoomLimits {
+        rooms_made_per_client_max: 8,
+        rooms_made_per_address_max: 10,
+        ..RoomLimits::default()
+    };
+    let mut world = World::new(2, &limits);
+    let one = world.open(0, 0, 0, None);
+    assert_eq!(wander(&mut world, one, 0..20), 8);
+    let other = world.open(1, 1, 0, None);
+    assert_eq!(wander(&mut world, other, 100..120), 2);
+    // Who goes and comes again is the same address.
+    world.close(one);
+    let again = world.open(0, 0, 1, None);
+    assert_eq!(wander(&mut world, again, 200..220), 0);
+    let elsewhere = world.open(0, 100, 0, None);
+    assert_eq!(wander(&mut world, elsewhere, 300..320), 8);
+    // Other limits are for the rooms made from then on.
+    let wider = RoomLimits { rooms_made_per_address_max: 13, ..limits };
+    world.shards.iter_mut().for_each(|rooms| rooms.set_limits(wider.clone()));
+    assert_eq!(wander(&mut world, again, 400..420), 3);
+    world.pass(Duration::from_secs(200));
+    assert_eq!(wander(&mut world, again, 500..520), 8);
+    world.pass(Duration::from_secs(200));
+    assert_eq!(world.makers.rooms(), 0);
 }
 
 #[test]

@@ -63,9 +63,9 @@ impl<R: Ring> Shard<R> {
                 BackendKind::Local(local) => match &mut self.rooms[index] {
                     Some(rooms) => rooms.set_limits(room_limits(config, local)),
                     empty => {
-                        let epoch = self.random.next_u64();
-                        *empty =
-                            Some(new_rooms(config, local, self.index, self.unix_origin_ms, epoch));
+                        let (homes, random) = (self.shared.homes, &mut self.random);
+                        let origin = self.unix_origin_ms;
+                        *empty = Some(new_rooms(config, local, self.index, origin, homes, random));
                     }
                 },
                 BackendKind::Websocket(websocket) => self.on_upstreams(index as u16, websocket),

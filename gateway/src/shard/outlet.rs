@@ -2,21 +2,26 @@
 //! post. `rooms.rs` knows them as [`Outlet`].
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::mailbox::{Letter, Mailroom};
 use super::unread::Unread;
 use super::{RECORDS, Shard};
+use crate::addresses::AddressKey;
 use crate::config::{BackendKind, Config, Local};
 use crate::conn::delays::Delays;
 use crate::conn::outbox::{Full, Stores};
 use crate::conn::table::Table;
 use crate::conn::{ConnId, Phase};
+use crate::keyed_hash::HashKey;
+use crate::makers::Maker;
 use crate::metrics::{Cause, Counters};
 use crate::random::Random;
 use crate::ring::Ring;
 use crate::rooms::{Mail, Outlet, RoomLimits, Rooms, SlowLimits, SlowPolicy};
+use crate::shared::Shared;
 use crate::time::Time;
 use crate::ws::frame::server_payload_bytes;
 
@@ -35,6 +40,7 @@ impl<R: Ring> Shard<R> {
             now,
             config,
             metrics,
+            shared,
             ..
         } = self;
         let index = usize::from(backend);
@@ -57,6 +63,7 @@ impl<R: Ring> Shard<R> {
             unread,
             mail,
             metrics,
+            shared,
             now,
             published: None,
             bounds,
@@ -92,6 +99,7 @@ pub(super) struct Post<'a> {
     unread: &'a mut Unread,
     mail: &'a mut Mailroom,
     metrics: &'a Counters,
+    shared: &'a Shared,
     now: Time,
     /// When what is delivered was published, if it is a publication.
     published: Option<Time>,
@@ -178,6 +186,11 @@ impl Outlet for Post<'_> {
         self.mail.has_room(shard)
     }
 
+    fn maker(&mut self, conn: ConnId) -> Arc<Maker> {
+        let address = AddressKey::of(self.table[conn].client_ip());
+        self.shared.makers.maker(self.backend, address)
+    }
+
     fn answered(&mut self, conn: ConnId) {
         self.unread.look_at(conn);
     }
@@ -197,11 +210,12 @@ pub(super) fn all_rooms(
     config: &Config,
     index: u16,
     unix_origin_ms: u64,
+    homes: HashKey,
     random: &mut Random,
 ) -> Vec<Option<Rooms>> {
     let rooms = config.backends.iter().map(|backend| match &backend.kind {
         BackendKind::Local(local) => {
-            Some(new_rooms(config, local, index, unix_origin_ms, random.next_u64()))
+            Some(new_rooms(config, local, index, unix_origin_ms, homes, random))
         }
         _ => None,
     });
@@ -214,9 +228,11 @@ pub(super) fn new_rooms(
     local: &Local,
     index: u16,
     unix_origin_ms: u64,
-    epoch: u64,
+    homes: HashKey,
+    random: &mut Random,
 ) -> Rooms {
-    Rooms::new(index, config.server.shards, room_limits(config, local), unix_origin_ms, epoch)
+    let limits = room_limits(config, local);
+    Rooms::new(index, config.server.shards, limits, unix_origin_ms, homes, random.split())
 }
 
 /// What the backend says of its rooms, and what everybody's limits do.

@@ -32,7 +32,7 @@ fn ask(peer: &mut Peer, target: &str) -> String {
 }
 
 #[track_caller]
-fn open_from(last: u8, address: SocketAddr, target: &str) -> Peer {
+pub(crate) fn open_from(last: u8, address: SocketAddr, target: &str) -> Peer {
     let mut peer = connect_from(last, address);
     let head = ask(&mut peer, target);
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");

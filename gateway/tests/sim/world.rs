@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gateway::config::{BackendKind, Config};
+use gateway::keyed_hash::HashKey;
 use gateway::memory::Holder;
 use gateway::metrics::{Cause, Counter, Counters, Metrics};
 use gateway::policy::Policy;
@@ -153,7 +154,8 @@ impl World {
         config.routes = Routes::new(routes.collect());
         let config = Arc::new(config);
         let inboxes: Arc<[Inbox]> = (0..plan.shards).map(|_| Inbox::default()).collect();
-        let shared: Arc<Shared> = Arc::default();
+        let homes = HashKey::draw(&mut Keys::new([seed, u64::MAX]));
+        let shared = Arc::new(Shared::new(homes));
         let counters: Vec<Arc<Counters>> = (0..plan.shards).map(|_| Arc::default()).collect();
         let shards = (0..plan.shards).map(|index| {
             let ring = network.ring(plan.slots, plan.buffers, plan.buffer_bytes, 1);
@@ -287,6 +289,8 @@ impl World {
     pub(crate) fn check_left(&mut self) {
         // A turn more, for what came home during the last.
         self.shards.iter_mut().for_each(Shard::turn);
+        let rooms: u64 = self.counters.iter().map(|counters| counters.rooms.get()).sum();
+        assert_eq!(self.shared.makers.rooms() as u64, rooms, "each room counts with its maker");
         for (index, shard) in self.shards.iter().enumerate() {
             assert_eq!(self.network.leftovers(index), Leftovers::default(), "ring {index}");
             let metrics = shard.metrics();
