@@ -57,7 +57,7 @@ use axum::routing::{MethodRouter, get, post, put};
 use axum::{Json, Router};
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tracing::warn;
 
 use crate::config::AdminOptions;
@@ -161,7 +161,7 @@ impl SocketFile {
 pub async fn listen(options: &AdminOptions, take_over: bool) -> Result<Admin, String> {
     let unix = listen_unix(options, take_over)?;
     let tcp = match options.listen {
-        Some(address) => Some(listen_tcp(address).await?),
+        Some(address) => Some(listen_tcp(address)?),
         None => None,
     };
     Ok(Admin { unix, tcp })
@@ -198,11 +198,11 @@ fn listen_unix(
     }
 }
 
-async fn listen_tcp(address: SocketAddr) -> Result<(TcpListener, SocketAddr), String> {
+fn listen_tcp(address: SocketAddr) -> Result<(TcpListener, SocketAddr), String> {
     let refused = |error: io::Error| {
         format!("admin.listen {address}: {error}; {}", crate::server::listen_advice(error.kind()))
     };
-    let listener = TcpListener::bind(address).await.map_err(refused)?;
+    let listener = bind(address).map_err(refused)?;
     let address = listener.local_addr().map_err(refused)?;
     if !address.ip().is_loopback() {
         warn!(
@@ -211,6 +211,17 @@ async fn listen_tcp(address: SocketAddr) -> Result<(TcpListener, SocketAddr), St
         );
     }
     Ok((listener, address))
+}
+
+/// Connections that the kernel keeps until they are accepted. Beyond it a probe is asked to come back after
+/// a second; what a burst fills is accepted within milliseconds.
+const BACKLOG: u32 = 4096;
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Where the socket is when nobody says: systemd's runtime directory, root's, or the user's.

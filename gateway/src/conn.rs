@@ -292,6 +292,8 @@ pub struct Attempt {
     pub sticky: Sticky,
     /// The upstream that its cookie names: it need not be told again.
     pub cookie: Option<UpstreamId>,
+    /// It came by https, as a trusted proxy says: the cookie is for https only.
+    pub is_https: bool,
     /// What it has to do with a session of Engine.IO.
     pub session: Session,
     /// When it began.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Backend, BackendKind, ClientNames, Config, Machine, Websocket};
+use super::{Backend, BackendKind, ClientNames, Config, Listener, Machine, Websocket};
 use crate::client_address::CidrSet;
 use crate::origin::OriginPattern;
 use crate::route::{HostPattern, Route};
@@ -274,15 +274,20 @@ fn sticky_secret(review: &mut Review<'_>) {
 
 fn sticky_secure(review: &mut Review<'_>) {
     let is_https = |pattern: &OriginPattern| matches!(pattern, OriginPattern::Tuple { scheme, .. } if scheme == "https" || scheme == "wss");
-    let behind_proxy = review.config.listeners.iter().any(|listener| {
-        listener.access.proxy_protocol || !listener.access.trusted_proxies.is_empty()
-    });
+    let listeners = &review.config.listeners;
+    // One that speaks HTTP says by which scheme a client came to it; one that passes bytes on cannot.
+    let is_told = |listener: &Listener| {
+        !listener.access.proxy_protocol && !listener.access.trusted_proxies.is_empty()
+    };
+    let behind_proxy = listeners.iter().any(|listener| listener.access.proxy_protocol);
+    let all_told = listeners.iter().all(is_told);
     let mut plain = Vec::new();
     for (table, backend, cookie) in review.cookies() {
         let has_https = review
             .routes_to(backend)
             .iter()
             .any(|(_, route)| route.origins.allowed.iter().flatten().any(is_https));
+        let has_https = has_https && !all_told;
         if !cookie.secure && cookie.same_site != SameSite::None && (has_https || behind_proxy) {
             let why = if has_https { "pages of https use it" } else { "a proxy stands in front" };
             plain.push((table, format!(
@@ -477,8 +482,11 @@ mod tests {
             "9 warning: the cookie of \"b\" is sent without Secure, and pages of https use it";
         says(&file(LOCAL, pages, &cookie), want, "sticky_cookie_secure = true");
         let proxy = format!("{LOCAL}trusted_proxies = [\"10.0.0.1\"]\n");
+        // It says by which scheme a client came.
+        says_nothing(&file(&proxy, pages, &cookie));
+        let proxy = format!("{proxy}proxy_protocol = \"required\"\n");
         let want =
-            "9 warning: the cookie of \"b\" is sent without Secure, and a proxy stands in front";
+            "10 warning: the cookie of \"b\" is sent without Secure, and a proxy stands in front";
         says(&file(&proxy, "", &cookie), want, "sticky_cookie_secure = true");
         says_nothing(&file(LOCAL, "origins = [\"http://localhost\"]\n", &cookie));
         says_nothing(&file(LOCAL, pages, &format!("{cookie}sticky_cookie_secure = true\n")));

@@ -83,6 +83,7 @@ mod tests {
             key: 0,
             sticky: Sticky::Nowhere,
             cookie: None,
+            is_https: false,
             session: Session::None,
             picked: None,
             picked_unfit: false,

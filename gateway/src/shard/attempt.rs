@@ -97,6 +97,7 @@ impl<R: Ring> Shard<R> {
         let (session, issuer) = self.session_of(id, backend, request);
         let elsewhere = cookie.map_or(Sticky::Nowhere, Sticky::Cookie);
         let sticky = issuer.map_or(elsewhere, Sticky::Session);
+        let is_https = matches!(self.forwarded_of(id, request).proto, "https" | "wss");
         let mut copy = self.stores.spares.take(head.len());
         copy.extend_from_slice(head);
         Attempt {
@@ -105,6 +106,7 @@ impl<R: Ring> Shard<R> {
             key,
             sticky,
             cookie,
+            is_https,
             session,
             began_at: self.now,
             picked: None,
@@ -543,11 +545,12 @@ impl<R: Ring> Shard<R> {
         let attempt = attempt_of(&mut table[client].state)?;
         let upstream = attempt.picked.take()?;
         let (backend, named) = (attempt.backend, attempt.cookie);
+        let is_https = attempt.is_https;
         let group = groups[usize::from(backend)].as_mut().expect("a websocket backend");
         group.on_opened(upstream, *now);
         table[id].counted = Some(Counted { backend, upstream });
         table[client].counted = table[id].counted;
-        cookie(group, upstream, named)
+        cookie(group, upstream, named, is_https)
     }
 
     /// The upstream has answered a handshake with something else than a WebSocket. A gateway's
@@ -694,13 +697,18 @@ fn waiting_attempt(table: &mut Table, id: ConnId) -> Option<&mut Attempt> {
 }
 
 /// What `Set-Cookie` has to say to a client that is at `upstream` now and whose cookie named `named`.
-fn cookie(group: &Group, upstream: UpstreamId, named: Option<UpstreamId>) -> Option<String> {
+fn cookie(
+    group: &Group,
+    upstream: UpstreamId,
+    named: Option<UpstreamId>,
+    is_https: bool,
+) -> Option<String> {
     let options = group.options().cookie.as_ref()?;
     if named == Some(upstream) {
         return None;
     }
     let token = group.get(upstream)?.token()?;
-    Some(options.encode(token, false))
+    Some(options.encode(token, is_https))
 }
 
 /// The peer of what has no address of the internet.

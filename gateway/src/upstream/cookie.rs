@@ -94,8 +94,8 @@ impl StickyCookie {
         cookie_value(headers, &self.name).and_then(CookieToken::decode)
     }
 
-    /// The value of `Set-Cookie` (RFC 6265 §4.1). `is_tls`: the client came by TLS.
-    pub fn encode(&self, token: CookieToken, is_tls: bool) -> String {
+    /// The value of `Set-Cookie` (RFC 6265 §4.1). `is_https`: the client came by https.
+    pub fn encode(&self, token: CookieToken, is_https: bool) -> String {
         let mut cookie = format!("{}={token}; Path=/; HttpOnly", self.name);
         if !self.max_age.is_zero() {
             cookie += &format!("; Max-Age={}", self.max_age.as_secs().max(1));
@@ -104,7 +104,7 @@ impl StickyCookie {
             SameSite::Lax => "; SameSite=Lax",
             SameSite::None => "; SameSite=None",
         };
-        if is_tls || self.secure || self.same_site == SameSite::None {
+        if is_https || self.secure || self.same_site == SameSite::None {
             cookie += "; Secure";
         }
         cookie

@@ -257,6 +257,48 @@ fn what_goes_wrong_has_a_status_while_there_is_room_for_one() {
     client.end();
 }
 
+/// A client that gave a poll up by the end of its stream looks like one that waits. It is kept as long as
+/// the answer may take, and found out by the first part of it.
+#[test]
+fn who_ends_its_stream_behind_a_request_is_kept_for_the_answer_and_no_longer() {
+    let upstream = Upstream::listen();
+    let timeout = std::time::Duration::from_millis(600);
+    let gateway = in_front_of(&upstream, "response_timeout_ms = 600\n");
+    let ask = || {
+        let mut client = Peer::connect(gateway.address());
+        client.write(get("/poll"));
+        let (server, _) = upstream.accept();
+        (client, server)
+    };
+    // It waits: no answer comes, so it is told that none will.
+    let (mut client, mut server) = ask();
+    let asked = std::time::Instant::now();
+    client.stream.shutdown(std::net::Shutdown::Write).expect("it is open");
+    let answer = client.answer();
+    assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
+    assert!(asked.elapsed() >= timeout * 9 / 10, "{:?}", asked.elapsed());
+    server.end();
+    // It is gone: the request is given up at what it is sent, and the upstream is not read to its end.
+    let (client, mut server) = ask();
+    drop(client);
+    server.write("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n");
+    for _ in 0..200 {
+        if std::io::Write::write_all(&mut server.stream, b"data: x\n\n").is_err() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let sent = std::time::Instant::now();
+    server.end();
+    assert!(sent.elapsed() < timeout / 2, "{:?}", sent.elapsed());
+    // A reset is no such end: the request is given up at once.
+    let (client, mut server) = ask();
+    let reset = std::time::Instant::now();
+    client.reset();
+    server.end();
+    assert!(reset.elapsed() < timeout / 2, "{:?}", reset.elapsed());
+}
+
 #[test]
 fn an_upstream_that_is_not_there_is_502_and_http_can_be_switched_off() {
     let upstream = Upstream::listen();

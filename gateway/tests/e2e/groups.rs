@@ -304,6 +304,33 @@ fn a_cookie_brings_a_client_back() {
     assert!(header(&head, "set-cookie").is_some(), "{head}");
 }
 
+/// Whoever came by https, as a trusted proxy says, gets a cookie for https only, by HTTP and WebSocket.
+#[test]
+fn a_cookie_is_for_https_where_a_trusted_proxy_says_so() {
+    let servers = ["a", "b"].map(Named::start);
+    let lines = "sticky_cookie = true\nsticky_cookie_secret = \"s\"\n";
+    let file = group(&servers.each_ref().map(|it| it.address), lines);
+    let trusting = file.replacen("[[route]]", "trusted_proxies = [\"127.0.0.1\"]\n[[route]]", 1);
+    assert_ne!(file, trusting, "a listener's table stands before the routes");
+    for (file, says, is_secure) in [
+        (&trusting, "X-Forwarded-Proto: https\r\n", true),
+        (&trusting, "X-Forwarded-Proto: wss\r\n", true),
+        (&trusting, "Forwarded: for=203.0.113.7;proto=https\r\n", true),
+        (&trusting, "X-Forwarded-Proto: http\r\n", false),
+        (&trusting, "", false),
+        (&file, "X-Forwarded-Proto: https\r\n", false),
+    ] {
+        let gateway = Gateway::start(file);
+        let (_client, _, upgraded) = join(&gateway, "/", says);
+        let mut client = Peer::connect(gateway.address());
+        client.write(format!("GET /poll HTTP/1.1\r\nHost: t\r\n{says}\r\n"));
+        for head in [upgraded, client.head()] {
+            let cookie = header(&head, "set-cookie").expect("a cookie");
+            assert_eq!(cookie.ends_with("; Secure"), is_secure, "{says}: {cookie}");
+        }
+    }
+}
+
 /// Clients of one key share an upstream, over HTTP and WebSocket alike.
 #[test]
 fn a_key_leads_to_one_upstream() {
