@@ -9,10 +9,12 @@
 //! requests that would go there (`Mailroom::has_room`). A leave or an answer may not be refused and
 //! still goes onto that list: a client has one long answer on its way at a time.
 
+mod wake;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 use tokio::sync::oneshot;
@@ -24,6 +26,7 @@ use crate::rooms;
 use crate::shard::account::Account;
 use crate::shard::inspect::{Inspect, UpstreamView};
 use crate::upstream::{Sid, UpstreamName};
+use wake::Sleeper;
 
 /// Letters in an inbox.
 const INBOX_MAX: usize = 4096;
@@ -40,8 +43,7 @@ const INBOX_BATCH: usize = 1024;
 /// Where others leave mail for one shard.
 pub struct Inbox {
     queue: ArrayQueue<Letter>,
-    /// The shard has nothing to do and sleeps, or is about to.
-    asleep: AtomicBool,
+    sleeper: Sleeper,
     stop: AtomicBool,
     waker: OnceLock<Waker>,
 }
@@ -136,7 +138,7 @@ impl Default for Inbox {
     fn default() -> Inbox {
         Inbox {
             queue: ArrayQueue::new(INBOX_MAX),
-            asleep: AtomicBool::new(false),
+            sleeper: Sleeper::new(),
             stop: AtomicBool::new(false),
             waker: OnceLock::new(),
         }
@@ -152,8 +154,7 @@ impl Inbox {
 
     /// Asks the shard to stop: it closes its connections in order and then ends.
     pub fn stop(&self) {
-        self.stop.store(true, Ordering::Release);
-        self.wake_if_asleep();
+        self.sleeper.leave(|| self.stop.store(true, Ordering::Release), || self.wake());
     }
 
     /// Whether the shard has been asked to stop.
@@ -169,17 +170,11 @@ impl Inbox {
 
     /// Leaves a letter, as one who is not a shard. A full inbox gives it back: try again soon.
     pub fn post(&self, letter: Letter) -> Result<(), Letter> {
-        self.queue.push(letter)?;
-        self.wake_if_asleep();
-        Ok(())
+        self.sleeper.leave(|| self.queue.push(letter), || self.wake())
     }
 
-    fn wake_if_asleep(&self) {
-        // The letter must be seen by a shard that we do not see asleep; see `Mailroom::may_sleep`.
-        fence(Ordering::SeqCst);
-        if self.asleep.swap(false, Ordering::SeqCst)
-            && let Some(waker) = self.waker.get()
-        {
+    fn wake(&self) {
+        if let Some(waker) = self.waker.get() {
             waker.wake();
         }
     }
@@ -274,16 +269,18 @@ impl Mailroom {
                 continue;
             }
             let inbox = &self.inboxes[shard];
-            while let Some(letter) = letters.pop_front() {
-                let bytes = letter.held_bytes();
-                if let Err(letter) = inbox.queue.push(letter) {
-                    letters.push_front(letter);
-                    break;
+            let leave = || {
+                while let Some(letter) = letters.pop_front() {
+                    let bytes = letter.held_bytes();
+                    if let Err(letter) = inbox.queue.push(letter) {
+                        letters.push_front(letter);
+                        break;
+                    }
+                    self.outgoing_bytes[shard] -= bytes;
+                    self.waiting -= 1;
                 }
-                self.outgoing_bytes[shard] -= bytes;
-                self.waiting -= 1;
-            }
-            inbox.wake_if_asleep();
+            };
+            inbox.sleeper.leave(leave, || inbox.wake());
         }
     }
 
@@ -291,22 +288,13 @@ impl Mailroom {
     /// follow the wait. `stopping`: it knows already that it has been asked to stop.
     pub fn may_sleep(&self, stopping: bool) -> bool {
         let inbox = self.own();
-        inbox.asleep.store(true, Ordering::SeqCst);
-        // Either this load sees a letter, or its sender's swap sees us asleep and wakes us.
-        fence(Ordering::SeqCst);
-        if !inbox.queue.is_empty() || (inbox.stop_asked() && !stopping) {
-            inbox.asleep.store(false, Ordering::SeqCst);
-            return false;
-        }
-        true
+        let has_work = || !inbox.queue.is_empty() || (inbox.stop_asked() && !stopping);
+        inbox.sleeper.may_sleep(has_work)
     }
 
     /// Declares this shard awake: no wake is needed from now on.
     pub fn awake(&self) {
-        // A relaxed look first: the line is in everybody's cache while the shard is busy.
-        if self.own().asleep.load(Ordering::Relaxed) {
-            self.own().asleep.store(false, Ordering::SeqCst);
-        }
+        self.own().sleeper.awake();
     }
 
     /// Whether the shard has been asked to stop.
