@@ -211,6 +211,13 @@ pub enum BackendKind {
     },
 }
 
+impl BackendKind {
+    /// Whether a client's message is gathered before anything is done with it.
+    pub fn assembles(&self) -> bool {
+        matches!(self, BackendKind::Echo | BackendKind::Local(_))
+    }
+}
+
 /// The embedded rooms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Local {

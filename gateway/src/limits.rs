@@ -14,8 +14,9 @@ use crate::rate::{Action, Flow, Rate, Rates};
 use crate::recorder::RECORDER_BYTES_MAX;
 use crate::ws::frame::{CONTROL_BYTES_MAX, FRAME_HEADER_BYTES_MAX};
 
-/// The largest message that can be configured at all. A message is assembled in one piece, so this
-/// is also the largest single allocation that a client can cause.
+/// The largest message that can be configured where messages are assembled. Each is in one piece, so
+/// this is also the largest single allocation that a client can cause. A relay assembles nothing, and
+/// has no such bound.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 /// The least `message_bytes_max` that can be configured: control frames carry as much and are never too
@@ -89,18 +90,20 @@ pub struct Limits {
     pub response_timeout: Duration,
     /// From an answer to the client's next request on the same connection.
     pub keepalive_timeout: Duration,
-    /// The body of an ordinary HTTP request; larger ones are refused.
-    pub request_body_bytes_max: usize,
+    /// The body of an ordinary HTTP request; larger ones are refused. Zero: no limit.
+    pub request_body_bytes_max: u64,
     /// Bytes that the body of an ordinary HTTP request has to bring a second, over each time of
     /// `body_grace` in which the client is read; zero: any.
     pub body_bytes_per_second_min: u32,
     /// From the request's way to the upstream until its rate counts, and from then to the next time.
     pub body_grace: Duration,
-    /// One message of a client, all its fragments together. At most [`MESSAGE_BYTES_MAX`].
+    /// One message of a client, all its fragments together; zero: no limit. What a route comes to,
+    /// and whether this is enough for it, its policy says.
     pub message_bytes_max: usize,
     /// The payload of one frame of a client; zero: as much as its message may have.
     pub frame_bytes_max: usize,
-    /// Bytes queued for one peer. At least `message_bytes_max` and [`OUTBOX_SPARE_BYTES`].
+    /// Bytes queued for one peer. At least the largest message that a route assembles, and
+    /// [`OUTBOX_SPARE_BYTES`].
     pub outbox_bytes_max: usize,
     /// How long the oldest of those bytes may have waited.
     pub outbox_age_max: Duration,
@@ -152,7 +155,7 @@ const DEFAULTS: Limits = Limits {
     upgrade_timeout: Duration::from_millis(10_000),
     response_timeout: Duration::from_millis(60_000),
     keepalive_timeout: Duration::from_millis(60_000),
-    request_body_bytes_max: 1 << 20,
+    request_body_bytes_max: 0,
     body_bytes_per_second_min: 500,
     body_grace: Duration::from_millis(30_000),
     message_bytes_max: 1 << 20,
@@ -217,9 +220,9 @@ pub fn addresses_max(limits: &Limits) -> usize {
     limits.connections_max as usize + ADDRESSES_SPARE
 }
 
-/// `outbox_bytes_max` when the file does not say: it follows `message_bytes_max`.
-pub const fn outbox_bytes_default(message_bytes_max: usize) -> usize {
-    let least = message_bytes_max + OUTBOX_SPARE_BYTES;
+/// `outbox_bytes_max` when the file does not say: it follows the largest message that is assembled.
+pub const fn outbox_bytes_default(assembled_bytes_max: usize) -> usize {
+    let least = assembled_bytes_max + OUTBOX_SPARE_BYTES;
     if least > 1 << 20 { least } else { 1 << 20 }
 }
 
@@ -275,15 +278,14 @@ pub fn memory_bound(config: &Config, sizes: &ItemSizes) -> Vec<(&'static str, u6
         }
     }
     // A relay assembles nothing and reads nobody on whose bytes wait beyond a small bound.
-    let assembles = config.routes.iter().any(|route| {
-        !matches!(backends[usize::from(route.backend)].kind, BackendKind::Websocket(_))
-    });
+    let assembled = config.routes.iter().filter(|route| config.backend(route).kind.assembles());
+    let assembled = assembled.map(|route| route.policy.message_bytes_max).max();
     let relayed = times(slots, limits.outbox_bytes_max.min(RELAY_OUTBOX_BYTES));
-    let outboxes = match assembles {
-        true => times(clients, limits.outbox_bytes_max)
+    let outboxes = match assembled {
+        Some(_) => times(clients, limits.outbox_bytes_max)
             .saturating_add(times(slots - clients, limits.outbox_bytes_max.min(RELAY_OUTBOX_BYTES)))
             .max(relayed),
-        false => relayed,
+        None => relayed,
     };
     let sticky = backends.iter().any(|backend| match &backend.kind {
         BackendKind::Websocket(group) => group.options.sticky_sid && group.upstreams.len() > 1,
@@ -300,7 +302,7 @@ pub fn memory_bound(config: &Config, sizes: &ItemSizes) -> Vec<(&'static str, u6
         ),
         ("request heads", times(slots, limits.head_bytes_max)),
         ("early bytes", times(clients, limits.early_bytes_max)),
-        ("assembly", if assembles { times(clients, limits.message_bytes_max) } else { 0 }),
+        ("assembly", times(clients, assembled.unwrap_or(0))),
         ("outboxes", outboxes),
         ("rates", times(clients, size_of::<Meter>()).saturating_add(addresses)),
         ("rooms", rooms),

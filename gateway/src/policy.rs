@@ -10,8 +10,13 @@ use crate::ws;
 /// The policy of one route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// One message of a client, all its fragments together. At most [`Limits::message_bytes_max`].
+    /// One message, all its fragments together; zero: no limit. Where messages are assembled there
+    /// is one, of at most [`MESSAGE_BYTES_MAX`](crate::limits::MESSAGE_BYTES_MAX).
     pub message_bytes_max: usize,
+    /// The body of an ordinary HTTP request, in bytes; zero: no limit.
+    pub request_body_bytes_max: u64,
+    /// From an ordinary HTTP request to an upstream until its answer, and between two parts of either.
+    pub response_timeout: Duration,
     /// The payload of one frame of a client; zero: as much as its message may have.
     pub frame_bytes_max: usize,
     /// From the last sign of life to a Ping; zero: no Pings.
@@ -35,6 +40,8 @@ impl Policy {
     pub fn of(limits: &Limits) -> Policy {
         Policy {
             message_bytes_max: limits.message_bytes_max,
+            request_body_bytes_max: limits.request_body_bytes_max,
+            response_timeout: limits.response_timeout,
             frame_bytes_max: limits.frame_bytes_max,
             ping_interval: limits.ping_interval,
             ping_timeout: limits.ping_timeout,
@@ -56,8 +63,15 @@ impl Policy {
 
     /// What frames are held against.
     pub fn frame_limits(&self) -> ws::Limits {
-        let frame_bytes_max =
-            if self.frame_bytes_max == 0 { usize::MAX } else { self.frame_bytes_max };
-        ws::Limits { message_bytes_max: self.message_bytes_max, frame_bytes_max }
+        let bound = |bytes: usize| if bytes == 0 { usize::MAX } else { bytes };
+        ws::Limits {
+            message_bytes_max: bound(self.message_bytes_max),
+            frame_bytes_max: bound(self.frame_bytes_max),
+        }
+    }
+
+    /// The largest body of an ordinary HTTP request, in bytes.
+    pub fn body_bound(&self) -> u64 {
+        if self.request_body_bytes_max == 0 { u64::MAX } else { self.request_body_bytes_max }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::access::{read_access, read_origins};
 use super::keys::written;
 use super::operator::{read_admin, read_log};
-use super::policy::{read_common, read_policy};
+use super::policy::{Common, read_common, read_message_bytes_max, read_policy};
 use super::reader::{Asked, Place, Placed, Reader, Section, closest, not_one_of};
 use super::upstreams::read_websocket;
 use super::warnings::{self, Warnings};
@@ -17,9 +17,9 @@ use super::{
 use crate::client_address::Access;
 use crate::http::HEADERS_MAX;
 use crate::limits::{
-    BACKENDS_MAX, LISTENERS_MAX, Limits, MEMORY_BYTES_MIN, MEMORY_BYTES_MOST, MESSAGE_BYTES_LEAST,
-    MESSAGE_BYTES_MAX, OUTBOX_BYTES_LEAST, OUTBOX_BYTES_MAX, OUTBOX_SPARE_BYTES, ROUTES_MAX,
-    SHARDS_MAX, SLOTS_DEFAULT_TOTAL, SLOTS_PER_SHARD_MAX, outbox_bytes_default,
+    BACKENDS_MAX, LISTENERS_MAX, Limits, MEMORY_BYTES_MIN, MEMORY_BYTES_MOST, MESSAGE_BYTES_MAX,
+    OUTBOX_BYTES_LEAST, OUTBOX_BYTES_MAX, OUTBOX_SPARE_BYTES, ROUTES_MAX, SHARDS_MAX,
+    SLOTS_DEFAULT_TOTAL, SLOTS_PER_SHARD_MAX, outbox_bytes_default,
 };
 use crate::origin::Origins;
 use crate::policy::Policy;
@@ -114,13 +114,29 @@ fn read_file(
     let server = read_server(reader, root.section("server"), machine, overrides);
     let admin = read_admin(reader, root.section("admin"), machine);
     let log = read_log(reader, root.section("log"));
-    let limits = read_limits(reader, root.section("limits"), &server);
+    let mut limits_section = root.section("limits");
+    let (mut limits, common) = read_limits(reader, &mut limits_section, &server);
     let listeners = root.sections("listener");
     let listeners = listeners.into_iter().filter_map(|section| read_listener(reader, section));
     let listeners = listeners.collect();
     let routes = root.sections("route");
-    let routes = routes.into_iter().map(|section| read_route(reader, section, &limits)).collect();
     let backends = root.named("backend");
+    let assembling: Vec<&str> = backends
+        .iter()
+        .filter(|(_, section)| matches!(section.peek("kind"), Some("echo" | "local")))
+        .map(|(name, _)| name.value.as_str())
+        .collect();
+    let mut assembled = 0;
+    let mut read_route = |section| {
+        let route = read_route(reader, section, &common, &assembling);
+        // Who keeps up is sent what anybody may send.
+        if let Some(backend) = &route.backend && assembling.contains(&backend.value.as_str()) {
+            assembled = assembled.max(route.policy.message_bytes_max);
+        }
+        route
+    };
+    let routes = routes.into_iter().map(&mut read_route).collect();
+    limits.outbox_bytes_max = read_outbox_bytes_max(reader, limits_section, assembled);
     let backends = backends
         .into_iter()
         .map(|(name, section)| read_backend(reader, name, section, machine, &server, &limits))
@@ -195,7 +211,12 @@ fn read_server(
     }
 }
 
-fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Server) -> Limits {
+/// All but `outbox_bytes_max`, which follows what the routes say.
+fn read_limits(
+    reader: &Reader<'_>,
+    section: &mut Section<'_, '_>,
+    server: &Server,
+) -> (Limits, Common) {
     let default = Limits::default();
     let timeout = 1..=TIMEOUT_MS_MAX;
     let head_bytes_max = section.size("head_bytes_max", 1024..=(1 << 20), default.head_bytes_max);
@@ -211,26 +232,30 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         section.milliseconds("attempt_timeout_ms", timeout.clone(), default.attempt_timeout);
     let upgrade_timeout =
         section.milliseconds("upgrade_timeout_ms", timeout.clone(), default.upgrade_timeout);
-    let response_timeout =
-        section.milliseconds("response_timeout_ms", 1..=AGE_MS_MAX, default.response_timeout);
     let keepalive_timeout =
         section.milliseconds("keepalive_timeout_ms", 1..=AGE_MS_MAX, default.keepalive_timeout);
-    let request_body_bytes_max =
-        section.size("request_body_bytes_max", 0..=(1 << 40), default.request_body_bytes_max);
     let body_bytes_per_second_min = section.number(
         "body_bytes_per_second_min",
         0..=(1 << 30),
         u64::from(default.body_bytes_per_second_min),
     ) as u32;
     let body_grace = section.milliseconds("body_grace_ms", 1..=AGE_MS_MAX, default.body_grace);
-    let message_bytes_max = section.size(
-        "message_bytes_max",
-        MESSAGE_BYTES_LEAST as u64..=MESSAGE_BYTES_MAX as u64,
-        default.message_bytes_max,
-    );
+    let message_bytes_max = read_message_bytes_max(reader, section, default.message_bytes_max);
+    let is_for_all = section.has("message_bytes_max");
+    if !is_for_all {
+        section.settle("message_bytes_max", format_args!("{message_bytes_max} (upstreams: 0)"));
+    }
     let common = Policy { message_bytes_max, ..Policy::of(&default) };
+    let assembled = read_common(reader, section, &common);
+    let relayed = match is_for_all {
+        true => assembled.clone(),
+        false => Policy { message_bytes_max: 0, ..assembled.clone() },
+    };
+    let common = Common { assembled, relayed };
     let Policy {
         message_bytes_max,
+        request_body_bytes_max,
+        response_timeout,
         frame_bytes_max,
         ping_interval,
         ping_timeout,
@@ -239,12 +264,7 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         duration_max,
         rates,
         connections_max: _, // Of a route; that of the process depends on its tables.
-    } = read_common(reader, &mut section, &common);
-    let outbox_bytes_max = section.size(
-        "outbox_bytes_max",
-        OUTBOX_BYTES_LEAST as u64..=OUTBOX_BYTES_MAX as u64,
-        outbox_bytes_default(message_bytes_max),
-    );
+    } = common.assembled.clone();
     let outbox_age_max =
         section.milliseconds("outbox_age_max_ms", timeout.clone(), default.outbox_age_max);
     let close_timeout = section.milliseconds("close_timeout_ms", timeout, default.close_timeout);
@@ -269,15 +289,6 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         );
         reader.fault(&section.place_of("target_bytes_max"), message);
     }
-    let outbox_least = message_bytes_max + OUTBOX_SPARE_BYTES;
-    if outbox_bytes_max < outbox_least {
-        let message = format!(
-            "`outbox_bytes_max` is {outbox_bytes_max}: a client could never be sent a message of \
-             `message_bytes_max` ({message_bytes_max}) with its header and a control frame; set it \
-             to at least {outbox_least}, or leave it out so that it follows"
-        );
-        reader.fault(&section.place_of("outbox_bytes_max"), message);
-    }
     if close_timeout > server.stop_timeout && section.has("close_timeout_ms") {
         let message = format!(
             "`close_timeout_ms` is {}: at a stop, `server.stop_timeout_ms` ({}) cuts connections \
@@ -300,8 +311,7 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
     }
     let connections_max = connections.map_or(slots, |connections| connections as u32);
     section.settle("connections_max", connections_max);
-    section.finish();
-    Limits {
+    let limits = Limits {
         head_bytes_max,
         headers_max,
         target_bytes_max,
@@ -316,7 +326,7 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         body_grace,
         message_bytes_max,
         frame_bytes_max,
-        outbox_bytes_max,
+        outbox_bytes_max: default.outbox_bytes_max,
         outbox_age_max,
         ping_interval,
         ping_timeout,
@@ -333,7 +343,32 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         send_buffer_bytes,
         receive_buffer_bytes,
         rates,
+    };
+    (limits, common)
+}
+
+/// What is left of `[limits]`. `assembled`: the largest message that a route assembles, in bytes.
+fn read_outbox_bytes_max(
+    reader: &Reader<'_>,
+    mut section: Section<'_, '_>,
+    assembled: usize,
+) -> usize {
+    // More has been reported.
+    let assembled = assembled.min(MESSAGE_BYTES_MAX);
+    let bytes = OUTBOX_BYTES_LEAST as u64..=OUTBOX_BYTES_MAX as u64;
+    let outbox_bytes_max =
+        section.size("outbox_bytes_max", bytes, outbox_bytes_default(assembled));
+    let least = assembled + OUTBOX_SPARE_BYTES;
+    if outbox_bytes_max < least {
+        let message = format!(
+            "`outbox_bytes_max` is {outbox_bytes_max}: a client could never be sent a message of \
+             `message_bytes_max` ({assembled}) with its header and a control frame; set it \
+             to at least {least}, or leave it out so that it follows"
+        );
+        reader.fault(&section.place_of("outbox_bytes_max"), message);
     }
+    section.finish();
+    outbox_bytes_max
 }
 
 fn read_listener(reader: &Reader<'_>, mut section: Section<'_, '_>) -> Option<Placed<Listener>> {
@@ -385,13 +420,20 @@ fn check_name(reader: &Reader<'_>, key: &str, name: &Placed<String>) {
     }
 }
 
-fn read_route(reader: &Reader<'_>, mut section: Section<'_, '_>, limits: &Limits) -> RouteEntry {
+/// `assembling`: the backends that assemble messages.
+fn read_route(
+    reader: &Reader<'_>,
+    mut section: Section<'_, '_>,
+    common: &Common,
+    assembling: &[&str],
+) -> RouteEntry {
     let host = section.string("host");
     let path = section.string("path");
     let subprotocol = section.string("subprotocol");
     let backend = section.required("backend", "NAME");
     let origins = read_origins(reader, &mut section);
-    let policy = read_policy(reader, &mut section, limits);
+    let assembles = backend.as_ref().is_some_and(|it| assembling.contains(&it.value.as_str()));
+    let policy = read_policy(reader, &mut section, common, assembles);
     let place = section.place().clone();
     section.finish();
 

@@ -1,6 +1,7 @@
 //! How much a client may do, as `[limits]` say, or a `[[route]]` of its own.
 
 use super::reader::{Reader, Section};
+use crate::limits::Limits;
 use crate::rate::{Action, BURST_MAX, Flow, PER_SECOND_MAX, Rate, Rates};
 use crate::ws::frame::FRAME_HEADER_BYTES_MAX;
 
@@ -11,8 +12,12 @@ pub(super) fn read_rates(
     common: &Rates,
     message_bytes_max: usize,
 ) -> Rates {
-    // Who keeps to a rate of bytes may always send one message of the largest size.
-    let one_message = (message_bytes_max + FRAME_HEADER_BYTES_MAX) as u64;
+    // Who keeps to a rate of bytes may always send one message of the largest size, where there is one.
+    let message_bytes = match message_bytes_max {
+        0 => Limits::default().message_bytes_max,
+        bytes => bytes,
+    };
+    let one_message = message_bytes.saturating_add(FRAME_HEADER_BYTES_MAX) as u64;
     let mut rate = |keys: [&'static str; 2], common: Rate, burst_least: u64| {
         read_rate(reader, section, keys, common, burst_least)
     };

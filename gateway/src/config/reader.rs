@@ -228,6 +228,14 @@ impl<'r, 't> Section<'r, 't> {
         }
     }
 
+    /// The string that `key` is, before it is read.
+    pub(super) fn peek(&self, key: &str) -> Option<&str> {
+        match self.table?.get(key)?.get_ref() {
+            DeValue::String(text) => Some(text),
+            _ => None,
+        }
+    }
+
     fn value(&mut self, key: &'static str) -> Option<&'r Spanned<DeValue<'t>>> {
         self.value_within(key, None)
     }

@@ -40,13 +40,12 @@ impl<R: Ring> Shard<R> {
         head: &[u8],
         rest: &[u8],
     ) {
-        let limits = &self.config.limits;
         let body = BodyReader::of_request(request);
-        let body_bytes_left = limits.request_body_bytes_max as u64;
+        let body_bytes_left = self.policy_of(id).body_bound();
         if matches!(body, BodyReader::Length(length) if length > body_bytes_left) {
             return self.refuse(id, 413, Cause::TooBig, BODY_TOO_LARGE);
         }
-        let connect_timeout = limits.connect_timeout;
+        let connect_timeout = self.config.limits.connect_timeout;
         let attempt = self.start_attempt(id, backend, request, head);
         let is_http_10 = request.minor_version == 0;
         let conn = &mut self.table[id];
@@ -131,7 +130,7 @@ impl<R: Ring> Shard<R> {
         table[client].deadline = deadline;
         timers.set(client.slot, deadline);
         let conn = &mut table[id];
-        conn.deadline = *now + config.limits.response_timeout;
+        conn.deadline = *now + config.routes.policy(conn.route).response_timeout;
         timers.set(id.slot, conn.deadline);
         conn.outbox.write(stores, *now, |out| out.extend_from_slice(&body));
         if !behind {
@@ -378,7 +377,7 @@ impl<R: Ring> Shard<R> {
 
     /// An upstream has been silent for a while: whether for too long.
     pub(super) fn answering_deadline(&mut self, id: ConnId) {
-        let timeout = self.config.limits.response_timeout;
+        let timeout = self.policy_of(id).response_timeout;
         let conn = &self.table[id];
         let State::Answering(answering) = &conn.state else { return };
         let client = answering.head.client;

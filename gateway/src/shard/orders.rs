@@ -60,14 +60,17 @@ impl<R: Ring> Shard<R> {
             }
             match &backend.kind {
                 BackendKind::Echo | BackendKind::Refuse { .. } => {}
-                BackendKind::Local(local) => match &mut self.rooms[index] {
-                    Some(rooms) => rooms.set_limits(room_limits(config, local)),
-                    empty => {
-                        let (homes, random) = (self.shared.homes, &mut self.random);
-                        let origin = self.unix_origin_ms;
-                        *empty = Some(new_rooms(config, local, self.index, origin, homes, random));
+                BackendKind::Local(local) => {
+                    let limits = room_limits(config, index as u16, local);
+                    match &mut self.rooms[index] {
+                        Some(rooms) => rooms.set_limits(limits),
+                        empty => {
+                            let (homes, random) = (self.shared.homes, &mut self.random);
+                            let origin = self.unix_origin_ms;
+                            *empty = Some(new_rooms(config, limits, self.index, origin, homes, random));
+                        }
                     }
-                },
+                }
                 BackendKind::Websocket(websocket) => self.on_upstreams(index as u16, websocket),
             }
         }

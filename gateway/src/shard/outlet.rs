@@ -213,9 +213,11 @@ pub(super) fn all_rooms(
     homes: HashKey,
     random: &mut Random,
 ) -> Vec<Option<Rooms>> {
-    let rooms = config.backends.iter().map(|backend| match &backend.kind {
+    let numbers = 0..=u16::MAX;
+    let rooms = numbers.zip(&config.backends).map(|(number, backend)| match &backend.kind {
         BackendKind::Local(local) => {
-            Some(new_rooms(config, local, index, unix_origin_ms, homes, random))
+            let limits = room_limits(config, number, local);
+            Some(new_rooms(config, limits, index, unix_origin_ms, homes, random))
         }
         _ => None,
     });
@@ -225,21 +227,23 @@ pub(super) fn all_rooms(
 /// The rooms of a backend, as shard `index` begins with them.
 pub(super) fn new_rooms(
     config: &Config,
-    local: &Local,
+    limits: RoomLimits,
     index: u16,
     unix_origin_ms: u64,
     homes: HashKey,
     random: &mut Random,
 ) -> Rooms {
-    let limits = room_limits(config, local);
     Rooms::new(index, config.server.shards, limits, unix_origin_ms, homes, random.split())
 }
 
-/// What the backend says of its rooms, and what everybody's limits do.
-pub(super) fn room_limits(config: &Config, local: &Local) -> RoomLimits {
+/// What the backend of this number says of its rooms, and what everybody's limits do. The largest message
+/// is that of the route to it that allows least: whoever keeps to it is within its own.
+pub(super) fn room_limits(config: &Config, backend: u16, local: &Local) -> RoomLimits {
+    let routes = config.routes.iter().filter(|route| route.backend == backend);
+    let least = routes.map(|route| route.policy.message_bytes_max).min();
     RoomLimits {
         ping_interval: config.limits.ping_interval,
-        message_bytes_max: config.limits.message_bytes_max,
+        message_bytes_max: least.unwrap_or(config.limits.message_bytes_max),
         ..local.rooms.clone()
     }
 }

@@ -5,6 +5,7 @@ use super::send::PAUSE_AT_BYTES;
 use super::{RECORDS, Shard};
 use crate::conn::{ConnId, Phase, State};
 use crate::metrics::Cause;
+use crate::policy::Policy;
 use crate::ring::{Buffer, Failure, Ring};
 use crate::ws::frame::{Opcode, encode_server_header};
 use crate::ws::{Event, MessageKind, ProtocolError};
@@ -18,7 +19,11 @@ const REARM_FREE_PERCENT: u32 = 25;
 
 /// Bytes that a peer may send after its last word, or ours: what is on its way then, on all but the
 /// longest and fastest lines. What it may be in the middle of comes on top (`Shard::discard`).
-const DISCARD_BYTES_MAX: usize = 256 * 1024;
+const DISCARD_BYTES_MAX: u64 = 256 * 1024;
+
+/// Bytes of the body of a request that was refused for its head, beyond those, where no limit is set:
+/// enough for what a page sends, which reads its answer behind the whole of it.
+const REFUSED_BODY_BYTES_MAX: u64 = 1 << 20;
 
 /// Bytes in an outbox beyond which no second Pong joins one that waits there.
 const PONG_BYTES_MAX: usize = 4096;
@@ -203,18 +208,21 @@ impl<R: Ring> Shard<R> {
         let unfinished = match (&conn.state, conn.cause) {
             _ if conn.flags.close_received => 0,
             // Clients of HTTP read an early answer when their whole body is on its way.
-            (State::Head(_) | State::Connecting(_) | State::Forwarding(_), _) => {
-                self.config.limits.request_body_bytes_max
-            }
+            // Without a limit it is `close_timeout` alone that ends it.
+            (State::Connecting(_) | State::Forwarding(_), _) => self.policy_of(id).body_bound(),
+            (State::Head(_), _) => match self.config.limits.request_body_bytes_max {
+                0 => REFUSED_BODY_BYTES_MAX,
+                bytes => bytes,
+            },
             (
                 _,
                 Some(Cause::ProtocolError | Cause::BadUtf8 | Cause::TooBig | Cause::RateLimited),
             ) => 0,
             // It has done nothing wrong, and may be in the middle of a message.
-            _ => self.config.routes.policy(conn.route).frame_limits().message_bytes_max,
+            _ => self.policy_of(id).frame_limits().message_bytes_max as u64,
         };
         let bound = DISCARD_BYTES_MAX.saturating_add(unfinished);
-        if conn.phase >= Phase::Closing || conn.discarded_bytes as usize <= bound {
+        if conn.phase >= Phase::Closing || u64::from(conn.discarded_bytes) <= bound {
             return;
         }
         self.metrics.cut_off.add(1);
@@ -402,6 +410,11 @@ impl<R: Ring> Shard<R> {
 
     fn on_protocol_error(&mut self, id: ConnId, error: ProtocolError) {
         self.start_fail(id, error.cause(), error.close_code(), &error.to_string());
+    }
+
+    /// What holds for the route of a connection.
+    pub(super) fn policy_of(&self, id: ConnId) -> &Policy {
+        self.config.routes.policy(self.table[id].route)
     }
 
     /// The backend that a client's route leads to.

@@ -311,7 +311,7 @@ impl Scanner {
         let is_data = kind.is_some();
         let ends_message = is_data && header.fin;
         if ends_message {
-            on_size((before + header.payload_bytes) as usize);
+            on_size(before.saturating_add(header.payload_bytes) as usize);
         }
         Ok(Step::Payload { left: header.payload_bytes, is_data, ends_message })
     }

@@ -63,7 +63,7 @@ fn changes_in_the_words_of_the_file() {
             with("ping_interval_ms = 25_000", "message_bytes_max = 2_000_000"),
             // What follows from it is said once, but not for each of the routes.
             vec![
-                "limits.message_bytes_max 1048576 -> 2000000",
+                "limits.message_bytes_max 1048576 (upstreams: 0) -> 2000000",
                 "limits.outbox_bytes_max 1049600 -> 2001024",
             ],
         ),
