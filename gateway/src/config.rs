@@ -412,4 +412,6 @@ impl fmt::Display for Faults {
 impl Error for Faults {}
 
 #[cfg(test)]
+mod extremes;
+#[cfg(test)]
 mod tests;

@@ -12,11 +12,15 @@ use crate::conn::Meter;
 use crate::memory::HISTOGRAMS;
 use crate::rate::{Action, Flow, Rate, Rates};
 use crate::recorder::RECORDER_BYTES_MAX;
-use crate::ws::frame::FRAME_HEADER_BYTES_MAX;
+use crate::ws::frame::{CONTROL_BYTES_MAX, FRAME_HEADER_BYTES_MAX};
 
 /// The largest message that can be configured at all. A message is assembled in one piece, so this
 /// is also the largest single allocation that a client can cause.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// The least `message_bytes_max` that can be configured: control frames carry as much and are never too
+/// big.
+pub const MESSAGE_BYTES_LEAST: usize = CONTROL_BYTES_MAX;
 
 /// The longest control frame: a header and 125 bytes of payload (RFC 6455 §5.5).
 pub const CONTROL_FRAME_BYTES_MAX: usize = FRAME_HEADER_BYTES_MAX + 125;
@@ -24,6 +28,9 @@ pub const CONTROL_FRAME_BYTES_MAX: usize = FRAME_HEADER_BYTES_MAX + 125;
 /// What an outbox must hold beyond one message of the largest size: the message's own header, and
 /// a Ping, a Pong and a Close that must not wait for it.
 pub const OUTBOX_SPARE_BYTES: usize = 1024;
+
+/// The least `outbox_bytes_max` that can be configured.
+pub const OUTBOX_BYTES_LEAST: usize = MESSAGE_BYTES_LEAST + OUTBOX_SPARE_BYTES;
 
 /// The largest `outbox_bytes_max` that can be configured.
 pub const OUTBOX_BYTES_MAX: usize = 1 << 30;

@@ -185,7 +185,7 @@ pub struct Setup {
 #[cfg(test)]
 impl Setup {
     /// Of shard 0 of those that share `inboxes`, which go by this configuration file.
-    fn of_test(config: &str, inboxes: &Arc<[mailbox::Inbox]>) -> Setup {
+    pub(crate) fn of_test(config: &str, inboxes: &Arc<[mailbox::Inbox]>) -> Setup {
         let config = Config::parse("test", config).unwrap_or_else(|faults| panic!("{faults}"));
         Setup {
             index: 0,

@@ -1,6 +1,5 @@
 //! The file as written, and every rule that makes a [`Config`] of it.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -8,7 +7,7 @@ use super::access::{read_access, read_origins};
 use super::keys::written;
 use super::operator::{read_admin, read_log};
 use super::policy::{read_common, read_policy};
-use super::reader::{Place, Placed, Reader, Section, closest, not_one_of};
+use super::reader::{Asked, Place, Placed, Reader, Section, closest, not_one_of};
 use super::upstreams::read_websocket;
 use super::warnings::{self, Warnings};
 use super::{
@@ -18,9 +17,9 @@ use super::{
 use crate::client_address::Access;
 use crate::http::HEADERS_MAX;
 use crate::limits::{
-    BACKENDS_MAX, LISTENERS_MAX, Limits, MEMORY_BYTES_MIN, MEMORY_BYTES_MOST, MESSAGE_BYTES_MAX,
-    OUTBOX_BYTES_MAX, OUTBOX_SPARE_BYTES, ROUTES_MAX, SHARDS_MAX, SLOTS_DEFAULT_TOTAL,
-    SLOTS_PER_SHARD_MAX, outbox_bytes_default,
+    BACKENDS_MAX, LISTENERS_MAX, Limits, MEMORY_BYTES_MIN, MEMORY_BYTES_MOST, MESSAGE_BYTES_LEAST,
+    MESSAGE_BYTES_MAX, OUTBOX_BYTES_LEAST, OUTBOX_BYTES_MAX, OUTBOX_SPARE_BYTES, ROUTES_MAX,
+    SHARDS_MAX, SLOTS_DEFAULT_TOTAL, SLOTS_PER_SHARD_MAX, outbox_bytes_default,
 };
 use crate::origin::Origins;
 use crate::policy::Policy;
@@ -67,7 +66,7 @@ pub(super) fn check(
     text: &str,
     machine: &Machine,
     overrides: &Overrides,
-) -> (Result<Config, Faults>, BTreeSet<String>) {
+) -> (Result<Config, Faults>, Asked) {
     let (reader, table) = Reader::parse(text);
     let mut root = Section::root(&reader, table.get_ref());
     let mut file = read_file(&reader, &mut root, machine, overrides);
@@ -203,7 +202,7 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
     let headers_max = section.size("headers_max", 8..=(HEADERS_MAX as u64), default.headers_max);
     // A lower bound on heads alone lowers the target's with it.
     let target_default = default.target_bytes_max.min(head_bytes_max / 2);
-    let target_bytes_max = section.size("target_bytes_max", 1..=(1 << 20), target_default);
+    let target_bytes_max = section.size("target_bytes_max", 1..=(1 << 20) - 1, target_default);
     let handshake_timeout =
         section.milliseconds("handshake_timeout_ms", timeout.clone(), default.handshake_timeout);
     let connect_timeout =
@@ -224,10 +223,9 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
         u64::from(default.body_bytes_per_second_min),
     ) as u32;
     let body_grace = section.milliseconds("body_grace_ms", 1..=AGE_MS_MAX, default.body_grace);
-    // Control frames carry up to 125 bytes and are never too big.
     let message_bytes_max = section.size(
         "message_bytes_max",
-        125..=(MESSAGE_BYTES_MAX as u64),
+        MESSAGE_BYTES_LEAST as u64..=MESSAGE_BYTES_MAX as u64,
         default.message_bytes_max,
     );
     let common = Policy { message_bytes_max, ..Policy::of(&default) };
@@ -244,7 +242,7 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
     } = read_common(reader, &mut section, &common);
     let outbox_bytes_max = section.size(
         "outbox_bytes_max",
-        1..=OUTBOX_BYTES_MAX as u64,
+        OUTBOX_BYTES_LEAST as u64..=OUTBOX_BYTES_MAX as u64,
         outbox_bytes_default(message_bytes_max),
     );
     let outbox_age_max =
@@ -256,7 +254,8 @@ fn read_limits(reader: &Reader<'_>, mut section: Section<'_, '_>, server: &Serve
     let early_bytes_max = section.size("early_bytes_max", 0..=(1 << 20), default.early_bytes_max);
     let sids_max = section.size("sids_max", 1..=(1 << 24), default.sids_max);
     let sid_idle = section.milliseconds("sid_idle_ms", 1..=AGE_MS_MAX, default.sid_idle);
-    let connections = section.integer("connections_max", 1..=u64::from(u32::MAX));
+    let connections = section
+        .integer("connections_max", 1..=u64::from(SHARDS_MAX) * u64::from(SLOTS_PER_SHARD_MAX));
     let socket_bytes = 0..=(1_u64 << 30);
     let bytes = u64::from(default.send_buffer_bytes);
     let send_buffer_bytes = section.number("send_buffer_bytes", socket_bytes.clone(), bytes) as u32;

@@ -3,7 +3,7 @@
 use super::check::{AGE_MS_MAX, DURATION_MS_MAX, TIMEOUT_MS_MAX};
 use super::rates::read_rates;
 use super::reader::{Reader, Section};
-use crate::limits::Limits;
+use crate::limits::{Limits, MESSAGE_BYTES_LEAST, MESSAGE_BYTES_MAX};
 use crate::policy::Policy;
 use crate::ws::frame::CONTROL_BYTES_MAX;
 
@@ -14,7 +14,7 @@ pub(super) fn read_policy(
     limits: &Limits,
 ) -> Policy {
     let common = Policy::of(limits);
-    let bytes = 125..=u64::MAX;
+    let bytes = MESSAGE_BYTES_LEAST as u64..=MESSAGE_BYTES_MAX as u64;
     let message_bytes_max = section.size("message_bytes_max", bytes, common.message_bytes_max);
     if message_bytes_max > limits.message_bytes_max {
         let message = format!(
@@ -70,7 +70,7 @@ fn read_frame_bytes_max(
     section: &mut Section<'_, '_>,
     default: usize,
 ) -> usize {
-    let frame_bytes_max = section.size("frame_bytes_max", 0..=u64::MAX, default);
+    let frame_bytes_max = section.size("frame_bytes_max", 0..=MESSAGE_BYTES_MAX as u64, default);
     if (1..CONTROL_BYTES_MAX).contains(&frame_bytes_max) {
         let message = format!(
             "`frame_bytes_max` is {frame_bytes_max}: control frames carry up to \

@@ -5,7 +5,7 @@
 //! asked for, [`Section::finish`] refuses those that nobody asked for.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
@@ -16,6 +16,9 @@ use toml::de::{DeTable, DeValue};
 use super::keys::{Keys, SubjectIndex, written};
 use super::warnings::Lines;
 use super::{Fault, Faults};
+
+/// Every key that was asked for, as `limits.head_bytes_max`, and what it may be if it is a number.
+pub(super) type Asked = BTreeMap<String, Option<RangeInclusive<u64>>>;
 
 /// Where something stands: a range of bytes of the text.
 pub(super) type Place = Range<usize>;
@@ -31,8 +34,7 @@ pub(super) struct Placed<T> {
 pub(super) struct Reader<'t> {
     text: &'t str,
     found: RefCell<Vec<Found>>,
-    /// Every key that was asked for, as `limits.head_bytes_max`.
-    asked: RefCell<BTreeSet<String>>,
+    asked: RefCell<Asked>,
     /// What they came to.
     keys: RefCell<Keys>,
     /// Where each of those that are written stands.
@@ -68,7 +70,7 @@ impl<'t> Reader<'t> {
                 kind: Kind::Syntax,
             })
             .collect();
-        let asked = RefCell::new(BTreeSet::new());
+        let asked = RefCell::new(Asked::new());
         let keys = RefCell::new(Keys::default());
         let lines = RefCell::new(Lines::of(text));
         (Reader { text, found: RefCell::new(found), asked, keys, lines }, table)
@@ -95,7 +97,7 @@ impl<'t> Reader<'t> {
     }
 
     /// Every key that was asked for.
-    pub(super) fn into_asked(self) -> BTreeSet<String> {
+    pub(super) fn into_asked(self) -> Asked {
         self.asked.into_inner()
     }
 
@@ -227,9 +229,17 @@ impl<'r, 't> Section<'r, 't> {
     }
 
     fn value(&mut self, key: &'static str) -> Option<&'r Spanned<DeValue<'t>>> {
+        self.value_within(key, None)
+    }
+
+    fn value_within(
+        &mut self,
+        key: &'static str,
+        range: Option<&RangeInclusive<u64>>,
+    ) -> Option<&'r Spanned<DeValue<'t>>> {
         self.asked.push(key);
         if !self.scope.is_empty() {
-            self.reader.asked.borrow_mut().insert(format!("{}.{key}", self.scope));
+            self.reader.asked.borrow_mut().insert(format!("{}.{key}", self.scope), range.cloned());
         }
         let value = self.table.and_then(|table| table.get(key));
         self.reader.keys.borrow_mut().note(self.subject, key, value.map(Spanned::get_ref));
@@ -411,7 +421,7 @@ impl<'r, 't> Section<'r, 't> {
 
     /// A whole number within `range`; `None` where it is not written, or wrong.
     pub(super) fn integer(&mut self, key: &'static str, range: RangeInclusive<u64>) -> Option<u64> {
-        let value = self.value(key)?;
+        let value = self.value_within(key, Some(&range))?;
         let DeValue::Integer(integer) = value.get_ref() else {
             self.wrong_type(key, value, "a whole number, without quotes or unit");
             return None;
