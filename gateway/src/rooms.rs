@@ -41,7 +41,7 @@ use protocol::{Object, Operation, error_frame};
 pub use limits::{NAME_BYTES_MOST, RoomLimits, SlowLimits, SlowPolicy};
 pub use mail::Mail;
 pub use protocol::{
-    ErrorCode, Heading, SUBPROTOCOL, gap_frame, gap_frame_bytes, heading, ping_frame,
+    ErrorCode, Heading, OPERATIONS, SUBPROTOCOL, gap_frame, gap_frame_bytes, heading, ping_frame,
 };
 
 /// The page that the gateway serves to browsers which come without an upgrade: a chat.

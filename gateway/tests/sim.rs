@@ -30,6 +30,8 @@ mod rooms;
 mod sids;
 #[path = "sim/stop.rs"]
 mod stop;
+#[path = "sim/thousand.rs"]
+mod thousand;
 #[path = "sim/timeouts.rs"]
 mod timeouts;
 #[path = "sim/world.rs"]

@@ -32,6 +32,17 @@ const KEY_BYTES_MAX: usize = 128;
 /// How much is sent of what the JSON parser says about a bad request.
 const ERROR_TEXT_CHARS_MAX: usize = 240;
 
+/// Every operation, and the fields that belong to it beside `op` and `id`.
+pub const OPERATIONS: [(&str, &[&str]); 7] = [
+    ("join", &["room", "presence", "resume"]),
+    ("leave", &["room"]),
+    ("publish", &["room", "key", "data"]),
+    ("history", &["room", "after", "limit"]),
+    ("presence", &["room"]),
+    ("direct", &["to", "data"]),
+    ("ping", &[]),
+];
+
 /// A place in a room's sequence of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Position {
@@ -277,14 +288,8 @@ type FieldError = (ErrorCode, Cow<'static, str>);
 
 fn decode_fields<'a>(fields: Fields<'a>, limits: &RoomLimits) -> Result<Operation<'a>, FieldError> {
     let op = fields.op.0;
-    let allowed: &[&str] = match &*op {
-        "join" => &["room", "presence", "resume"],
-        "leave" | "presence" => &["room"],
-        "publish" => &["room", "key", "data"],
-        "history" => &["room", "after", "limit"],
-        "direct" => &["to", "data"],
-        "ping" => &[],
-        _ => return Err((ErrorCode::UnknownOp, ErrorCode::UnknownOp.sentence().into())),
+    let Some((_, allowed)) = OPERATIONS.iter().find(|(name, _)| *name == op) else {
+        return Err((ErrorCode::UnknownOp, ErrorCode::UnknownOp.sentence().into()));
     };
     let given = [
         ("room", fields.room.is_some()),
