@@ -18,8 +18,8 @@ use super::{
 use crate::client_address::Access;
 use crate::http::HEADERS_MAX;
 use crate::limits::{
-    BACKENDS_MAX, LISTENERS_MAX, Limits, MEMORY_BYTES_MIN, MEMORY_BYTES_MOST, MESSAGE_BYTES_MAX, OUTBOX_BYTES_MAX,
-    OUTBOX_SPARE_BYTES, ROUTES_MAX, SHARDS_MAX, SLOTS_DEFAULT_TOTAL,
+    BACKENDS_MAX, LISTENERS_MAX, Limits, MEMORY_BYTES_MIN, MEMORY_BYTES_MOST, MESSAGE_BYTES_MAX,
+    OUTBOX_BYTES_MAX, OUTBOX_SPARE_BYTES, ROUTES_MAX, SHARDS_MAX, SLOTS_DEFAULT_TOTAL,
     SLOTS_PER_SHARD_MAX, outbox_bytes_default,
 };
 use crate::origin::Origins;
@@ -131,7 +131,9 @@ fn read_file(
     let mut read_route = |section| {
         let route = read_route(reader, section, &common, &assembling);
         // Who keeps up is sent what anybody may send.
-        if let Some(backend) = &route.backend && assembling.contains(&backend.value.as_str()) {
+        if let Some(backend) = &route.backend
+            && assembling.contains(&backend.value.as_str())
+        {
             assembled = assembled.max(route.policy.message_bytes_max);
         }
         route
@@ -356,8 +358,7 @@ fn read_outbox_bytes_max(
     // More has been reported.
     let assembled = assembled.min(MESSAGE_BYTES_MAX);
     let bytes = 1..=OUTBOX_BYTES_MAX as u64;
-    let outbox_bytes_max =
-        section.size("outbox_bytes_max", bytes, outbox_bytes_default(assembled));
+    let outbox_bytes_max = section.size("outbox_bytes_max", bytes, outbox_bytes_default(assembled));
     let least = assembled + OUTBOX_SPARE_BYTES;
     if outbox_bytes_max < least {
         let message = format!(
