@@ -31,6 +31,7 @@ use crate::http::{BodyReader, Request, Response};
 use crate::metrics::Cause;
 use crate::ring::{Buffer, Ring};
 use crate::time::Time;
+use crate::ws::ProtocolError;
 use crate::ws::frame::{self, Direction};
 use crate::ws::scan::{Scanned, Scanner};
 
@@ -377,7 +378,9 @@ impl<R: Ring> Shard<R> {
                     let why = format!("it broke the protocol: {error}");
                     note_trouble(&self.groups, &self.journal, self.table[id].counted, &why);
                     let (cause, code, why) = match error.cause() {
-                        Cause::TooBig => (Cause::TooBig, 1009, "message of the backend above message_bytes_max"),
+                        Cause::TooBig => {
+                            (Cause::TooBig, 1009, "message of the backend above message_bytes_max")
+                        }
                         _ => (Cause::BackendProtocolError, 1011, "the backend broke the protocol"),
                     };
                     self.fail_client(other, id, cause, code, why);
