@@ -112,6 +112,10 @@ pub struct Line {
     pub id: String,
     /// Why: [`Cause::name`](crate::metrics::Cause::name).
     pub cause: &'static str,
+    /// The key of the limit that it was over, if something of it was too big.
+    pub limit: Option<&'static str>,
+    /// The bytes that this allows on its route.
+    pub bound: Option<u64>,
     /// Who ended it.
     pub initiator: &'static str,
     /// What it was.
@@ -155,6 +159,8 @@ impl Line {
             unix_ms: at.as_millis() as u64,
             id: format!("{shard}-{}-{}", closed.id.slot, closed.id.generation),
             cause: closed.cause.name(),
+            limit: closed.limit.map(|(key, _)| key),
+            bound: closed.limit.map(|(_, bytes)| bytes),
             initiator: closed.cause.initiator().name(),
             state: closed.state,
             status,
@@ -174,6 +180,8 @@ impl Line {
         info!(
             target: "access",
             cause = %self.cause,
+            limit = self.limit,
+            bound = self.bound,
             initiator = %self.initiator,
             state = %self.state,
             status = self.status,

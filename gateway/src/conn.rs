@@ -203,6 +203,8 @@ pub struct Flags {
     pub at_door: bool,
     /// Its receive ended because no buffer was free; it is on the shard's list of the starved.
     pub starved: bool,
+    /// What was too big of it is a frame, not a message.
+    pub frame_too_big: bool,
 }
 
 /// Which conversation a connection is in.

@@ -42,6 +42,8 @@ pub struct Closed {
     pub upstream: Option<(u16, UpstreamName)>,
     /// Why it ended.
     pub cause: Cause,
+    /// The key of the limit that it was over, if something of it was too big, and its bytes.
+    pub limit: Option<(&'static str, u64)>,
     /// When it was accepted; of a WebSocket, when that was open.
     pub opened_at: Time,
     /// When its descriptor was closed.
@@ -165,6 +167,7 @@ impl Closed {
             code: 0,
             upstream: None,
             cause: Cause::ClientGone,
+            limit: None,
             opened_at: Time(0),
             closed_at,
             traffic: Traffic::default(),

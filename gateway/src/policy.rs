@@ -70,6 +70,16 @@ impl Policy {
         }
     }
 
+    /// Which limit a client was over that was closed as too big, and what it is at the moment, in bytes.
+    /// `code`: [`Conn::code`](crate::conn::Conn::code).
+    pub fn limit_of(&self, code: u16, is_frame: bool) -> (&'static str, u64) {
+        match code {
+            413 => ("request_body_bytes_max", self.request_body_bytes_max),
+            _ if is_frame => ("frame_bytes_max", self.frame_bytes_max as u64),
+            _ => ("message_bytes_max", self.message_bytes_max as u64),
+        }
+    }
+
     /// The largest body of an ordinary HTTP request, in bytes.
     pub fn body_bound(&self) -> u64 {
         if self.request_body_bytes_max == 0 { u64::MAX } else { self.request_body_bytes_max }

@@ -465,8 +465,8 @@ impl fmt::Display for ProtocolError {
             }
             ProtocolError::CloseReasonNotUtf8 => "close reason is not UTF-8 (section 5.5.1)",
             ProtocolError::TextNotUtf8 => "text is not UTF-8 (RFC 6455 section 8.1)",
-            ProtocolError::MessageTooBig => "message above the configured size",
-            ProtocolError::FrameTooBig => "frame above the configured size",
+            ProtocolError::MessageTooBig => "message above message_bytes_max",
+            ProtocolError::FrameTooBig => "frame above frame_bytes_max",
         })
     }
 }

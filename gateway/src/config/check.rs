@@ -130,7 +130,9 @@ fn read_file(
     let mut read_route = |section| {
         let route = read_route(reader, section, &common, &assembling);
         // Who keeps up is sent what anybody may send.
-        if let Some(backend) = &route.backend && assembling.contains(&backend.value.as_str()) {
+        if let Some(backend) = &route.backend
+            && assembling.contains(&backend.value.as_str())
+        {
             assembled = assembled.max(route.policy.message_bytes_max);
         }
         route

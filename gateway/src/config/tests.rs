@@ -368,6 +368,105 @@ fn limits_that_contradict_one_another() {
     );
 }
 
+/// Of each route, by its path: the largest message, the largest body, the time for an
+/// answer in milliseconds; with these limits and these routes.
+fn bounds(limits: &str, routes: &str) -> Vec<(String, usize, u64, u128)> {
+    let config = good(&format!(
+        "{GOOD}[limits]\n{limits}[[route]]\npath = \"/app\"\nbackend = \"app\"\n{routes}\
+         [backend.app]\nkind = \"websocket\"\nurl = \"ws://127.0.0.1:1\"\n"
+    ));
+    let of = |route: &crate::route::Route| {
+        let policy = &route.policy;
+        let timeout_ms = policy.response_timeout.as_millis();
+        let sizes = (policy.message_bytes_max, policy.request_body_bytes_max);
+        (route.path.to_string(), sizes.0, sizes.1, timeout_ms)
+    };
+    config.routes.iter().map(of).collect()
+}
+
+#[test]
+fn a_relay_has_the_bounds_that_are_written() {
+    let is = |limits: &str, routes: &str, want: &[(&str, usize, u64, u128)]| {
+        let got = bounds(limits, routes);
+        let got: Vec<_> = got.iter().map(|(path, a, b, c)| (path.as_str(), *a, *b, *c)).collect();
+        assert_eq!(got, want, "{limits}{routes}");
+    };
+    is("", "", &[("/app", 0, 0, 60_000), ("/*", 1 << 20, 0, 60_000)]);
+    is(
+        "message_bytes_max = 2000\nrequest_body_bytes_max = 10\nresponse_timeout_ms = 5\n",
+        "",
+        &[("/app", 2000, 10, 5), ("/*", 2000, 10, 5)],
+    );
+    // What is written as the default is meant for all.
+    is(
+        "message_bytes_max = 1_048_576\n",
+        "",
+        &[("/app", 1 << 20, 0, 60_000), ("/*", 1 << 20, 0, 60_000)],
+    );
+    let routes = "message_bytes_max = 0\nrequest_body_bytes_max = 0\nresponse_timeout_ms = 9\n\
+                  [[route]]\npath = \"/more\"\nbackend = \"app\"\n\
+                  message_bytes_max = 18_446_744_073_709_551_615\n\
+                  request_body_bytes_max = 18_446_744_073_709_551_615\n\
+                  [[route]]\npath = \"/less\"\nbackend = \"app\"\nmessage_bytes_max = 125\n\
+                  request_body_bytes_max = 1\n\
+                  [[route]]\npath = \"/echo\"\nbackend = \"echo\"\nmessage_bytes_max = 67_108_864\n";
+    is(
+        "message_bytes_max = 1000\nrequest_body_bytes_max = 20\n",
+        routes,
+        &[
+            ("/app", 0, 0, 9),
+            ("/more", usize::MAX, u64::MAX, 60_000),
+            ("/less", 125, 1, 60_000),
+            ("/echo", 64 << 20, 20, 60_000),
+            ("/*", 1000, 20, 60_000),
+        ],
+    );
+}
+
+#[test]
+fn what_is_assembled_has_a_bound() {
+    const CLOSING: &str =
+        "this route leads to a backend that assembles each message, which takes a bound";
+    let inherited = |bytes: &str| {
+        format!(
+            "3:1: `message_bytes_max` is {bytes} in [limits]: {CLOSING}; give it one of its own of \
+             125 to 67108864"
+        )
+    };
+    for bytes in ["0", "67108865"] {
+        faulty(&format!("{GOOD}[limits]\nmessage_bytes_max = {bytes}\n"), &[&inherited(bytes)]);
+        faulty_below(
+            &format!("[[route]]\npath = \"/a\"\nbackend = \"echo\"\nmessage_bytes_max = {bytes}\n"),
+            &[&format!("4:21: `message_bytes_max` is {bytes}: {CLOSING}; choose 125 to 67108864")],
+        );
+    }
+    faulty_below(
+        "[limits]\nmessage_bytes_max = 124\n",
+        &[
+            "2:21: `message_bytes_max` is 124: control frames carry up to 125 bytes and always have to pass",
+        ],
+    );
+    // Outboxes follow the largest that is assembled, and no other.
+    let outbox = |limits: &str, bytes: u64| {
+        good(&format!(
+            "{GOOD}[limits]\n{limits}[[route]]\npath = \"/app\"\nbackend = \"app\"\n\
+             message_bytes_max = 99_999_999\n[backend.app]\nkind = \"websocket\"\n\
+             url = \"ws://127.0.0.1:1\"\n[[route]]\npath = \"/large\"\nbackend = \"echo\"\n\
+             message_bytes_max = {bytes}\n"
+        ))
+        .limits
+        .outbox_bytes_max
+    };
+    assert_eq!(outbox("", 3_000_000), 3_001_024);
+    assert_eq!(outbox("outbox_bytes_max = 3_001_025\n", 3_000_000), 3_001_025);
+    faulty_below(
+        "[limits]\noutbox_bytes_max = 3_001_023\n[[route]]\npath = \"/a\"\nbackend = \"echo\"\n\
+         message_bytes_max = 3_000_000\n",
+        &["2:20: `outbox_bytes_max` is 3001023: a client could never be sent a message of \
+           `message_bytes_max` (3000000)"],
+    );
+}
+
 #[test]
 fn at_the_bounds_all_is_well() {
     let config = good(&format!(

@@ -128,9 +128,9 @@ impl<R: Ring> Shard<R> {
         }
     }
 
-    /// Asks for a connection to the next upstream. `failed` is what the client is told when there is
+    /// Asks for a connection to the next upstream. `failed` is what becomes of the client when there is
     /// none: how the last one failed.
-    pub(super) fn try_upstream(&mut self, id: ConnId, failed: Option<(u16, Cause, &str)>) {
+    pub(super) fn try_upstream(&mut self, id: ConnId, failed: Option<(u16, Cause)>) {
         let Shard { table, ring, groups, waiting, random, now, config, .. } = self;
         let conn = &mut table[id];
         let Some(attempt) = attempt_of(&mut conn.state) else { return };
@@ -161,10 +161,14 @@ impl<R: Ring> Shard<R> {
                 }
             }
             Pick::None => {
-                let nobody = (503, Cause::BackendGone, "no upstream is available");
-                let (status, cause, why) = failed.unwrap_or(nobody);
+                if let [only] = group.upstreams() {
+                    let counted = Counted { backend: attempt.backend, upstream: only.id() };
+                    conn.counted = Some(counted);
+                }
+                let (status, cause) = failed.unwrap_or((503, Cause::BackendGone));
                 self.book_suspect(id);
-                self.refuse(id, status, cause, why);
+                let why = self.neutral_words(id, status);
+                self.refuse(id, status, cause, &why);
             }
         }
     }
@@ -231,7 +235,8 @@ impl<R: Ring> Shard<R> {
                 let id = self.table.occupy(slot, Side::Upstream, NOWHERE, self.now);
                 self.start_close(id, Cause::ClientGone);
                 if is_open {
-                    self.refuse(client, 503, Cause::BackendGone, "the upstream was taken away");
+                    let why = self.neutral_words(client, 503);
+                    self.refuse(client, 503, Cause::BackendGone, &why);
                 }
             }
             (Err(failure), _) if is_open => {
@@ -239,6 +244,7 @@ impl<R: Ring> Shard<R> {
                 let why = format!("no socket for the upstream: {failure}");
                 let picked = picked_of(&mut self.table[client].state);
                 note_trouble(&self.groups, &self.journal, picked, &why);
+                let why = self.neutral_words(client, 503);
                 self.refuse(client, 503, Cause::MemoryPressure, &why);
             }
             (Err(_), _) => {}
@@ -453,7 +459,8 @@ impl<R: Ring> Shard<R> {
         };
         if !may_repeat {
             self.book_suspect(client);
-            return self.fail_request(client, status, cause, why);
+            let why = self.neutral_words(client, status);
+            return self.fail_request(client, status, cause, &why);
         }
         if attempt.sent > 0 && self.table[client].deadline == Time::NEVER {
             // It looks for a connection again.
@@ -461,7 +468,7 @@ impl<R: Ring> Shard<R> {
             self.table[client].deadline = deadline;
             self.timers.set(client.slot, deadline);
         }
-        self.try_upstream(client, Some((status, cause, why)));
+        self.try_upstream(client, Some((status, cause)));
     }
 
     /// The upstream that broke off first is at fault: the same request fared well at another, or there
@@ -513,7 +520,8 @@ impl<R: Ring> Shard<R> {
         note_trouble(&self.groups, &self.journal, picked, why);
         self.picked_failed(client, is_evident.then_some(Evidence::Connect));
         self.book_suspect(client);
-        self.refuse(client, status, Cause::BackendTimeout, why);
+        let why = self.neutral_words(client, status);
+        self.refuse(client, status, Cause::BackendTimeout, &why);
     }
 
     /// Tells the group that the upstream which was picked for a client, if one was, did not take it;

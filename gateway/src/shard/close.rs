@@ -207,7 +207,7 @@ impl<R: Ring> Shard<R> {
     pub(super) fn on_closed(&mut self, id: ConnId) {
         self.release_places(id);
         self.unread.forget(id);
-        let Shard { table, stores, delays, metrics, journal, groups, now, .. } = self;
+        let Shard { table, stores, delays, metrics, journal, groups, config, now, .. } = self;
         let conn = &mut table[id];
         metrics.count_backlogged(conn.outbox.is_backlogged(), false);
         if conn.flags.paused {
@@ -228,6 +228,9 @@ impl<R: Ring> Shard<R> {
         }
         if conn.side == Side::Client {
             let cause = conn.cause.unwrap_or(Cause::InternalError);
+            let limit = (cause == Cause::TooBig).then(|| {
+                config.routes.policy(conn.route).limit_of(conn.code, conn.flags.frame_too_big)
+            });
             metrics.count_close(cause);
             journal.push(Closed {
                 id,
@@ -239,6 +242,7 @@ impl<R: Ring> Shard<R> {
                 code: conn.code,
                 upstream: upstream_of(groups, conn.counted),
                 cause,
+                limit,
                 opened_at: conn.opened_at,
                 closed_at: *now,
                 traffic: conn.traffic,

@@ -409,6 +409,7 @@ impl<R: Ring> Shard<R> {
     }
 
     fn on_protocol_error(&mut self, id: ConnId, error: ProtocolError) {
+        self.table[id].flags.frame_too_big = error == ProtocolError::FrameTooBig;
         self.start_fail(id, error.cause(), error.close_code(), &error.to_string());
     }
 

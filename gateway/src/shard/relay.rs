@@ -31,6 +31,7 @@ use crate::http::{BodyReader, Request, Response};
 use crate::metrics::Cause;
 use crate::ring::{Buffer, Ring};
 use crate::time::Time;
+use crate::ws::ProtocolError;
 use crate::ws::frame::{self, Direction};
 use crate::ws::scan::{Scanned, Scanner};
 
@@ -363,6 +364,7 @@ impl<R: Ring> Shard<R> {
         } else if let Some(error) = scanned.error {
             match self.table[id].side {
                 Side::Client => {
+                    self.table[id].flags.frame_too_big = error == ProtocolError::FrameTooBig;
                     self.fail_client(
                         id,
                         other,
@@ -376,7 +378,9 @@ impl<R: Ring> Shard<R> {
                     let why = format!("it broke the protocol: {error}");
                     note_trouble(&self.groups, &self.journal, self.table[id].counted, &why);
                     let (cause, code, why) = match error.cause() {
-                        Cause::TooBig => (Cause::TooBig, 1009, "the backend's message is too big"),
+                        Cause::TooBig => {
+                            (Cause::TooBig, 1009, "message of the backend above message_bytes_max")
+                        }
                         _ => (Cause::BackendProtocolError, 1011, "the backend broke the protocol"),
                     };
                     self.fail_client(other, id, cause, code, why);

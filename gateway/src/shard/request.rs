@@ -223,6 +223,17 @@ impl<R: Ring> Shard<R> {
         });
     }
 
+    /// What a client is told when the upstream is why it is not served: what went wrong there is the
+    /// operator's to know, who finds it in the log.
+    pub(super) fn neutral_words(&self, client: ConnId, status: u16) -> String {
+        let phrase = handshake::reason_phrase(status);
+        let ConnId { slot, generation } = client;
+        format!(
+            "{status} {phrase}: not served now; the log has more of {}-{slot}-{generation}",
+            self.index
+        )
+    }
+
     /// Answers with HTTP and ends the stream. Whatever else the client has sent is not looked at:
     /// behind a refused upgrade it could be taken for anything.
     fn answer(&mut self, id: ConnId, status: u16, cause: Cause, encode: impl FnOnce(&mut Vec<u8>)) {

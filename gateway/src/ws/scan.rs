@@ -527,6 +527,32 @@ mod tests {
         }
     }
 
+    /// The sizes of frames that follow one another, up to the first that breaks a rule.
+    fn admitted(frames: &[u64], message_bytes_max: usize) -> Result<u64, ProtocolError> {
+        let limits = Limits { message_bytes_max, frame_bytes_max: usize::MAX };
+        let mut sequence = Sequence::default();
+        for (index, payload_bytes) in frames.iter().enumerate() {
+            let opcode = if index == 0 { Opcode::Binary } else { Opcode::Continuation };
+            let mut wire = vec![opcode as u8, 127];
+            wire.extend_from_slice(&payload_bytes.to_be_bytes());
+            let header = decode_header(&wire).expect("no rule").expect("a whole header");
+            sequence.admit(&header, Direction::UpstreamToClient, false, &limits)?;
+        }
+        Ok(sequence.message_bytes())
+    }
+
+    #[test]
+    fn messages_beyond_32_bits_are_counted_and_no_count_wraps() {
+        const GIB: u64 = 1 << 30;
+        let bound = 5 * GIB as usize;
+        assert_eq!(admitted(&[3 * GIB, 2 * GIB], bound), Ok(5 * GIB));
+        assert_eq!(admitted(&[3 * GIB, 2 * GIB + 1], bound), Err(ProtocolError::MessageTooBig));
+        assert_eq!(admitted(&[3 * GIB, 2 * GIB, 0, 1], bound), Err(ProtocolError::MessageTooBig));
+        let largest = (1 << 63) - 1;
+        assert_eq!(admitted(&[largest; 4], usize::MAX), Ok((1 << 56) - 1));
+        assert_eq!(admitted(&[largest; 4], 1 << 50), Err(ProtocolError::MessageTooBig));
+    }
+
     #[test]
     fn what_counts_as_data() {
         for (wire, want) in [

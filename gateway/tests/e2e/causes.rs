@@ -351,7 +351,7 @@ const PLAIN: &[Case] = &[
     Case {
         cause: Cause::TooBig,
         provoke: |bench| told(bench.open("/echo"), &masked(0x82, &[7; 1001]), 1009),
-        line: "state=echo status=101 close_code=1009 route=*/echo backend=echo messages=0/0 requests=1",
+        line: "state=echo status=101 close_code=1009 route=*/echo backend=echo limit=message_bytes_max bound=1000 messages=0/0 requests=1",
     },
     Case {
         cause: Cause::TooBig,
@@ -359,7 +359,7 @@ const PLAIN: &[Case] = &[
             let request = "POST /app HTTP/1.1\r\nHost: test\r\nContent-Length: 11\r\n\r\n";
             bench.refused(bench.connect(), request)
         },
-        line: "state=head status=413 route=*/app backend=app messages=0/0 requests=1",
+        line: "state=head status=413 route=*/app backend=app limit=request_body_bytes_max bound=10 messages=0/0 requests=1",
     },
     Case {
         cause: Cause::RateLimited,
@@ -583,7 +583,7 @@ const IMPATIENT: &[Case] = &[
 /// The line as the cases tell it; counts of messages where they are known.
 fn told_of(line: &Value, with_messages: bool) -> String {
     let mut words = Vec::new();
-    for key in ["state", "status", "close_code", "client", "route", "backend"] {
+    for key in ["state", "status", "close_code", "client", "route", "backend", "limit", "bound"] {
         let value = match &line[key] {
             Value::Null => continue,
             Value::String(text) => text.clone(),

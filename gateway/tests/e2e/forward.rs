@@ -194,6 +194,60 @@ fn large_bodies_are_streamed() {
     assert!(grown < 8 << 20, "{grown} bytes for bodies of {size}");
 }
 
+/// The status of a body of `bytes`: 204, if it reaches the upstream as a whole.
+fn status_of_body(upstream: &Upstream, gateway: &Gateway, target: &str, bytes: usize) -> String {
+    let mut client = Peer::connect(gateway.address());
+    client.write(format!("POST {target} HTTP/1.1\r\nHost: t\r\nContent-Length: {bytes}\r\n\r\n"));
+    let mut buffer = [0; 1];
+    client.write(vec![7; bytes]);
+    client.stream.set_read_timeout(Some(std::time::Duration::from_millis(300))).expect("not zero");
+    // Who is refused hears of it before anybody is connected.
+    if client.stream.peek(&mut buffer).is_err() {
+        let (mut server, _) = upstream.accept();
+        assert!(server.bytes(bytes) == vec![7; bytes]);
+        server.write("HTTP/1.1 204 No Content\r\n\r\n");
+    }
+    client.stream.set_read_timeout(None).expect("it is open");
+    client.head().split(' ').nth(1).expect("a status").to_owned()
+}
+
+/// Bodies have the bound of their route, else that of `[limits]`, else none.
+#[test]
+fn bodies_and_answers_have_the_bounds_of_their_route() {
+    let upstream = Upstream::listen();
+    let route = |path: &str, lines: &str| {
+        format!("[[route]]\npath = \"{path}\"\nbackend = \"app\"\n{lines}")
+    };
+    let routes = route("/less", "request_body_bytes_max = 10\nresponse_timeout_ms = 200\n")
+        + &route("/more", "request_body_bytes_max = 3_000\n")
+        + &route("/none", "request_body_bytes_max = 0\n")
+        + &route("/*", "")
+        + &format!("[backend.app]\nkind = \"websocket\"\nurl = \"ws://{}\"\n", upstream.address());
+    let limited = format!("{HEAD}{routes}[limits]\nrequest_body_bytes_max = 1000\n");
+    for (config, rows) in [
+        (limited, &[("/", 1000, "204"), ("/", 1001, "413")][..]),
+        (format!("{HEAD}{routes}"), &[("/", 200_000, "204")]),
+    ] {
+        let gateway = Gateway::start(&config);
+        let of_routes = [
+            ("/less", 10, "204"),
+            ("/less", 11, "413"),
+            ("/more", 3_000, "204"),
+            ("/more", 3_001, "413"),
+            ("/none", 200_000, "204"),
+        ];
+        for (target, bytes, status) in rows.iter().chain(&of_routes) {
+            let got = status_of_body(&upstream, &gateway, target, *bytes);
+            assert_eq!(got, *status, "{target} {bytes}");
+        }
+        // The time for an answer is the route's as well: 60 s elsewhere.
+        let mut client = Peer::connect(gateway.address());
+        client.write(get("/less"));
+        let _silent = upstream.accept();
+        assert!(client.head().starts_with("HTTP/1.1 504 "));
+    }
+}
+
 #[test]
 fn what_goes_wrong_has_a_status_while_there_is_room_for_one() {
     let upstream = Upstream::listen();

@@ -205,6 +205,49 @@ fn an_upstream_may_choose_only_what_was_offered() {
     }
 }
 
+/// Messages have the bound of their route, else that of `[limits]`, else none.
+#[test]
+fn messages_have_the_bounds_of_their_route() {
+    let upstream = Upstream::listen();
+    let route = |path: &str, lines: &str| {
+        format!("[[route]]\npath = \"{path}\"\nbackend = \"app\"\n{lines}")
+    };
+    let routes = route("/less", "message_bytes_max = 200\n")
+        + &route("/more", "message_bytes_max = 80_000_000\n")
+        + &route("/none", "message_bytes_max = 0\n")
+        + &route("/*", "")
+        + &format!("[backend.app]\nkind = \"websocket\"\nurl = \"ws://{}\"\n", upstream.address());
+    let head = |bytes: u64| [&[0x82, 0xFF][..], &bytes.to_be_bytes(), b"mask"].concat();
+    const EIB: u64 = 1 << 60;
+    for (limits, rows) in [
+        ("[limits]\nmessage_bytes_max = 1000\n", &[("/", 1000, true), ("/", 1001, false)][..]),
+        ("", &[("/", EIB, true)]),
+    ] {
+        let gateway = Gateway::start(&format!("{HEAD}{routes}{limits}"));
+        let of_routes = [
+            ("/less", 200, true),
+            ("/less", 201, false),
+            ("/more", 80_000_000, true),
+            ("/more", 80_000_001, false),
+            ("/none", EIB, true),
+        ];
+        for (target, bytes, passes) in rows.iter().chain(&of_routes) {
+            let mut client = Peer::connect(gateway.address());
+            client.write(upgrade(target, ""));
+            let (mut server, request) = upstream.accept();
+            server.write(switching(&request, ""));
+            client.head();
+            // The header says how much it will be, and is judged by that.
+            client.write(head(*bytes));
+            if *passes {
+                assert_eq!(server.bytes(14), head(*bytes), "{target} {bytes}");
+            } else {
+                assert_eq!(client.close_frame().0, 1009, "{target} {bytes}");
+            }
+        }
+    }
+}
+
 /// A client that breaks the protocol gets its code; the upstream is told too, or sees the end.
 #[test]
 fn mistakes_of_a_client_end_at_the_gateway() {

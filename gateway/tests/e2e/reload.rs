@@ -283,6 +283,11 @@ fn limits_hold_for_those_who_are_there() {
     large.send(0x82, &[7; 1025]);
     assert_eq!(large.close_frame().0, 1009);
 
+    // A route may have more than the others.
+    it.reload(&body("message_bytes_max = 200\n", "message_bytes_max = 3000\n"));
+    stays.send(0x82, &[7; 3000]);
+    assert_eq!(stays.frame().payload.len(), 3000);
+
     it.reload(&body("", "messages_per_second = 1\nmessages_burst = 2\n"));
     often.write(crate::support::masked(0x81, b"x").repeat(3));
     assert_eq!(often.close_frame(), (1008, "over messages_per_second".to_owned()));

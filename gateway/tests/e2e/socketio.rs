@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use rustix::process::Signal;
 
-use crate::support::{Gateway, HEAD, Program, QUIET, Scratch, free_address};
+use crate::support::{Gateway, HEAD, Program, QUIET, Scratch, free_address, to_upstream};
 
 /// 300 clients for each transport; fewer in a debug build, like everything here.
 fn clients() -> String {
@@ -34,6 +34,19 @@ fn every_transport_finds_its_server_again() {
         let last = lines.last().expect("what it served");
         assert!(last.ends_with(" unknown 0"), "{last}");
     }
+}
+
+/// What the server takes passes by the default route: the gateway gathers nothing, so it has no bound.
+#[test]
+fn large_messages_and_uploads_pass() {
+    let mut server = Program::node("large_server.js", &[]);
+    let gateway = Gateway::start(&format!("{HEAD}{}", to_upstream(server.listening())));
+    let url = format!("http://{}", gateway.address());
+    let before = gateway.resident_bytes();
+    let lines = Program::node("large_client.js", &[&url]).success();
+    assert_eq!(lines, ["websocket", "polling", "upload"]);
+    let grown = gateway.resident_bytes().saturating_sub(before);
+    assert!(grown < 8 << 20, "{grown} bytes");
 }
 
 /// Three servers, with a Redis that makes their rooms one if they are to share them.
