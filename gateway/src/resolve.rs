@@ -2,9 +2,9 @@
 //! come and go, and a provider changes the address of a balancer.
 //!
 //! The system's resolver is asked (getaddrinfo(3)), so that a name means here what it means to every
-//! other program of the machine. It tells no time to live. Whoever caches for it (systemd-resolved, a
-//! node's DNS cache) knows that, so an interval that is shorter than it is answered from there. A
-//! resolver of our own would know it too, and would not know nsswitch.conf.
+//! other program of the machine. It tells no time to live. The cache behind it (systemd-resolved, a
+//! node's DNS cache) knows that, and answers a question that comes sooner. A resolver of our own would
+//! know it too, and would not know nsswitch.conf.
 //!
 //! A list that has changed is taken on as a reload's is: an upstream whose address is still there keeps
 //! its connections, its health and its counts.
@@ -133,7 +133,7 @@ async fn ask(websocket: Websocket) -> Result<Vec<UpstreamSpec>, String> {
     answer.await.unwrap_or_else(|_| Err("the resolver gave up".to_owned()))
 }
 
-/// What has come and gone, a line each.
+/// The upstreams that have come and gone, a line each.
 fn differences(before: &[UpstreamSpec], after: &[UpstreamSpec]) -> Vec<String> {
     let gone = before.iter().filter(|spec| !after.contains(spec));
     let come = after.iter().filter(|spec| !before.contains(spec));

@@ -1006,7 +1006,7 @@ mod tests {
 
     use super::*;
 
-    /// Whoever waits in the backlog while nobody may be accepted does not keep the ring awake.
+    /// A backlog of which nobody may be accepted does not keep the ring awake.
     #[test]
     fn a_backlog_without_allowance_lets_the_ring_wait() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
