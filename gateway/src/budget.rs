@@ -28,7 +28,7 @@ pub use largest::{LISTED_BYTES_MIN, Largest};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-/// Who draws on a shard's account.
+/// The holders that draw on a shard's account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Drawer {
@@ -36,7 +36,7 @@ pub enum Drawer {
     Connections,
     /// Messages of which only a part is here.
     Assemblies,
-    /// What waits to be sent and is nobody else's.
+    /// Bytes of outboxes that no other outbox shares.
     Outboxes,
     /// Letters to other shards that were not posted yet.
     Letters,
@@ -66,11 +66,11 @@ pub enum Level {
     Ample,
     /// New clients are refused.
     Refusing,
-    /// What is held has to be ended.
+    /// Messages and outboxes that are held have to be ended.
     Short,
 }
 
-/// What a shard's account may move by before the process hears of it, in bytes.
+/// A shard's account moves by less than this before the process hears of it, in bytes.
 pub const STEP_BYTES: u64 = 64 * 1024;
 
 /// The budget of one process. Without a bound it only counts.
@@ -97,12 +97,12 @@ impl Budget {
         self.bytes_max.store(bytes, Ordering::Relaxed);
     }
 
-    /// What the process may have, in bytes.
+    /// The bound of the process, in bytes.
     pub fn bytes_max(&self) -> u64 {
         self.bytes_max.load(Ordering::Relaxed)
     }
 
-    /// What it has, in bytes: what was drawn, or what was asked of the allocator if that is more.
+    /// The use of the process, in bytes: the sum that was drawn, or the heap if that is larger.
     pub fn used_bytes(&self) -> u64 {
         let (drawn, heap) = (self.drawn.load(Ordering::Relaxed), self.heap.load(Ordering::Relaxed));
         drawn.max(heap).max(0) as u64
@@ -131,13 +131,13 @@ fn low(bytes_max: u64) -> u64 {
     bytes_max - bytes_max / 8
 }
 
-/// What the holders of one shard have drawn, and which of its connections hold most.
+/// The sums that the holders of one shard have drawn, and the connections that hold most.
 #[derive(Debug, Default)]
 pub struct ShardAccount {
     budget: Arc<Budget>,
     held: [u64; Drawer::ALL.len()],
     drawn: u64,
-    /// What of `drawn` the process knows.
+    /// The part of `drawn` that the process knows.
     published: u64,
     heap: i64,
     heap_published: i64,
@@ -187,7 +187,7 @@ impl ShardAccount {
         self.publish_steps();
     }
 
-    /// What had `before` bytes of `drawer` has `after`.
+    /// A part of `drawer` had `before` bytes and has `after`.
     pub fn change(&mut self, drawer: Drawer, before: usize, after: usize) {
         match after >= before {
             true => self.draw(drawer, after - before),
@@ -202,8 +202,8 @@ impl ShardAccount {
         self.publish_steps();
     }
 
-    /// What the allocator says that this thread has asked for and touched, in bytes. What was given to
-    /// another thread is the other's to give back, so it may be less than nothing.
+    /// The heap that this thread has asked for and not given back, in bytes, without what it never
+    /// touched. A thread that frees what others asked for has less than nothing.
     pub fn set_heap(&mut self, bytes: i64) {
         self.heap = bytes;
         if (self.heap - self.heap_published).unsigned_abs() >= STEP_BYTES {
@@ -281,7 +281,7 @@ mod tests {
     fn a_holder_that_draws_nothing_counts_by_the_allocator() {
         let (budget, mut a, mut b) = shards();
         a.draw(Drawer::Assemblies, 3 * STEP_BYTES as usize);
-        // What the one has asked for, the other gave back.
+        // One shard has asked for bytes that the other gave back.
         a.set_heap(10 * STEP_BYTES as i64);
         b.set_heap(-2 * STEP_BYTES as i64);
         assert_eq!(budget.used_bytes(), 8 * STEP_BYTES);

@@ -440,6 +440,14 @@ pub struct Answering {
     pub opening: Option<OpenScanner>,
 }
 
+impl Answering {
+    /// The client that waits for the answer. `None` once all of it is passed on: the client may be in its
+    /// next request then, at another upstream, and what becomes of this connection is nothing to it.
+    pub fn waiting_client(&self) -> Option<ConnId> {
+        (!self.is_done).then_some(self.head.client)
+    }
+}
+
 /// One side of a relay: what this peer sends goes to the other.
 pub struct Relay {
     /// The other side.

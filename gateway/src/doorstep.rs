@@ -1,8 +1,8 @@
-//! Who has connected and has not asked for anything yet: counted by listener and address, over all
-//! shards, from the accept to the first whole head of a request.
+//! Connections that have not asked for anything yet, counted by listener and address, over all shards,
+//! from the accept to the first whole head of a request.
 //!
-//! A connection that says nothing is in no list of what its address may do, since who a client is
-//! only its request tells. So this goes by the other end of the socket, or by its PROXY header. An
+//! A request tells which client it is of, so a connection that says nothing counts against no limit per
+//! client. This table goes by the other end of the socket, or by its PROXY header. An
 //! address that has its share gets no place among those who are served until it has asked for
 //! something (`shard/accept.rs`).
 

@@ -1,5 +1,5 @@
-//! Who listens already: the process that has an address or a Unix socket, for the message of one that
-//! cannot have it.
+//! The process that listens on an address or a Unix socket already, for the message of one that cannot
+//! have it.
 //!
 //! The kernel tells a socket's inode (`/proc/net/tcp`, proc(5)) and each process's descriptors
 //! (`/proc/PID/fd`). Descriptors of other users' processes are not shown to everybody, so the answer may

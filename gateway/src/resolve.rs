@@ -2,9 +2,9 @@
 //! come and go, and a provider changes the address of a balancer.
 //!
 //! The system's resolver is asked (getaddrinfo(3)), so that a name means here what it means to every
-//! other program of the machine. It tells no time to live. Whoever caches for it (systemd-resolved, a
-//! node's DNS cache) knows that, so an interval that is shorter than it is answered from there. A
-//! resolver of our own would know it too, and would not know nsswitch.conf.
+//! other program of the machine. It tells no time to live. The cache behind it (systemd-resolved, a
+//! node's DNS cache) knows that, and answers a question that comes sooner. A resolver of our own would
+//! know it too, and would not know nsswitch.conf.
 //!
 //! A list that has changed is taken on as a reload's is: an upstream whose address is still there keeps
 //! its connections, its health and its counts.
@@ -41,17 +41,21 @@ pub async fn keep(control: Arc<Control>) {
             }
             () = until(next) => {
                 let now = Instant::now();
-                let Some((backend, at)) = due.iter_mut().find(|(_, at)| **at <= now) else {
-                    continue;
-                };
+                let Some(backend) = longest_due(&due, now) else { continue };
                 let config = control.config();
-                let Some(websocket) = websocket_of(&config, backend) else { continue };
-                *at = now + websocket.resolve_interval;
-                let backend = backend.clone();
+                let Some(websocket) = websocket_of(&config, &backend) else { continue };
+                due.insert(backend.clone(), now + websocket.resolve_interval);
                 resolve(&control, &backend, websocket, &mut failing).await;
             }
         }
     }
+}
+
+/// The backend that has been due for the longest. A resolver that takes longer than the interval of one
+/// backend makes that one due again at once, and the others have their turn all the same.
+fn longest_due(due: &BTreeMap<String, Instant>, now: Instant) -> Option<String> {
+    let (backend, _) = due.iter().filter(|(_, at)| **at <= now).min_by_key(|(_, at)| **at)?;
+    Some(backend.clone())
 }
 
 async fn until(instant: Option<Instant>) {
@@ -129,11 +133,36 @@ async fn ask(websocket: Websocket) -> Result<Vec<UpstreamSpec>, String> {
     answer.await.unwrap_or_else(|_| Err("the resolver gave up".to_owned()))
 }
 
-/// What has come and gone, a line each.
+/// The upstreams that have come and gone, a line each.
 fn differences(before: &[UpstreamSpec], after: &[UpstreamSpec]) -> Vec<String> {
     let gone = before.iter().filter(|spec| !after.contains(spec));
     let come = after.iter().filter(|spec| !before.contains(spec));
     let gone = gone.map(|spec| format!("{} is at {} no more", spec.url, spec.address));
     let come = come.map(|spec| format!("{} is at {} now", spec.url, spec.address));
     come.chain(gone).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A resolver takes a second over each, and the first by name is due again before that.
+    #[test]
+    fn a_slow_resolver_leaves_nobody_out() {
+        let begin = Instant::now();
+        let at = |ms| begin + Duration::from_millis(ms);
+        let mut due: BTreeMap<String, Instant> =
+            ["a", "b", "c"].map(|name| (name.to_owned(), at(100))).into();
+        assert_eq!(longest_due(&due, at(99)), None);
+        let mut order = String::new();
+        for second in 1..=6 {
+            let now = at(1000 * second);
+            let backend = longest_due(&due, now).expect("all are due");
+            order += &backend;
+            due.insert(backend, now + Duration::from_millis(100));
+        }
+        assert_eq!(order, "abcabc");
+    }
 }

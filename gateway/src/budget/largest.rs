@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// What is less than this is not listed: bytes that nobody would be ended for.
+/// Less is not listed: nobody would be ended for so few bytes.
 pub const LISTED_BYTES_MIN: usize = 4096;
 
 const CLASSES: usize = 32;

@@ -1,4 +1,4 @@
-//! What a file says that is in order and may do harm: found once it has been checked.
+//! Warnings: keys of a checked file that are in order and may do harm.
 //!
 //! A warning is a function over the checked [`Config`] and the lines of its file, in the list
 //! [`WARNINGS`]. `penstock check` shows what they find, and `run` and a reload write it to the log.
@@ -56,9 +56,9 @@ pub struct Warning {
     pub line: usize,
     /// How much harm.
     pub level: Level,
-    /// What may happen, and why.
+    /// The harm that may come, and why.
     pub text: String,
-    /// What to do.
+    /// The remedy.
     pub cure: String,
 }
 
@@ -99,7 +99,7 @@ impl Lines {
         Lines { by_path: BTreeMap::new(), starts }
     }
 
-    /// What stands at the byte `offset`.
+    /// The table or key `path` stands at the byte `offset`.
     pub(super) fn note(&mut self, path: String, offset: usize) {
         let line = self.starts.partition_point(|start| *start <= offset) + 1;
         self.by_path.insert(path, line);

@@ -372,10 +372,13 @@ impl LinuxRing {
         self.push(&entry, Token::new(Op::Accept, 0, listener as u32));
     }
 
-    /// Accepts as many clients as are allowed, of those that wait.
-    fn take_clients(&mut self) {
+    /// Accepts as many clients as are allowed, of those that wait. Returns whether the next turn may
+    /// take more of them at once. Without allowance it may not: what makes room is a completion, and
+    /// brings the next turn by itself.
+    fn take_clients(&mut self) -> bool {
         // Those on their way into the table count, too.
         self.accepts_left = self.accepts_left.saturating_sub(self.moves.accepted);
+        let is_allowed = self.accepts_left > 0;
         while self.accepts_left > 0
             && let Some((socket, listener, peer)) = self.held.pop_front()
         {
@@ -387,6 +390,7 @@ impl LinuxRing {
             self.accept_at((self.next_listener + offset) % count);
         }
         self.next_listener = (self.next_listener + 1) % count.max(1);
+        is_allowed && self.listeners.iter().any(|it| it.state == AcceptState::Ready)
     }
 
     fn accept_at(&mut self, listener: usize) {
@@ -438,8 +442,7 @@ impl Ring for LinuxRing {
     }
 
     fn submit_and_wait(&mut self, wait: Wait) {
-        self.take_clients();
-        let more_wait = self.listeners.iter().any(|it| it.state == AcceptState::Ready);
+        let more_wait = self.take_clients();
         if more_wait || !self.ready.is_empty() || self.batch_next < self.batch.len() {
             return self.enter(0, None);
         }
@@ -995,4 +998,41 @@ pub fn listen(
     // listens when another is bound.
     socket.set_reuse_port(true)?;
     Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+
+    /// A backlog of which nobody may be accepted does not keep the ring awake.
+    #[test]
+    fn a_backlog_without_allowance_lets_the_ring_wait() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
+        let address = listener.local_addr().expect("it is bound");
+        let options = Options { slots: 8, buffers: 4, buffer_bytes: 4096, incremental: false };
+        let mut ring = LinuxRing::new(&options, vec![listener]).expect("a ring");
+        ring.arm_accept(0);
+        let _client = TcpStream::connect(address).expect("it listens");
+        let deadline = ring.now() + Duration::from_millis(50);
+        let mut turns = 0;
+        while ring.now() < deadline {
+            ring.allow_accepts(0);
+            ring.submit_and_wait(Wait::Until(deadline));
+            assert!(ring.next_completion().is_none());
+            turns += 1;
+        }
+        // One for the poll, one for the deadline, and some to spare.
+        assert!(turns <= 8, "{turns} turns");
+        let deadline = ring.now() + Duration::from_secs(10);
+        while ring.now() < deadline {
+            ring.allow_accepts(1);
+            ring.submit_and_wait(Wait::Until(deadline));
+            if let Some(Completion::Accepted { .. }) = ring.next_completion() {
+                return;
+            }
+        }
+        panic!("it was not accepted");
+    }
 }

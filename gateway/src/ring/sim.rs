@@ -20,7 +20,8 @@
 //!
 //! It does what Linux was seen to do where that hurts: a freed slot goes to the very next socket;
 //! a multishot ends without an error; no more clients are accepted than are allowed; without buffers a
-//! receive fails even on an idle socket, and its data stays; a full table accepts a connection only to close it; a reset is reported once,
+//! receive fails even on an idle socket, and its data stays; a full table accepts a connection only to
+//! close it; a reset is reported once,
 //! to whoever asks first, and afterwards a receive reads the end of the stream; a close with bytes
 //! unread resets the connection; a turn brings forty events at most. And it is strict where the
 //! kernel would let a shard go wrong in silence: it panics when an operation names a slot's former

@@ -421,12 +421,15 @@ impl<R: Ring> Shard<R> {
         why: &str,
     ) {
         let (status, cause) = failing.answer();
+        let counted = self.table[id].counted;
         self.start_close(id, cause);
         let open = self.table.get_mut(client).filter(|conn| conn.phase == Phase::Open);
         let Some(conn) = open else { return };
         let is_sent = matches!(&conn.state, State::Forwarding(forwarding) if forwarding.connected);
         let address = conn.client_ip();
-        note_trouble(&self.groups, &self.journal, picked_of(&mut conn.state), why);
+        // Once an answer has begun, the upstream is not on trial any more, and counts for its connection.
+        let upstream = picked_of(&mut conn.state).or(counted);
+        note_trouble(&self.groups, &self.journal, upstream, why);
         let Some(attempt) = attempt_of(&mut conn.state) else { return };
         attempt.upstream = None;
         let is_first = attempt.suspect.is_none();

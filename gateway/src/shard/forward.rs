@@ -291,7 +291,9 @@ impl<R: Ring> Shard<R> {
     /// An upstream went before its answer was whole; `in_order` by the end of its stream.
     pub(super) fn answer_lost(&mut self, id: ConnId, in_order: bool) {
         let State::Answering(answering) = &self.table[id].state else { return };
-        let client = answering.head.client;
+        let Some(client) = answering.waiting_client() else {
+            return self.start_close(id, Cause::BackendClose);
+        };
         // A socket tells of a reset once: the failed send has heard of it, and the receive ends as if
         // in order.
         let in_order = in_order && !answering.head.send_failed;

@@ -166,8 +166,9 @@ impl<R: Ring> Shard<R> {
                 }
             }
             State::Answering(answering) => {
-                let client = answering.head.client;
-                self.resume_body(client);
+                if let Some(client) = answering.waiting_client() {
+                    self.resume_body(client);
+                }
             }
             _ => self.resume(id),
         }

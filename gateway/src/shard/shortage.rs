@@ -192,9 +192,11 @@ impl<R: Ring> Shard<R> {
                 self.fail_client(client, id, cause, 1013, MEMORY_SHORT);
             }
             (State::Answering(answering), _) => {
-                let client = answering.head.client;
+                let client = answering.waiting_client();
                 self.start_close(id, cause);
-                self.fail_request(client, 503, cause, MEMORY_SHORT);
+                if let Some(client) = client {
+                    self.fail_request(client, 503, cause, MEMORY_SHORT);
+                }
             }
             _ => self.start_close(id, cause),
         }

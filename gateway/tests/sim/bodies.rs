@@ -204,6 +204,58 @@ fn an_early_answer_wins_over_the_reset_behind_it() {
     }
 }
 
+/// A server answers a request whose body it has not read, and resets its connection when the client's next
+/// request is with another already: that one is answered all the same.
+#[test]
+fn an_upstream_that_has_answered_fails_no_other_request() {
+    const ANSWER: &[u8] = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 3\r\n\r\nno\n";
+    const NEXT: &[u8] = b"GET /relay/b HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n";
+    const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    let mut world = world(1, Faults::none(), |_| {});
+    let mut client = line(&world);
+    // It fits into the sockets and the outbox, so that the request is whole when it is answered.
+    client.queue.push_back(post(100_000));
+    client.queue.push_back(vec![b'x'; 100_000]);
+    let (mut first, mut second) = (None, None::<Line>);
+    let mut due = Time::NEVER;
+    world.run(10 * SECOND, |world| {
+        let now = world.now();
+        let mut wake = client.play(now, &mut world.dice.borrow_mut());
+        if let Some(accepted) = world.network.accept(UPSTREAM) {
+            match first {
+                None => first = Some(accepted),
+                Some(_) => second = Some(Line::new(accepted, Manners::PROMPT, Farewell::Wait)),
+            }
+            due = now + SECOND;
+        }
+        if due <= now {
+            due = Time::NEVER;
+            match (&mut second, &mut first) {
+                (None, Some(peer)) => {
+                    assert_eq!(peer.send(ANSWER), ANSWER.len());
+                    client.queue.push_back(NEXT.to_vec());
+                    wake = now + SECOND / 10;
+                }
+                (Some(_), Some(_)) => {
+                    first.take().expect("matched above").reset();
+                    due = now + SECOND;
+                }
+                (Some(second), None) => second.queue.push_back(OK.to_vec()),
+                (None, None) => {}
+            }
+        }
+        if let Some(second) = &mut second {
+            wake = wake.min(second.play(now, &mut world.dice.borrow_mut()));
+        }
+        client.is_open().then_some(wake.min(due))
+    });
+    let got = text(&client);
+    assert!(got.starts_with("HTTP/1.1 401 ") && got.contains("HTTP/1.1 200 OK"), "{got}");
+    assert_eq!(client.end, End::Finished);
+    drop((client, first, second));
+    world.finish();
+}
+
 /// A client ends its stream behind its requests and waits: it gets its answers, and then the end.
 #[test]
 fn who_half_closes_behind_a_request_is_answered() {
