@@ -316,8 +316,9 @@ pub fn memory_warning(config: &Config, bound_bytes: u64) -> Option<Warning> {
             human_bytes(bound_bytes),
             human_bytes(budget_bytes)
         ),
-        cure: "lower `limits.connections_max`, `limits.message_bytes_max` or \
-               `limits.outbox_bytes_max`, or raise `server.memory_bytes_max`"
+        cure: "lower `limits.connections_max`, `server.slots_per_shard` (of a relay), \
+               `limits.message_bytes_max` or `limits.outbox_bytes_max`, or raise \
+               `server.memory_bytes_max`"
             .to_owned(),
     })
 }
