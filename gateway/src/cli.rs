@@ -43,7 +43,7 @@ impl Running {
     pub(crate) fn run(&self) -> ExitCode {
         match self {
             Running::Reload(ask) => ask.ask(Method::POST, "/api/v1/reload"),
-            Running::Drain(ask) => ask.ask(Method::POST, "/api/v1/drain"),
+            Running::Drain(ask) => ask.drain(),
             Running::Status(ask) => ask.ask(Method::GET, "/api/v1/status"),
             Running::LogLevel(log) => log.run(),
             Running::Conns(conns) => conns.list(),
@@ -94,6 +94,18 @@ impl Ask {
     /// Asks, and says what the answer was: see [`tell`].
     fn ask(&self, method: Method, path: &str) -> ExitCode {
         match self.answer(method, path) {
+            Ok((status, body)) => tell(status, &body),
+            Err(code) => code,
+        }
+    }
+
+    /// Orders an orderly end; the answer has no words of its own.
+    fn drain(&self) -> ExitCode {
+        match self.answer(Method::POST, "/api/v1/drain") {
+            Ok((status, _)) if status.is_success() => {
+                println!("draining; `penstock status` says until when, as long as it runs");
+                ExitCode::SUCCESS
+            }
             Ok((status, body)) => tell(status, &body),
             Err(code) => code,
         }

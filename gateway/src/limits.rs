@@ -312,12 +312,12 @@ pub fn memory_bound(config: &Config, sizes: &ItemSizes) -> Vec<(&'static str, u6
     ]
 }
 
-/// What `check` says of a bound above the budget; `None`: it is within. It stands in no line, as several
-/// keys make the bound.
+/// What `check` says of a bound above the budget; `None`: it is within. Several keys make the bound;
+/// the line is the budget's.
 pub fn memory_warning(config: &Config, bound_bytes: u64) -> Option<Warning> {
     let budget_bytes = config.server.memory_bytes_max;
     (bound_bytes > budget_bytes).then(|| Warning {
-        line: 0,
+        line: config.warnings.memory_line(),
         level: Level::Warning,
         text: format!(
             "clients may ask for {} together, and `server.memory_bytes_max` is {}: when that is \
@@ -325,8 +325,9 @@ pub fn memory_warning(config: &Config, bound_bytes: u64) -> Option<Warning> {
             human_bytes(bound_bytes),
             human_bytes(budget_bytes)
         ),
-        cure: "lower `limits.connections_max`, `limits.message_bytes_max` or \
-               `limits.outbox_bytes_max`, or raise `server.memory_bytes_max`"
+        cure: "lower `limits.connections_max`, `server.slots_per_shard` (of a relay), \
+               `limits.message_bytes_max` or `limits.outbox_bytes_max`, or raise \
+               `server.memory_bytes_max`"
             .to_owned(),
     })
 }

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::Asked;
+use crate::access::name_of;
 use crate::client_address::{Cidr, CidrSet};
 use crate::config::{BackendKind, Config};
 use crate::conn::ConnId;
@@ -99,7 +100,7 @@ pub(super) async fn close(
         return refuse("`after` is for lists: all that match are closed, up to `limit`");
     }
     if !(selection.all || selection.narrows()) {
-        return refuse("who is to be closed? Name a property, or say `all=true`");
+        return refuse("who is to be closed? Name a property, or say `all=true` (--all)");
     }
     let limit = selection.limit.unwrap_or(usize::MAX);
     let close = Close { code, reason };
@@ -163,18 +164,19 @@ impl Selection {
         }
         if self.route.is_some() || self.backend.is_some() {
             let names = |route: &&crate::route::Route| {
-                let text = format!("{}{}", route.host, route.path);
-                self.route
-                    .as_ref()
-                    .is_none_or(|wanted| *wanted == text || *wanted == route.path.to_string())
-                    && self.backend.as_ref().is_none_or(|it| *it == config.backend(route).name)
+                self.route.as_ref().is_none_or(|wanted| {
+                    *wanted == name_of(route) || *wanted == route.path.to_string()
+                }) && self.backend.as_ref().is_none_or(|it| *it == config.backend(route).name)
             };
             // Those that are gone from the file may have clients still.
             let routes = config.routes.iter().chain(config.routes.retired());
             filter.routes = routes.filter(names).map(|route| route.index.0).collect();
             if filter.routes.is_empty() {
-                return Err("no route has this `route` or `backend`; `penstock check` lists them"
-                    .to_owned());
+                return Err(
+                    "no route has this `route` or `backend`; write a route as the log and \
+                            /api/v1/routes have it, like */chat/*, or its path"
+                        .to_owned(),
+                );
             }
         }
         let (mut shard, mut from) = (0, 0);
@@ -253,7 +255,7 @@ fn describe(config: &Config, shard: u16, found: &Found) -> Value {
     let route = config.routes.get(crate::route::RouteIndex(record.route));
     value["id"] = json!(format!("{shard}-{}-{}", record.slot, record.generation));
     value["shard"] = json!(shard);
-    value["route"] = json!(format!("{}{}", route.host, route.path));
+    value["route"] = json!(name_of(route));
     if found.upstream_side.is_some() {
         value["upstream_side"]["route"] = value["route"].clone();
     }

@@ -40,7 +40,7 @@ impl Token {
         if mode & 0o006 != 0 {
             return Err(format!(
                 "anybody on this machine may read or write it (mode {:04o}); chmod o-rw it, and \
-                 write another token, as this one may be known",
+                 write another one, as this one may be known",
                 mode & 0o7777
             ));
         }

@@ -17,7 +17,7 @@ struct Select {
     /// This one: SHARD-SLOT-GENERATION, as `penstock conns` shows it
     #[arg(long, value_name = "ID")]
     id: Option<String>,
-    /// On this route: its host and path as `penstock check` shows them, or its path
+    /// On this route: as the log has it (*/chat/*), or its path (/chat/*)
     #[arg(long, value_name = "ROUTE")]
     route: Option<String>,
     /// On routes to this backend

@@ -23,7 +23,7 @@ pub(crate) struct Hist {
     /// Histograms of this name
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Of this route: its host and path as `penstock conns` shows them, or its path
+    /// Of this route: as the log has it (*/chat/*), or its path (/chat/*)
     #[arg(long, value_name = "ROUTE")]
     route: Option<String>,
     /// Of this direction: to_client or to_upstream

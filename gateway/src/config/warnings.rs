@@ -73,7 +73,15 @@ impl fmt::Display for Warning {
 /// Any two are equal: what they say follows from the configuration, and the lines are no part of what a
 /// file comes to.
 #[derive(Clone, Debug, Default)]
-pub struct Warnings(pub Vec<Warning>);
+pub struct Warnings(pub Vec<Warning>, usize);
+
+impl Warnings {
+    /// Where the memory's budget or the bound on clients stands: counted from 1; 0 where neither `[server]`
+    /// nor `[limits]` is written.
+    pub fn memory_line(&self) -> usize {
+        self.1
+    }
+}
 
 impl PartialEq for Warnings {
     fn eq(&self, _: &Warnings) -> bool {
@@ -140,7 +148,9 @@ pub(super) fn find(
     let mut review = Review { config, lines, routes, machine, name, found: Vec::new() };
     WARNINGS.iter().for_each(|warning| warning(&mut review));
     review.found.sort_by_key(|warning| warning.line);
-    Warnings(review.found)
+    let keys = [("server", "memory_bytes_max"), ("limits", "connections_max")];
+    let of_memory = keys.iter().map(|(table, key)| lines.find(table, key)).find(|line| *line > 0);
+    Warnings(review.found, of_memory.unwrap_or(0))
 }
 
 /// That the process may do whatever it likes; for `run`, and for a check that is not told another user.

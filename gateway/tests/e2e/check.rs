@@ -41,12 +41,17 @@ fn warnings_have_a_line_a_level_and_a_cure_and_count_where_that_is_asked_for() {
     assert_eq!(check(&bad, &strict).status.code(), Some(1));
 
     // More than the budget, if every client used all it may.
-    let large = "[limits]\nmessage_bytes_max = 67_108_864\n";
-    let large = scratch.write("large.toml", &format!("{HEAD}{ECHO_AND_ROOMS}{large}"));
+    let large = "[limits]\nmessage_bytes_max = 67_108_864\nconnections_max = 1000\n";
+    let text = format!("{HEAD}{ECHO_AND_ROOMS}{large}")
+        .replace("[server]\n", "[server]\nmemory_bytes_max = 16_777_216\n");
+    let large = scratch.write("large.toml", &text);
     let output = check(&large, &user);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
-    assert!(said.contains(": warning: clients may ask for "), "{said}");
+    let key = ["memory_bytes_max", "connections_max"].into_iter().find(|key| text.contains(key));
+    let line = text.lines().position(|line| line.starts_with(key.expect("one of them")));
+    let place = format!("{}:{}: ", large.display(), line.expect("a line") + 1);
+    assert!(said.contains(&format!("{place}warning: clients may ask for ")), "{said}");
     assert!(said.contains("; lower `limits.connections_max`"), "{said}");
     assert_eq!(check(&large, &strict).status.code(), Some(1));
 
