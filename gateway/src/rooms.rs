@@ -182,8 +182,16 @@ impl Rooms {
         out.post(home, Mail(Letter::UserOpened { user: name, shard: self.shard }));
     }
 
-    /// A text message has come from a client.
-    pub fn on_message(&mut self, conn: ConnId, payload: &[u8], now: Time, out: &mut impl Outlet) {
+    /// A text message has come from a client. Returns whether it counts as a request: publishes and pings
+    /// do not, which are messages like those of any client (`messages_per_second`). What is refused counts
+    /// like what is done.
+    pub fn on_message(
+        &mut self,
+        conn: ConnId,
+        payload: &[u8],
+        now: Time,
+        out: &mut impl Outlet,
+    ) -> bool {
         self.counters.requests += 1;
         let request = match protocol::decode(payload, &self.limits) {
             Ok(request) => request,
@@ -191,13 +199,15 @@ impl Rooms {
                 self.counters.errors += 1;
                 let frame = error_frame(refusal.code, &refusal.sentence, refusal.id);
                 out.deliver(conn, &frame);
-                return;
+                return true;
             }
         };
+        let counts = !matches!(request.operation, Operation::Publish { .. } | Operation::Ping);
         if let Err(code) = self.on_request(conn, request.id, request.operation, now, out) {
             self.counters.errors += 1;
             out.deliver(conn, &error_frame(code, code.sentence(), request.id));
         }
+        counts
     }
 
     /// Whether a client's next message has to wait until answers to those before it have come. What

@@ -22,7 +22,11 @@ use crate::ws::frame::server_payload_bytes;
 
 impl<R: Ring> Shard<R> {
     /// Lends the rooms of one backend together with what they reach of the shard.
-    pub(super) fn with_rooms(&mut self, backend: u16, act: impl FnOnce(&mut Rooms, &mut Post<'_>)) {
+    pub(super) fn with_rooms<T>(
+        &mut self,
+        backend: u16,
+        act: impl FnOnce(&mut Rooms, &mut Post<'_>) -> T,
+    ) -> T {
         let Shard {
             rooms,
             table,
@@ -63,12 +67,13 @@ impl<R: Ring> Shard<R> {
             backend,
         };
         let before = (*rooms.counters(), rooms.gauges());
-        act(rooms, &mut post);
+        let result = act(rooms, &mut post);
         metrics.count_rooms(&before, &(*rooms.counters(), rooms.gauges()));
         let has_rooms = !rooms.is_empty();
         if has_rooms != self.has_rooms[index] {
             self.count_rooms(index, has_rooms);
         }
+        result
     }
 
     /// This shard has rooms of a backend from now on, or none any more.

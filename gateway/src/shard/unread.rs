@@ -70,7 +70,7 @@ impl<R: Ring> Shard<R> {
         if conn.phase != Phase::Open || conn.cause.is_some() {
             return false; // Its messages are passed over: there is nothing to wait for.
         }
-        if conn.outbox.owed_bytes() > PAUSE_AT_BYTES {
+        if conn.outbox.owed_bytes() > PAUSE_AT_BYTES || conn.is_throttled() {
             return true;
         }
         let rooms = &self.rooms[usize::from(self.backend_of(id))];
@@ -89,9 +89,9 @@ impl<R: Ring> Shard<R> {
     pub(super) fn serve_unread(&mut self) {
         for _ in 0..CLIENTS_PER_TURN {
             let Some(id) = self.unread.ready.pop_front() else { return };
-            let Some(conn) = self.table.get_mut(id) else { continue };
+            let Some(conn) = self.table.get(id) else { continue };
             let serves = matches!(conn.phase, Phase::Open | Phase::Leaving);
-            if conn.is_throttled() || (serves && self.has_to_wait(id)) {
+            if serves && self.has_to_wait(id) {
                 continue; // Its answer, its outbox or its rate brings it here again.
             }
             let Some(mut kept) = self.unread.waiting.remove(&id) else { continue };

@@ -1,6 +1,6 @@
 //! A member of a room that orders much and reads nothing pays for it alone.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -68,5 +68,41 @@ fn orders_are_served_as_their_answers_are_read() {
         assert!(answer["messages"].as_array().is_some_and(|messages| messages.len() > 30));
     }
     drop(hostile);
+    gateway.stop();
+}
+
+/// A client may join all the rooms that it may be in, and leave them again, at once. Beyond the burst it
+/// is read as its rate allows: it is not closed, and each request is answered, in its order.
+#[test]
+fn requests_beyond_the_burst_are_served_at_their_rate() {
+    let gateway = Gateway::start(&format!("{HEAD}{ROOMS}"));
+    let mut peer = Peer::open(gateway.address(), "/");
+    assert_eq!(hear(&mut peer)["event"], "welcome");
+    let (burst, more) = (1024, 100);
+    let mut requests = Vec::new();
+    for id in 0..burst + more {
+        let (op, room) = (["join", "leave"][id / 512 % 2], format!("room-{}", id % 512));
+        let request = json!({"op": op, "room": room, "id": id});
+        requests.extend(masked(0x81, request.to_string().as_bytes()));
+        // Publishes do not count.
+        let publish = json!({"op": "publish", "room": "none", "data": 1, "id": "publish"});
+        requests.extend(masked(0x81, publish.to_string().as_bytes()));
+    }
+    peer.write(&requests);
+    let started = Instant::now();
+    let mut answers: Vec<u64> = Vec::new();
+    while answers.len() < burst + more {
+        let answer = hear(&mut peer);
+        match answer["ack"].as_u64() {
+            Some(id) => answers.push(id),
+            None => assert_eq!(answer["error"]["code"], "not_member", "{answer}"),
+        }
+    }
+    // Answers of homes may overtake those of the client's shard.
+    answers.sort_unstable();
+    assert!(answers.into_iter().eq(0..(burst + more) as u64));
+    let least = Duration::from_millis(1000 * more as u64 / 200 - 100);
+    assert!(started.elapsed() >= least, "{:?}", started.elapsed());
+    drop(peer);
     gateway.stop();
 }
