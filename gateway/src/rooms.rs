@@ -10,8 +10,9 @@
 //! more than one place (the home counts members per shard, the shard lists them).
 //!
 //! Read on in `rooms/protocol.rs` (what clients say), `mail.rs` (what shards say), `home.rs`,
-//! `members.rs`, `directory.rs`. docs/ROOMS.md is the description for authors of clients.
+//! `answer.rs`, `members.rs`, `directory.rs`. docs/ROOMS.md is the description for authors of clients.
 
+mod answer;
 mod directory;
 mod home;
 mod limits;
@@ -35,6 +36,7 @@ use mail::{Ask, Direct, Join, Joined, Leave, Letter, Publish, Question, Requeste
 use members::{Ended, Members, WEIGHT_MAX, mix};
 use protocol::{Object, Operation, error_frame};
 
+pub use answer::Answer;
 pub use limits::{RoomLimits, SlowLimits, SlowPolicy};
 pub use mail::Mail;
 pub use protocol::{
@@ -52,6 +54,9 @@ pub trait Outlet {
     /// Queues a finished server WebSocket frame (header and payload, encoded once, shared) for a
     /// client of this shard.
     fn deliver(&mut self, to: ConnId, frame: &Bytes);
+    /// Queues an answer for the client that asked for it. A long answer is more than the client may have
+    /// waiting otherwise, and no reason to close it: it has one at a time.
+    fn deliver_answer(&mut self, to: ConnId, answer: Answer);
     /// Queues mail for another shard, or for this one. Never fails, and keeps the order between
     /// any two shards.
     fn post(&mut self, shard: u16, mail: Mail);
@@ -255,6 +260,12 @@ impl Rooms {
                     out.answered(conn);
                 }
             }
+            Letter::LongAnswer { conn, answer, weight } => {
+                if members.discharge(conn, weight) {
+                    out.deliver_answer(conn, answer);
+                    out.answered(conn);
+                }
+            }
             Letter::UserOpened { user, shard } => directory.on_opened(user, shard),
             Letter::UserClosed { user, shard } => directory.on_closed(&user, shard),
             Letter::Direct(direct) => self.on_direct(&direct, out),
@@ -418,18 +429,18 @@ impl Rooms {
     }
 
     fn on_joined(&mut self, joined: Joined, out: &mut impl Outlet) {
-        let Joined { conn, user, room, ticket, presence, weight, outcome, frame } = joined;
+        let Joined { conn, user, room, ticket, presence, weight, outcome, answer } = joined;
         if self.members.discharge(conn, weight) {
             out.answered(conn);
         }
         match outcome {
             Ok(at) if self.members.finish_join(conn, &room, ticket, at) => {
-                out.deliver(conn, &frame);
+                out.deliver_answer(conn, answer);
             }
             Ok(_) => self.tell_home(Ended { room, presence, joined: true }, &user, out),
             Err(_) => {
                 if self.members.cancel_join(conn, &room, ticket) {
-                    out.deliver(conn, &frame);
+                    out.deliver_answer(conn, answer);
                 }
             }
         }

@@ -24,6 +24,9 @@ impl Outlet for Said {
     fn deliver(&mut self, to: ConnId, frame: &Bytes) {
         self.frames.push((to, frame.clone()));
     }
+    fn deliver_answer(&mut self, to: ConnId, answer: Answer) {
+        self.frames.push((to, answer.parts().collect::<Vec<_>>().concat().into()));
+    }
     fn post(&mut self, shard: u16, mail: Mail) {
         self.mail.push((shard, mail));
     }

@@ -16,7 +16,7 @@ use crate::conn::{ConnId, Phase};
 use crate::metrics::{Cause, Counters};
 use crate::random::Random;
 use crate::ring::Ring;
-use crate::rooms::{Mail, Outlet, RoomLimits, Rooms, SlowLimits, SlowPolicy};
+use crate::rooms::{Answer, Mail, Outlet, RoomLimits, Rooms, SlowLimits, SlowPolicy};
 use crate::time::Time;
 use crate::ws::frame::server_payload_bytes;
 
@@ -127,7 +127,8 @@ impl Outlet for Post<'_> {
             return;
         }
         let bytes = conn.outbox.bytes() + frame.len();
-        if bytes > self.bounds.fast_bytes_max || conn.outbox.is_backlogged() {
+        let fast_bytes_max = self.bounds.fast_bytes_max + conn.outbox.answer_bytes();
+        if bytes > fast_bytes_max || conn.outbox.is_backlogged() {
             self.delays.forget(&mut conn.mark, &self.metrics.recorder);
             let was_backlogged = conn.outbox.is_backlogged();
             let Bounds { outbox_bytes_max, slow, .. } = &self.bounds;
@@ -169,6 +170,27 @@ impl Outlet for Post<'_> {
         if RECORDS {
             let sizes = &self.metrics.recorder.route(conn.route).to_client_sizes;
             sizes.record(server_payload_bytes(frame) as u64, 1);
+        }
+        conn.data_at = self.now;
+        conn.traffic.sent(1);
+        super::mark_dirty(conn, to.slot, self.dirty);
+    }
+
+    fn deliver_answer(&mut self, to: ConnId, answer: Answer) {
+        let Some(conn) = self.table.get_mut(to) else { return };
+        if conn.phase != Phase::Open || conn.cause.is_some() {
+            return;
+        }
+        let frame_bytes = answer.bytes();
+        conn.outbox.push_answer(answer, self.stores, self.now);
+        if RECORDS {
+            if conn.outbox.is_backlogged() {
+                self.delays.forget(&mut conn.mark, &self.metrics.recorder);
+            } else {
+                self.delays.queued(&mut conn.mark, 1, conn.outbox.bytes(), self.now);
+            }
+            let sizes = &self.metrics.recorder.route(conn.route).to_client_sizes;
+            sizes.record(frame_bytes as u64, 1);
         }
         conn.data_at = self.now;
         conn.traffic.sent(1);
@@ -233,6 +255,7 @@ pub(super) fn room_limits(config: &Config, local: &Local) -> RoomLimits {
     RoomLimits {
         ping_interval: config.limits.ping_interval,
         message_bytes_max: config.limits.message_bytes_max,
+        answer_bytes_max: local.rooms.answer_bytes_max.min(config.limits.outbox_bytes_max),
         ..local.rooms.clone()
     }
 }

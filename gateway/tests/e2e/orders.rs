@@ -8,6 +8,9 @@ use crate::support::{Gateway, HEAD, Peer, masked};
 
 const ROOMS: &str = "[[route]]\nbackend = \"rooms\"\n[backend.rooms]\nkind = \"local\"\n";
 
+/// Nearly all of an answer waits in the gateway.
+const SMALL_BUFFERS: &str = "[limits]\nsend_buffer_bytes = 4096\n";
+
 /// Orders in one write; each asks for a history of 1 MiB.
 const ORDERS: usize = 1800;
 
@@ -30,18 +33,23 @@ fn member(gateway: &Gateway) -> Peer {
     peer
 }
 
+/// Publishes `count` messages of 26 kB, one after the other.
+fn publish(writer: &mut Peer, count: usize) {
+    let data = "x".repeat(26_000);
+    for number in 0..count {
+        let request = json!({"op": "publish", "room": "r", "id": number, "data": data});
+        writer.send(0x81, request.to_string().as_bytes());
+        let mut heard = [hear(writer), hear(writer)];
+        heard.sort_by_key(|value| value["ack"].is_null());
+        assert_eq!(heard[0]["ack"], number);
+    }
+}
+
 #[test]
 fn orders_are_served_as_their_answers_are_read() {
     let gateway = Gateway::start(&format!("{HEAD}{ROOMS}"));
     let mut writer = member(&gateway);
-    for number in 0..40 {
-        let data = "x".repeat(26_000);
-        let request = json!({"op": "publish", "room": "r", "id": number, "data": data});
-        writer.send(0x81, request.to_string().as_bytes());
-        let mut heard = [hear(&mut writer), hear(&mut writer)];
-        heard.sort_by_key(|value| value["ack"].is_null());
-        assert_eq!(heard[0]["ack"], number);
-    }
+    publish(&mut writer, 40);
     let before = gateway.resident_bytes();
 
     let mut hostile = member(&gateway);
@@ -104,5 +112,62 @@ fn requests_beyond_the_burst_are_served_at_their_rate() {
     let least = Duration::from_millis(1000 * more as u64 / 200 - 100);
     assert!(started.elapsed() >= least, "{:?}", started.elapsed());
     drop(peer);
+    gateway.stop();
+}
+
+/// What the gateway may grow by for a hundred clients that wait for the same history of 1 MiB: their
+/// connections, the pages that send to them, and what allocators keep. A copy for each would be 104 MB.
+const SHARED_GROWTH_BYTES_MAX: u64 = 16 << 20;
+
+#[test]
+fn answers_share_the_messages_of_the_history() {
+    let gateway = Gateway::start(&format!("{HEAD}{ROOMS}{SMALL_BUFFERS}"));
+    let mut writer = member(&gateway);
+    publish(&mut writer, 40);
+    let mut readers: Vec<Peer> = (0..100).map(|_| member(&gateway)).collect();
+    let before = gateway.resident_bytes();
+    for reader in &mut readers {
+        reader.send(0x81, br#"{"op":"history","room":"r","id":"all"}"#);
+        reader.send(0x81, br#"{"op":"ping","id":"behind"}"#);
+    }
+    // Each has its answer when the next one's first byte is there.
+    for reader in &mut readers {
+        assert!(reader.has(1000));
+    }
+    let grown = gateway.resident_bytes().saturating_sub(before);
+    assert!(grown < SHARED_GROWTH_BYTES_MAX, "grew by {grown} bytes");
+
+    // The history forgets half of them before they are sent.
+    publish(&mut writer, 20);
+    for mut reader in readers.drain(..10) {
+        let answer = hear(&mut reader);
+        assert_eq!(answer["ack"], "all");
+        let messages = answer["messages"].as_array().expect("a list");
+        let offsets: Vec<_> = messages.iter().map(|message| message["offset"].as_u64()).collect();
+        assert!(offsets.into_iter().eq((1..=40).map(Some)));
+        assert!(
+            messages.iter().all(|message| message["data"].as_str().map(str::len) == Some(26_000))
+        );
+    }
+    drop(readers);
+    gateway.stop();
+}
+
+/// An answer of 1 MiB fills an outbox of 1 MiB. What the room says meanwhile comes behind it.
+#[test]
+fn a_long_answer_makes_nobody_a_slow_consumer() {
+    let gateway = Gateway::start(&format!("{HEAD}{ROOMS}{SMALL_BUFFERS}"));
+    let mut writer = member(&gateway);
+    publish(&mut writer, 39);
+    let mut reader = member(&gateway);
+    reader.send(0x81, br#"{"op":"history","room":"r","id":1}"#);
+    assert!(reader.has(1000));
+    publish(&mut writer, 20);
+    let answer = hear(&mut reader);
+    assert_eq!((&answer["ack"], &answer["offset"]), (&json!(1), &json!(39)));
+    for offset in 40..60 {
+        assert_eq!(hear(&mut reader)["offset"], offset);
+    }
+    drop((reader, writer));
     gateway.stop();
 }
