@@ -63,6 +63,9 @@ pub trait Outlet {
     /// Whether the mailbox of `shard` has room. Requests are refused with `busy` when it has
     /// not; what follows from what was done already is posted all the same.
     fn has_room(&self, shard: u16) -> bool;
+    /// As `has_room`, for requests with a long answer: part of the mailbox is not for these, so that those
+    /// who publish do not pay for those who ask.
+    fn has_room_to_ask(&self, shard: u16) -> bool;
     /// An answer has reached a client: a request of it that had to wait may be served.
     fn answered(&mut self, conn: ConnId);
     /// Closes a client with this WebSocket close code.
@@ -361,9 +364,13 @@ impl Rooms {
                 if self.members.membership_count(client) >= self.limits.rooms_per_client_max {
                     return Err(ErrorCode::TooManyMemberships);
                 }
-                let home = self.home_with_room(&room, out)?;
+                let asks = presence || resume.is_some();
+                let home = match asks {
+                    true => self.home_with_room_to_ask(&room, out)?,
+                    false => self.home_with_room(&room, out)?,
+                };
+                let weight = if asks { WEIGHT_MAX } else { 1 };
                 let (room, ticket) = self.members.start_join(client, &room, presence);
-                let weight = if presence || resume.is_some() { WEIGHT_MAX } else { 1 };
                 self.members.charge(client, weight);
                 let from = Requester { weight, ..self.requester(client, id) };
                 let join = Join { from, room, ticket, presence, resume };
@@ -421,7 +428,7 @@ impl Rooms {
         out: &mut impl Outlet,
     ) -> Result<(), ErrorCode> {
         let room = self.joined_room(client, room)?;
-        let home = self.home_with_room(&room, out)?;
+        let home = self.home_with_room_to_ask(&room, out)?;
         self.members.charge(client, WEIGHT_MAX);
         let from = Requester { weight: WEIGHT_MAX, ..self.requester(client, id) };
         out.post(home, Mail(Letter::Ask(Box::new(Ask { from, room, question }))));
@@ -507,6 +514,11 @@ impl Rooms {
     fn home_with_room(&self, name: &str, out: &impl Outlet) -> Result<u16, ErrorCode> {
         let home = self.home_of(name);
         if out.has_room(home) { Ok(home) } else { Err(ErrorCode::Busy) }
+    }
+
+    fn home_with_room_to_ask(&self, name: &str, out: &impl Outlet) -> Result<u16, ErrorCode> {
+        let home = self.home_of(name);
+        if out.has_room_to_ask(home) { Ok(home) } else { Err(ErrorCode::Busy) }
     }
 
     /// The home of a room or a user, by FNV-1a: the same in every shard and every process.

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use crate::conn::ConnId;
 
 use super::answer::Answer;
+use super::members::WEIGHT_MAX;
 use super::protocol::{ErrorCode, Position};
 
 /// A letter from one shard's `Rooms` to another's, to be handed to `Rooms::on_mail` there.
@@ -43,6 +44,16 @@ impl Mail {
             Letter::Ask(_) => size_of::<Ask>(),
             Letter::Leave(_) => size_of::<Leave>(),
             Letter::UserOpened { .. } | Letter::UserClosed { .. } => 0,
+        }
+    }
+
+    /// Whether it may be handled behind later letters: a request whose answer may be long. Its client says
+    /// nothing more before it has the answer, and to the others it changes nothing.
+    pub fn can_wait(&self) -> bool {
+        match &self.0 {
+            Letter::Ask(_) => true,
+            Letter::Join(join) => join.from.weight == WEIGHT_MAX,
+            _ => false,
         }
     }
 

@@ -33,6 +33,9 @@ impl Outlet for Said {
     fn has_room(&self, shard: u16) -> bool {
         !self.full.contains(&shard)
     }
+    fn has_room_to_ask(&self, shard: u16) -> bool {
+        self.has_room(shard)
+    }
     fn answered(&mut self, _conn: ConnId) {}
     fn close(&mut self, conn: ConnId, code: u16, _: &'static str) {
         self.closes.push((conn, code));

@@ -205,6 +205,10 @@ impl Outlet for Post<'_> {
         self.mail.has_room(shard)
     }
 
+    fn has_room_to_ask(&self, shard: u16) -> bool {
+        self.mail.has_room_to_ask(shard)
+    }
+
     fn answered(&mut self, conn: ConnId) {
         self.unread.look_at(conn);
     }
