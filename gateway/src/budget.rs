@@ -38,8 +38,10 @@ pub enum Drawer {
     Assemblies,
     /// Bytes of outboxes that no other outbox shares.
     Outboxes,
-    /// Letters to other shards that were not posted yet.
+    /// Letters to other shards that were not posted yet, and those that wait to be served.
     Letters,
+    /// What members of rooms have sent that is not served yet.
+    Unread,
     /// Rooms, their members, and users.
     Rooms,
     /// Messages that rooms keep.
@@ -48,11 +50,12 @@ pub enum Drawer {
 
 impl Drawer {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Drawer; 6] = [
+    pub const ALL: [Drawer; 7] = [
         Drawer::Connections,
         Drawer::Assemblies,
         Drawer::Outboxes,
         Drawer::Letters,
+        Drawer::Unread,
         Drawer::Rooms,
         Drawer::Histories,
     ];

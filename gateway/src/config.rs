@@ -37,6 +37,7 @@ use crate::admin::token::Token;
 use crate::checks::CheckOptions;
 use crate::client_address::Access;
 use crate::limits::Limits;
+use crate::rate::Rate;
 use crate::rooms::RoomLimits;
 use crate::route::{Route, Routes};
 use crate::upstream::{GroupOptions, UpstreamAddress, UpstreamSpec};
@@ -227,6 +228,8 @@ pub struct Local {
     pub client_names: ClientNames,
     /// What rooms may grow to.
     pub rooms: RoomLimits,
+    /// What one client may ask of rooms; beyond it the client is read no further for a while.
+    pub requests: Rate,
 }
 
 /// What becomes of the names that clients of rooms give themselves (`?user=`).

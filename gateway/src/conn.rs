@@ -98,6 +98,8 @@ pub struct Meter {
     pub bytes: Bucket,
     /// Its control frames.
     pub control_frames: Bucket,
+    /// What it asks of rooms.
+    pub room_requests: Bucket,
     /// It sent more than its rates allow, and is not read before this; else never.
     pub read_at: Time,
     /// It counts with this address.
@@ -110,6 +112,7 @@ impl Default for Meter {
             messages: Bucket::default(),
             bytes: Bucket::default(),
             control_frames: Bucket::default(),
+            room_requests: Bucket::default(),
             read_at: Time::NEVER,
             address: None,
         }

@@ -265,6 +265,7 @@ pub fn memory_bound(config: &Config, sizes: &ItemSizes) -> Vec<(&'static str, u6
 
     let mut rooms = 0_u64;
     let mut history = 0_u64;
+    let mut answer_bytes_max = 0;
     for backend in backends {
         if let BackendKind::Local(Local { rooms: local, .. }) = &backend.kind {
             let homes = shards.saturating_mul(local.rooms_max as u64);
@@ -272,6 +273,8 @@ pub fn memory_bound(config: &Config, sizes: &ItemSizes) -> Vec<(&'static str, u6
             rooms = rooms
                 .saturating_add(homes.saturating_mul(sizes.room_bytes))
                 .saturating_add(members.saturating_mul(sizes.member_bytes));
+            answer_bytes_max =
+                answer_bytes_max.max(local.answer_bytes_max.min(limits.outbox_bytes_max));
             let of_rooms = times(homes, local.history_bytes_max);
             let of_shards = times(shards, local.history_bytes_per_shard_max);
             history = history.saturating_add(of_rooms.min(of_shards));
@@ -303,7 +306,8 @@ pub fn memory_bound(config: &Config, sizes: &ItemSizes) -> Vec<(&'static str, u6
         ("request heads", times(slots, limits.head_bytes_max)),
         ("early bytes", times(clients, limits.early_bytes_max)),
         ("assembly", times(clients, assembled.unwrap_or(0))),
-        ("outboxes", outboxes),
+        // What an answer shares with a history may be forgotten there before it is sent.
+        ("outboxes", outboxes.saturating_add(times(clients, answer_bytes_max))),
         ("rates", times(clients, size_of::<Meter>()).saturating_add(addresses)),
         ("rooms", rooms),
         ("rooms history", history),
@@ -385,7 +389,8 @@ mod tests {
                 ("early bytes", 50 * 8),
                 ("assembly", 50 * 2000),
                 // Clients, and the connections to upstreams, of which nobody sends more.
-                ("outboxes", 200 * 4000),
+                // A client of rooms may have an answer on top.
+                ("outboxes", 200 * 4000 + 50 * 4000),
                 ("rates", 50 * size_of::<Meter>() as u64),
                 ("rooms", 2 * (10 + 1 + 2) * 5 + 50 * (3 + 1 + 1) * 2),
                 // Ten full rooms, one full room, and two that a shard does not let fill up.

@@ -67,7 +67,7 @@ pub enum Holder {
     EarlyBytes,
     /// What else a request has while it is with an upstream, and an upgrade until it is accepted.
     Handshakes,
-    /// Messages of which only a part is here.
+    /// Messages of which only a part is here, and requests of rooms that wait to be served.
     Assembly,
     /// What waits to be sent: buffers by their capacity, lists of them, backlogs of slow members.
     Outboxes,
@@ -81,7 +81,7 @@ pub enum Holder {
     RoomsHistory,
     /// Sessions of Engine.IO.
     Sessions,
-    /// Mail that was not posted yet.
+    /// Mail that was not posted yet, or waits to be served.
     Mailboxes,
     /// Since when messages wait, of those that do.
     Delays,

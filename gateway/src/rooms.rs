@@ -10,8 +10,9 @@
 //! more than one place (the home counts members per shard, the shard lists them).
 //!
 //! Read on in `rooms/protocol.rs` (what clients say), `mail.rs` (what shards say), `home.rs`,
-//! `members.rs`, `directory.rs`. docs/ROOMS.md is the description for authors of clients.
+//! `answer.rs`, `members.rs`, `directory.rs`. docs/ROOMS.md is the description for authors of clients.
 
+mod answer;
 mod directory;
 mod home;
 mod limits;
@@ -38,6 +39,7 @@ use mail::{Ask, Direct, Join, Joined, Leave, Letter, Publish, Question, Requeste
 use members::{Ended, Members, WEIGHT_MAX};
 use protocol::{Object, Operation, error_frame};
 
+pub use answer::Answer;
 pub use limits::{NAME_BYTES_MOST, RoomLimits, SlowLimits, SlowPolicy};
 pub use mail::Mail;
 pub use protocol::{
@@ -55,6 +57,9 @@ pub trait Outlet {
     /// Queues a finished server WebSocket frame (header and payload, encoded once, shared) for a
     /// client of this shard.
     fn deliver(&mut self, to: ConnId, frame: &Bytes);
+    /// Queues an answer for the client that asked for it. A long answer is more than the client may have
+    /// waiting otherwise, and no reason to close it: it has one at a time.
+    fn deliver_answer(&mut self, to: ConnId, answer: Answer);
     /// Queues mail for another shard, or for this one. Never fails, and keeps the order between
     /// any two shards.
     fn post(&mut self, shard: u16, mail: Mail);
@@ -63,6 +68,9 @@ pub trait Outlet {
     fn has_room(&self, shard: u16) -> bool;
     /// What the rooms that this client makes count with. Asked once per client, at its first join.
     fn maker(&mut self, conn: ConnId) -> Arc<Maker>;
+    /// As `has_room`, for requests with a long answer: part of the mailbox is not for these, so that those
+    /// who publish do not pay for those who ask.
+    fn has_room_to_ask(&self, shard: u16) -> bool;
     /// An answer has reached a client: a request of it that had to wait may be served.
     fn answered(&mut self, conn: ConnId);
 }
@@ -183,8 +191,16 @@ impl Rooms {
         out.post(home, Mail(Letter::UserOpened { user: name, shard: self.shard }));
     }
 
-    /// A text message has come from a client.
-    pub fn on_message(&mut self, conn: ConnId, payload: &[u8], now: Time, out: &mut impl Outlet) {
+    /// A text message has come from a client. Returns whether it counts as a request: publishes and pings
+    /// do not, which are messages like those of any client (`messages_per_second`). What is refused counts
+    /// like what is done.
+    pub fn on_message(
+        &mut self,
+        conn: ConnId,
+        payload: &[u8],
+        now: Time,
+        out: &mut impl Outlet,
+    ) -> bool {
         self.counters.requests += 1;
         let request = match protocol::decode(payload, &self.limits) {
             Ok(request) => request,
@@ -192,13 +208,15 @@ impl Rooms {
                 self.counters.errors += 1;
                 let frame = error_frame(refusal.code, &refusal.sentence, refusal.id);
                 out.deliver(conn, &frame);
-                return;
+                return true;
             }
         };
+        let counts = !matches!(request.operation, Operation::Publish { .. } | Operation::Ping);
         if let Err(code) = self.on_request(conn, request.id, request.operation, now, out) {
             self.counters.errors += 1;
             out.deliver(conn, &error_frame(code, code.sentence(), request.id));
         }
+        counts
     }
 
     /// Whether a client's next message has to wait until answers to those before it have come. What
@@ -243,6 +261,12 @@ impl Rooms {
                 // The client that asked may be gone.
                 if members.discharge(conn, weight) {
                     out.deliver(conn, &frame);
+                    out.answered(conn);
+                }
+            }
+            Letter::LongAnswer { conn, answer, weight } => {
+                if members.discharge(conn, weight) {
+                    out.deliver_answer(conn, answer);
                     out.answered(conn);
                 }
             }
@@ -341,10 +365,14 @@ impl Rooms {
                 if self.members.membership_count(client) >= self.limits.rooms_per_client_max {
                     return Err(ErrorCode::TooManyMemberships);
                 }
-                let home = self.home_with_room(&room, out)?;
+                let asks = presence || resume.is_some();
+                let home = match asks {
+                    true => self.home_with_room_to_ask(&room, out)?,
+                    false => self.home_with_room(&room, out)?,
+                };
+                let weight = if asks { WEIGHT_MAX } else { 1 };
                 let maker = self.members.maker(client, out);
                 let (room, ticket) = self.members.start_join(client, &room, presence);
-                let weight = if presence || resume.is_some() { WEIGHT_MAX } else { 1 };
                 self.members.charge(client, weight);
                 let from = Requester { weight, ..self.requester(client, id) };
                 let join = Join { from, room, ticket, presence, resume, maker };
@@ -402,7 +430,7 @@ impl Rooms {
         out: &mut impl Outlet,
     ) -> Result<(), ErrorCode> {
         let room = self.joined_room(client, room)?;
-        let home = self.home_with_room(&room, out)?;
+        let home = self.home_with_room_to_ask(&room, out)?;
         self.members.charge(client, WEIGHT_MAX);
         let from = Requester { weight: WEIGHT_MAX, ..self.requester(client, id) };
         out.post(home, Mail(Letter::Ask(Box::new(Ask { from, room, question }))));
@@ -410,18 +438,18 @@ impl Rooms {
     }
 
     fn on_joined(&mut self, joined: Joined, out: &mut impl Outlet) {
-        let Joined { conn, user, room, ticket, presence, weight, outcome, frame } = joined;
+        let Joined { conn, user, room, ticket, presence, weight, outcome, answer } = joined;
         if self.members.discharge(conn, weight) {
             out.answered(conn);
         }
         match outcome {
             Ok(at) if self.members.finish_join(conn, &room, ticket, at) => {
-                out.deliver(conn, &frame);
+                out.deliver_answer(conn, answer);
             }
             Ok(_) => self.tell_home(Ended { room, presence, joined: true }, &user, out),
             Err(_) => {
                 if self.members.cancel_join(conn, &room, ticket) {
-                    out.deliver(conn, &frame);
+                    out.deliver_answer(conn, answer);
                 }
             }
         }
@@ -488,6 +516,11 @@ impl Rooms {
     fn home_with_room(&self, name: &str, out: &impl Outlet) -> Result<u16, ErrorCode> {
         let home = self.home_of(name);
         if out.has_room(home) { Ok(home) } else { Err(ErrorCode::Busy) }
+    }
+
+    fn home_with_room_to_ask(&self, name: &str, out: &impl Outlet) -> Result<u16, ErrorCode> {
+        let home = self.home_of(name);
+        if out.has_room_to_ask(home) { Ok(home) } else { Err(ErrorCode::Busy) }
     }
 
     /// The home of a room or a user: the same in every shard, and another one in every process, so

@@ -77,8 +77,9 @@ const RECORDS: bool = !cfg!(feature = "no-record");
 /// How long a shard sleeps at most while mail of its own waits for another's full inbox.
 const STUCK_MAIL_WAIT: Duration = Duration::from_millis(1);
 
-/// Bytes of answers, each made for one client, that a shard makes in one turn before it goes on with
-/// everybody else: some milliseconds of copying. The mail that asks for more is read in the next turn.
+/// Requests with a long answer that a shard serves in one turn before it goes on with everybody else, and
+/// the bytes that it writes for them: a millisecond or two. What else asks waits in `Shard::asked`.
+const ASKED_PER_TURN: usize = 256;
 const ANSWER_BYTES_PER_TURN: usize = 4 << 20;
 
 /// One thread's share of the gateway.
@@ -122,10 +123,15 @@ pub struct Shard<R: Ring> {
     rested: bool,
     /// Slots that have something to send; each is here once (`Flags::dirty`).
     dirty: VecDeque<u32>,
+    /// Those of them that have much to send and come behind the others (`send.rs`).
+    bulky: VecDeque<u32>,
     /// Connections whose receive ended because no buffer was free.
     starved: VecDeque<ConnId>,
     /// Clients to be closed when the borrow that found them is over.
     doomed: Vec<outlet::Doomed>,
+    /// Requests with a long answer that have come, by backend: they are served behind all other mail. A
+    /// client of whichever shard has one here at most, as it is not served before it has its answer.
+    asked: VecDeque<(u16, rooms::Mail)>,
     /// What members of rooms have sent that is not served before answers to them have come.
     unread: unread::Unread,
 
@@ -233,6 +239,8 @@ impl<R: Ring> Shard<R> {
             dirty: VecDeque::new(),
             starved: VecDeque::new(),
             doomed: Vec::new(),
+            asked: VecDeque::new(),
+            bulky: VecDeque::new(),
             unread: unread::Unread::default(),
             has_rooms: vec![false; rooms.len()],
             rooms,
@@ -280,6 +288,7 @@ impl<R: Ring> Shard<R> {
             self.dispatch(completion);
         }
         self.read_mail();
+        self.serve_asked();
         self.serve_unread();
         self.expire_timers();
         self.sweep();
@@ -320,6 +329,8 @@ impl<R: Ring> Shard<R> {
     /// How long the ring may wait before the next turn.
     fn next_wait(&mut self) -> Wait {
         let ready = !self.dirty.is_empty()
+            || !self.bulky.is_empty()
+            || !self.asked.is_empty()
             || self.mail.has_own()
             || self.unread.has_ready()
             || self.may_rearm_starved()
@@ -345,19 +356,34 @@ impl<R: Ring> Shard<R> {
 
     fn read_mail(&mut self) {
         let mut taken = 0;
-        self.mail.begin_answers();
-        while self.mail.answer_bytes() < ANSWER_BYTES_PER_TURN
-            && let Some(letter) = self.mail.next_letter(&mut taken)
-        {
+        while let Some(letter) = self.mail.next_letter(&mut taken) {
             match letter {
                 // Of a backend that is gone, and has nobody any more.
                 Letter::Rooms { backend, .. } if self.rooms[usize::from(backend)].is_none() => {}
+                Letter::Rooms { backend, mail } if mail.can_wait() => {
+                    self.asked.push_back((backend, mail));
+                }
                 Letter::Rooms { backend, mail } => {
                     let now = self.now;
                     self.with_rooms(backend, |rooms, post| rooms.on_mail(mail, now, post));
                 }
                 Letter::Sids(mail) => self.on_sid_mail(mail),
                 Letter::Order(order) => self.on_order(order),
+            }
+        }
+    }
+
+    /// Serves requests with a long answer, a bounded number of them.
+    fn serve_asked(&mut self) {
+        self.mail.begin_answers();
+        for _ in 0..ASKED_PER_TURN {
+            if self.mail.answer_bytes() >= ANSWER_BYTES_PER_TURN {
+                return;
+            }
+            let Some((backend, mail)) = self.asked.pop_front() else { return };
+            if self.rooms[usize::from(backend)].is_some() {
+                let now = self.now;
+                self.with_rooms(backend, |rooms, post| rooms.on_mail(mail, now, post));
             }
         }
     }

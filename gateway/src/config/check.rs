@@ -7,6 +7,7 @@ use super::access::{read_access, read_origins};
 use super::keys::written;
 use super::operator::{read_admin, read_log};
 use super::policy::{Common, read_common, read_message_bytes_max, read_policy};
+use super::rates::read_rate;
 use super::reader::{Asked, Place, Placed, Reader, Section, closest, not_one_of};
 use super::upstreams::read_websocket;
 use super::warnings::{self, Warnings};
@@ -23,6 +24,7 @@ use crate::limits::{
 };
 use crate::origin::Origins;
 use crate::policy::Policy;
+use crate::rate::Rate;
 use crate::rooms::{NAME_BYTES_MOST, RoomLimits, SlowLimits, SlowPolicy};
 use crate::route::{HostPattern, PathPattern, Route, RouteIndex, Routes};
 use crate::upstream::UpstreamAddress;
@@ -514,6 +516,10 @@ fn read_backend(
     Placed { value: Backend { name: name.value, kind, retired: false }, place: name.place }
 }
 
+/// What one client may ask of rooms when the file does not say. The burst is for a client that joins 512
+/// rooms again, and asks each for what it missed.
+const ROOM_REQUESTS: Rate = Rate::new(200, 1024);
+
 fn read_local(reader: &Reader<'_>, mut section: Section<'_, '_>, limits: &Limits) -> Local {
     section.set_scope("backend.local");
     let default = RoomLimits::default();
@@ -598,8 +604,10 @@ fn read_local(reader: &Reader<'_>, mut section: Section<'_, '_>, limits: &Limits
         let key = if section.has(key) { key } else { "history_bytes_per_shard_max" };
         reader.fault(&section.place_of(key), message);
     }
+    let keys = ["room_requests_per_second", "room_requests_burst"];
+    let requests = read_rate(reader, &mut section, keys, ROOM_REQUESTS, ROOM_REQUESTS.burst());
     section.finish();
-    Local { demo_page, client_names, rooms }
+    Local { demo_page, client_names, rooms, requests }
 }
 
 /// What becomes of members that do not keep up.

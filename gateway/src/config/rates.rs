@@ -68,7 +68,7 @@ pub(super) fn read_rates(
 }
 
 /// A rate and its burst. The burst follows the rate where only that is written.
-fn read_rate(
+pub(super) fn read_rate(
     reader: &Reader<'_>,
     section: &mut Section<'_, '_>,
     [rate_key, burst_key]: [&'static str; 2],

@@ -22,7 +22,7 @@ use super::slow::Backlog;
 use crate::budget::{Drawer, ShardAccount};
 use crate::metrics::Counters;
 use crate::ring::Buffer;
-use crate::rooms::{Heading, SlowLimits, SlowPolicy, gap_frame_bytes, heading};
+use crate::rooms::{Answer, Heading, SlowLimits, SlowPolicy, gap_frame_bytes, heading};
 use crate::spares::Spares;
 use crate::time::Time;
 
@@ -80,6 +80,10 @@ fn queue_bytes(queue: &VecDeque<Segment>) -> usize {
     size_of::<VecDeque<Segment>>() + queue.capacity() * size_of::<Segment>()
 }
 
+/// What long answers are counted in. All that an outbox may have of them fits into 16 bits: less than
+/// [`OUTBOX_BYTES_MAX`](crate::limits::OUTBOX_BYTES_MAX) twice.
+const ANSWER_UNIT_BYTES: usize = 32 * 1024;
+
 /// Bytes owed to one peer.
 #[derive(Default)]
 pub struct Outbox {
@@ -93,6 +97,9 @@ pub struct Outbox {
     in_flight: u8,
     /// Whether part of a receive buffer may be among the segments.
     lent: bool,
+    /// Long answers among the segments and in the backlog, in units of [`ANSWER_UNIT_BYTES`]; of each what
+    /// it was when it was queued, rounded down.
+    answers: u16,
     /// When the peer last took something, or when the first byte was queued.
     progress: Time,
     /// Of a member that does not keep up: what waits behind the segments. Its bytes are counted in
@@ -120,6 +127,8 @@ pub(super) enum Data {
     Owned(Vec<u8>),
     Shared(Bytes),
     Lent(Buffer),
+    /// One frame in pieces.
+    Answer(Answer),
 }
 
 impl Outbox {
@@ -199,6 +208,28 @@ impl Outbox {
         }
     }
 
+    /// Appends an answer to a member of rooms, whatever is queued already: the member has one long one at
+    /// a time.
+    pub fn push_answer(&mut self, answer: Answer, stores: &mut Stores, now: Time) {
+        if self.bytes == 0 {
+            self.progress = now;
+        }
+        self.bytes += answer.bytes() as u32;
+        self.answers = self.answers.saturating_add(answer_units(&answer));
+        let segment = Segment { data: Data::Answer(answer), start: 0, queued_ms: 0 };
+        match &mut self.backlog {
+            None => self.push(segment, stores),
+            Some(backlog) => backlog.push(segment),
+        }
+    }
+
+    /// Bytes of long answers that are queued, to within [`ANSWER_UNIT_BYTES`] each; until the last byte of
+    /// one is sent, all of it. What else may wait is on top of them: an answer was asked for, and holds
+    /// little of its own.
+    pub fn answer_bytes(&self) -> usize {
+        usize::from(self.answers) * ANSWER_UNIT_BYTES
+    }
+
     /// Whether there is a backlog: the peer is a member of rooms that does not keep up.
     pub fn is_backlogged(&self) -> bool {
         self.backlog.is_some()
@@ -227,10 +258,13 @@ impl Outbox {
         metrics: &Counters,
         now: Time,
     ) -> Result<(), Full> {
+        // Messages do not give way to an answer.
+        let bytes_max = bytes_max + self.answer_bytes();
+        let soft = (slow.outbox_bytes + self.answer_bytes()).min(bytes_max);
         if self.backlog.is_none() {
             let waits = self.in_flight > 0;
             let bytes = self.bytes() + frame.len();
-            if bytes <= slow.outbox_bytes || (!waits && bytes <= bytes_max) {
+            if bytes <= soft || (!waits && bytes <= bytes_max) {
                 self.push_shared(frame, stores, now);
                 return Ok(());
             }
@@ -244,7 +278,6 @@ impl Outbox {
         let ahead_bytes = bytes - backlog.bytes();
         drop_stale(backlog, slow, now, metrics);
         backlog.conflate(frame, metrics);
-        let soft = slow.outbox_bytes.min(bytes_max);
         while ahead_bytes + backlog.bytes() + frame.len() > soft && backlog.drop_oldest(metrics) {}
         let bytes = ahead_bytes + backlog.bytes();
         self.bytes = bytes as u32;
@@ -288,7 +321,7 @@ impl Outbox {
         let mut bytes = ahead_bytes;
         while segments < REFILL_SEGMENTS && bytes < REFILL_BYTES {
             let Some(segment) = backlog.pop(metrics) else { break };
-            bytes += segment.bytes().len();
+            bytes += segment.len();
             segments += 1;
             self.push(segment, stores);
         }
@@ -314,7 +347,7 @@ impl Outbox {
         // Frames of a backlog are the rooms' but for a few.
         let mut given_back = 0;
         let mut hold_back = |segment: Segment| {
-            ahead_bytes -= segment.bytes().len();
+            ahead_bytes -= segment.len();
             given_back += segment.owned_bytes();
             if let Data::Shared(frame) = &segment.data {
                 backlog.conflate(frame, metrics);
@@ -365,7 +398,7 @@ impl Outbox {
 
     /// All that is to be sent next, when it is in one piece, as it nearly always is.
     pub fn only_part(&self) -> Option<IoSlice<'_>> {
-        self.rest.is_none().then(|| IoSlice::new(self.first.bytes()))
+        self.first.whole().filter(|_| self.rest.is_none()).map(IoSlice::new)
     }
 
     /// Copies what is queued out of receive buffers, so that they go home: the peer does not keep
@@ -385,33 +418,39 @@ impl Outbox {
         }
     }
 
-    /// Fills `parts` with what is to be sent next, up to its length and `bytes_max`, and marks it
-    /// as in flight. Returns how many parts.
+    /// Fills `parts` with what is to be sent next, up to its length and `bytes_max`. Returns how many
+    /// parts.
     pub fn take_parts<'a>(&'a self, parts: &mut [IoSlice<'a>], bytes_max: usize) -> usize {
         assert!(self.in_flight == 0, "one send at a time");
         let mut count = 0;
         let mut bytes = 0;
-        for (segment, part) in self.segments().zip(parts) {
+        for (bytes_of_part, part) in self.segments().flat_map(Segment::parts).zip(parts) {
             if bytes >= bytes_max {
                 break;
             }
-            *part = IoSlice::new(segment.bytes());
+            *part = IoSlice::new(bytes_of_part);
             bytes += part.len();
             count += 1;
         }
         count
     }
 
-    /// Marks the first `count` segments as in flight.
+    /// Marks the first `count` parts as in flight, and with them the segments that they belong to.
     pub fn mark_in_flight(&mut self, count: usize) {
-        self.in_flight = count as u8;
+        let mut parts = 0;
+        let reached = |segment: &&Segment| {
+            let before = parts;
+            parts += segment.parts().take(count).count();
+            before < count
+        };
+        self.in_flight = self.segments().take_while(reached).count() as u8;
     }
 
     /// The send in flight is over and the socket took `count` bytes. Returns whether that was all
-    /// of it.
+    /// of the segments in flight.
     pub fn sent(&mut self, mut count: usize, stores: &mut Stores, now: Time) -> bool {
         let in_flight = self.segments().take(usize::from(self.in_flight));
-        let whole = in_flight.map(|segment| segment.bytes().len()).sum::<usize>() == count;
+        let whole = in_flight.map(Segment::len).sum::<usize>() == count;
         self.in_flight = 0;
         if count == 0 {
             return whole;
@@ -421,7 +460,7 @@ impl Outbox {
         self.bytes -= count as u32;
         self.lent &= self.bytes > 0;
         while count > 0 {
-            let len = self.first.bytes().len();
+            let len = self.first.len();
             if count < len {
                 self.first.advance(count);
                 break;
@@ -443,6 +482,7 @@ impl Outbox {
             self.pop(stores);
         }
         self.backlog = None;
+        self.answers = 0;
         self.lent = false;
         self.bytes = 0;
     }
@@ -493,7 +533,11 @@ impl Outbox {
 
     fn pop(&mut self, stores: &mut Stores) {
         let next = self.rest.as_mut().and_then(|rest| rest.pop_front()).unwrap_or_default();
-        std::mem::replace(&mut self.first, next).recycle(stores);
+        let segment = std::mem::replace(&mut self.first, next);
+        if let Data::Answer(answer) = &segment.data {
+            self.answers = self.answers.saturating_sub(answer_units(answer));
+        }
+        segment.recycle(stores);
         self.keep_no_empty_queue(stores);
     }
 
@@ -510,6 +554,10 @@ impl Outbox {
 /// Bytes of a frame that nobody else holds; 0 when somebody does.
 pub(super) fn frame_bytes(frame: &Bytes) -> usize {
     if frame.is_unique() { frame.len() } else { 0 }
+}
+
+fn answer_units(answer: &Answer) -> u16 {
+    u16::try_from(answer.bytes() / ANSWER_UNIT_BYTES).unwrap_or(u16::MAX)
 }
 
 fn drop_stale(backlog: &mut Backlog, slow: &SlowLimits, now: Time, metrics: &Counters) {
@@ -532,12 +580,39 @@ impl Segment {
         Duration::from_millis(milliseconds(now).wrapping_sub(self.queued_ms).into())
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
+    /// Its bytes; `None` of an answer, which is in several parts.
+    pub(super) fn whole(&self) -> Option<&[u8]> {
         match &self.data {
-            Data::Empty => &[],
-            Data::Owned(vector) => &vector[self.start as usize..],
-            Data::Shared(bytes) => bytes,
-            Data::Lent(buffer) => buffer,
+            Data::Empty => Some(&[]),
+            Data::Owned(vector) => Some(&vector[self.start as usize..]),
+            Data::Shared(bytes) => Some(bytes),
+            Data::Lent(buffer) => Some(buffer),
+            Data::Answer(_) => None,
+        }
+    }
+
+    /// Its bytes, part by part.
+    fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        let answer = match &self.data {
+            Data::Answer(answer) => Some(answer),
+            _ => None,
+        };
+        self.whole().into_iter().chain(answer.into_iter().flat_map(Answer::parts))
+    }
+
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.whole().expect("an answer is in several parts")
+    }
+
+    /// Bytes that have not been sent.
+    pub(super) fn len(&self) -> usize {
+        match &self.data {
+            Data::Empty => 0,
+            Data::Owned(vector) => vector.len() - self.start as usize,
+            Data::Shared(bytes) => bytes.len(),
+            Data::Lent(buffer) => buffer.len(),
+            Data::Answer(answer) => answer.bytes() - self.start as usize,
         }
     }
 
@@ -548,6 +623,8 @@ impl Segment {
         match &self.data {
             Data::Owned(vector) => vector.capacity(),
             Data::Shared(bytes) => frame_bytes(bytes),
+            // Of the pieces that it shares it cannot say cheaply whose they are.
+            Data::Answer(answer) => answer.held_bytes(),
             Data::Empty | Data::Lent(_) => 0,
         }
     }
@@ -558,13 +635,15 @@ impl Segment {
             Data::Empty | Data::Owned(_) => {}
             Data::Shared(bytes) => bytes.advance(count),
             Data::Lent(buffer) => drop(buffer.split_to(count)),
+            Data::Answer(answer) => answer.advance(count),
         }
     }
 
-    /// Bytes that were drawn for it: of its own vector.
+    /// Bytes that were drawn for it: of its own vector, or of an answer what nobody shares.
     fn owned_bytes(&self) -> usize {
         match &self.data {
             Data::Owned(vector) => vector.capacity(),
+            Data::Answer(answer) => answer.held_bytes(),
             Data::Empty | Data::Shared(_) | Data::Lent(_) => 0,
         }
     }
@@ -586,7 +665,7 @@ mod tests {
     const NOW: Time = Time(1);
 
     fn bytes_of(outbox: &Outbox) -> Vec<u8> {
-        outbox.segments().flat_map(|segment| segment.bytes().to_vec()).collect()
+        outbox.segments().flat_map(Segment::parts).flatten().copied().collect()
     }
 
     #[test]
@@ -640,7 +719,7 @@ mod tests {
         let mut in_flight: Option<usize> = None;
         for step in 0..3_000u64 {
             let fill = vec![step as u8; 1 + next(300) as usize];
-            match next(7) {
+            match next(8) {
                 0 | 1 => {
                     outbox.write(&mut stores, NOW, |out| out.extend_from_slice(&fill));
                     model.extend_from_slice(&fill);
@@ -673,6 +752,14 @@ mod tests {
                         model.drain(..took);
                     }
                 }
+                6 => {
+                    let frame = Bytes::from(fill.clone());
+                    let cuts = [next(frame.len() as u64 + 1) as usize, frame.len()];
+                    let pieces = [frame.slice(..cuts[0]), frame.slice(cuts[0]..cuts[1])];
+                    let pieces = pieces.into_iter().filter(|piece| !piece.is_empty()).collect();
+                    outbox.push_answer(Answer::new(pieces, 0), &mut stores, NOW);
+                    model.extend_from_slice(&fill);
+                }
                 _ if in_flight.is_none() => outbox.unlend(&mut stores),
                 _ => {}
             }
@@ -685,6 +772,33 @@ mod tests {
         outbox.clear(&mut stores);
         assert!(outbox.is_empty() && outbox.rest.is_none());
         assert_eq!(pool.loans(), 0);
+    }
+
+    /// An answer is on top of what may wait besides, until it is sent, and only its own bytes are drawn.
+    #[test]
+    fn an_answer_is_on_top_of_the_bound_until_it_is_sent() {
+        let mut stores = Stores::default();
+        let mut outbox = Outbox::default();
+        let (own, kept) = (Bytes::from(vec![1; 100]), Bytes::from(vec![2; 1 << 20]));
+        let answer = Answer::new(vec![own, kept.clone()], 100);
+        let held = answer.held_bytes();
+        assert!(held < 200, "{held}");
+        outbox.push_answer(answer, &mut stores, NOW);
+        assert_eq!(outbox.bytes(), 100 + (1 << 20));
+        assert_eq!(outbox.answer_bytes(), 1 << 20);
+        assert_eq!(stores.account.held_bytes(Drawer::Outboxes), held as u64);
+        assert_eq!(outbox.held_bytes().0, held);
+
+        let mut parts = [IoSlice::new(&[]); 4];
+        assert_eq!(outbox.take_parts(&mut parts, usize::MAX), 2);
+        assert_eq!(parts[1].as_ptr(), kept.as_ptr());
+        outbox.mark_in_flight(2);
+        outbox.write(&mut stores, NOW, |out| out.extend_from_slice(b"behind"));
+        outbox.sent(1000, &mut stores, NOW);
+        assert_eq!(outbox.answer_bytes(), 1 << 20);
+        outbox.mark_in_flight(1);
+        outbox.sent(100 + (1 << 20) - 1000, &mut stores, NOW);
+        assert_eq!((outbox.answer_bytes(), bytes_of(&outbox)), (0, b"behind".to_vec()));
     }
 
     #[test]

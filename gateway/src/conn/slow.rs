@@ -130,9 +130,10 @@ impl Backlog {
     /// Appends a segment.
     pub(super) fn push(&mut self, segment: Segment) {
         let queued_ms = segment.queued_ms;
-        self.bytes += segment.bytes().len();
+        self.bytes += segment.len();
         let heading = match &segment.data {
             Data::Shared(frame) => heading(frame),
+            Data::Answer(answer) => answer.heading(),
             _ => Heading::Other,
         };
         match (heading, &segment.data) {
@@ -175,7 +176,7 @@ impl Backlog {
             }
             Item::Other(segment) => segment,
         };
-        self.bytes -= segment.bytes().len();
+        self.bytes -= segment.len();
         Some(segment)
     }
 

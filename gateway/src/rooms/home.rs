@@ -80,6 +80,7 @@ struct Home {
 
 struct Kept {
     at: Time,
+    /// The frame that was sent, and a comma: see [`Object::into_kept`].
     frame: Bytes,
 }
 
@@ -141,9 +142,9 @@ impl Homes {
         out: &mut impl Outlet,
     ) {
         let Join { from, room, ticket, presence, resume, maker } = join;
-        let answer = |user, room, outcome, frame| {
+        let answer = |user, room, outcome, answer| {
             let (conn, weight) = (from.conn, from.weight);
-            let joined = Joined { conn, user, room, ticket, presence, weight, outcome, frame };
+            let joined = Joined { conn, user, room, ticket, presence, weight, outcome, answer };
             Mail(Letter::Joined(Box::new(joined)))
         };
         if !self.rooms.contains_key(&*room) {
@@ -157,7 +158,7 @@ impl Homes {
                 Ok(made) => made,
                 Err(code) => {
                     let frame = error_frame(code, code.sentence(), from.id.as_deref());
-                    out.post(from.shard, answer(from.user, room, Err(code), frame));
+                    out.post(from.shard, answer(from.user, room, Err(code), frame.into()));
                     return;
                 }
             };
@@ -182,15 +183,14 @@ impl Homes {
             .number("offset", home.offset);
         if let Some(seen) = resume {
             let missed = home.missed_since(seen, limits);
-            object = object
-                .flag("recovered", missed.is_some())
-                .array("messages", missed.into_iter().flatten());
+            object =
+                object.flag("recovered", missed.is_some()).messages(missed.into_iter().flatten());
         }
         if presence {
             object = home.list_users(object, limits);
         }
         let (shard, user) = (from.shard, from.user);
-        out.post(shard, answer(user, Arc::clone(&room), Ok(position), object.into_frame()));
+        out.post(shard, answer(user, Arc::clone(&room), Ok(position), object.into_answer()));
         self.schedule(&room, limits);
     }
 
@@ -235,11 +235,12 @@ impl Homes {
             Some(key) => object.text("key", key),
             None => object,
         };
-        let frame = object
+        let kept = object
             .text("user", &from.user)
             .number("time", time_unix_ms)
             .raw("data", data.as_bytes())
-            .into_frame();
+            .into_kept();
+        let frame = kept.slice(..kept.len() - 1);
         for reach in &home.reach {
             let (room, frame) = (Arc::clone(room), frame.clone());
             let letter = Letter::Deliver { room, offset: home.offset, at_us: *at_us, frame };
@@ -256,8 +257,8 @@ impl Homes {
         counters.published += 1;
 
         let held = home.held();
-        self.history_bytes += frame.len();
-        self.history_bytes -= home.keep(Kept { at: now, frame }, limits);
+        self.history_bytes += kept.len();
+        self.history_bytes -= home.keep(Kept { at: now, frame: kept }, limits);
         while self.history_bytes > limits.history_bytes_per_shard_max {
             // Nothing of its own left to pay with: others were there first.
             let Some(freed) = home.forget_oldest() else { break };
@@ -294,7 +295,8 @@ impl Homes {
                 home.list_history(object, after, limit, limits)
             }
         };
-        answer(from, object.into_frame(), out);
+        let (conn, answer) = (from.conn, object.into_answer());
+        out.post(from.shard, Mail(Letter::LongAnswer { conn, answer, weight: from.weight }));
     }
 
     pub(super) fn next_deadline(&self) -> Option<Time> {
@@ -483,7 +485,7 @@ impl Home {
         &self,
         seen: Position,
         limits: &RoomLimits,
-    ) -> Option<impl Iterator<Item = &[u8]>> {
+    ) -> Option<impl Iterator<Item = &Bytes>> {
         if seen.epoch != self.epoch || seen.offset > self.offset {
             return None;
         }
@@ -494,7 +496,7 @@ impl Home {
         let first = self.history.len() - missed as usize;
         let bytes: usize = self.history.range(first..).map(|kept| payload(&kept.frame).len()).sum();
         (bytes <= limits.answer_bytes_max)
-            .then(|| self.history.range(first..).map(|kept| payload(&kept.frame)))
+            .then(|| self.history.range(first..).map(|kept| &kept.frame))
     }
 
     /// The number of the message at the front of the history, or of the next one to come.
@@ -537,7 +539,7 @@ impl Home {
             .number("offset", self.offset)
             .flag("gap", after.is_some_and(|after| after.saturating_add(1) < oldest))
             .flag("more", more)
-            .array("messages", self.history.range(range).map(|kept| payload(&kept.frame)))
+            .messages(self.history.range(range).map(|kept| &kept.frame))
     }
 
     fn list_users(&self, object: Object, limits: &RoomLimits) -> Object {

@@ -17,6 +17,8 @@ use bytes::Bytes;
 use crate::conn::ConnId;
 use crate::makers::Maker;
 
+use super::answer::Answer;
+use super::members::WEIGHT_MAX;
 use super::protocol::{ErrorCode, Position};
 
 /// A letter from one shard's `Rooms` to another's, to be handed to `Rooms::on_mail` there.
@@ -35,7 +37,8 @@ impl Mail {
             | Letter::Deliver { frame, .. }
             | Letter::Notify { frame, .. }
             | Letter::DeliverDirect { frame, .. } => frame.len(),
-            Letter::Joined(joined) => size_of::<Joined>() + joined.frame.len(),
+            Letter::LongAnswer { answer, .. } => answer.held_bytes(),
+            Letter::Joined(joined) => size_of::<Joined>() + joined.answer.held_bytes(),
             Letter::Publish(publish) => size_of::<Publish>() + publish.data.len(),
             Letter::Direct(direct) => size_of::<Direct>() + direct.frame.len(),
             Letter::Join(_) => size_of::<Join>(),
@@ -45,11 +48,22 @@ impl Mail {
         }
     }
 
-    /// Bytes of an answer that was made for one client alone; zero for every other letter.
+    /// Whether it may be handled behind later letters: a request whose answer may be long. Its client says
+    /// nothing more before it has the answer, and to the others it changes nothing.
+    pub fn can_wait(&self) -> bool {
+        match &self.0 {
+            Letter::Ask(_) => true,
+            Letter::Join(join) => join.from.weight == WEIGHT_MAX,
+            _ => false,
+        }
+    }
+
+    /// Bytes that were written for one client alone, to answer it; zero for every other letter.
     pub fn answer_bytes(&self) -> usize {
         match &self.0 {
             Letter::Answer { frame, .. } => frame.len(),
-            Letter::Joined(joined) => joined.frame.len(),
+            Letter::LongAnswer { answer, .. } => answer.held_bytes(),
+            Letter::Joined(joined) => joined.answer.held_bytes(),
             _ => 0,
         }
     }
@@ -73,6 +87,8 @@ pub(super) enum Letter {
     Notify { room: Arc<str>, frame: Bytes },
     /// To the client's shard: a finished answer, and what the client is charged for it no longer.
     Answer { conn: ConnId, frame: Bytes, weight: u8 },
+    /// As `Answer`, one that may be long.
+    LongAnswer { conn: ConnId, answer: Answer, weight: u8 },
     /// To the home of the user: a connection of theirs opened in `shard`.
     UserOpened { user: Arc<str>, shard: u16 },
     /// To the home of the user: a connection of theirs in `shard` closed.
@@ -119,7 +135,7 @@ pub(super) struct Joined {
     /// Where the room stood: the member gets everything after it.
     pub(super) outcome: Result<Position, ErrorCode>,
     /// The answer, or the error.
-    pub(super) frame: Bytes,
+    pub(super) answer: Answer,
 }
 
 #[derive(Debug)]

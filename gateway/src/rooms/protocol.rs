@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 use crate::names;
 use crate::ws::frame::{Opcode, encode_server_header};
 
+use super::answer::Answer;
 use super::limits::{NAME_BYTES_MOST, RoomLimits};
 
 /// The name of the subprotocol on the wire (`Sec-WebSocket-Protocol`). To offer it is optional.
@@ -491,22 +492,37 @@ pub fn ping_frame() -> Bytes {
 }
 
 /// A server message under construction: one JSON object.
-pub(super) struct Object(Vec<u8>);
+pub(super) struct Object {
+    /// The pieces before `tail`, as an [`Answer`] has them.
+    pieces: Vec<Bytes>,
+    /// Bytes of those that nobody else holds.
+    own_bytes: usize,
+    /// What is being written.
+    tail: Vec<u8>,
+}
+
+/// A message of this size is shared by the answers that bring it, a smaller one is copied: a piece costs
+/// [`size_of::<Bytes>()`], its count of holders and a part in a send.
+const SHARED_BYTES_MIN: usize = 256;
 
 impl Object {
+    fn with_capacity(bytes: usize) -> Object {
+        Object { pieces: Vec::new(), own_bytes: 0, tail: Vec::with_capacity(bytes) }
+    }
+
     /// `{"event":"name"`
     pub(super) fn event(name: &str) -> Object {
-        let mut object = Object(Vec::with_capacity(128));
-        object.0.extend_from_slice(b"{\"event\":");
+        let mut object = Object::with_capacity(128);
+        object.tail.extend_from_slice(b"{\"event\":");
         object.push_text(name);
         object
     }
 
     /// `{"ack":id,"op":"name"`
     pub(super) fn ack(id: Option<&str>, op: &str) -> Object {
-        let mut object = Object(Vec::with_capacity(128));
-        object.0.extend_from_slice(b"{\"ack\":");
-        object.0.extend_from_slice(id.unwrap_or("null").as_bytes());
+        let mut object = Object::with_capacity(128);
+        object.tail.extend_from_slice(b"{\"ack\":");
+        object.tail.extend_from_slice(id.unwrap_or("null").as_bytes());
         object.text("op", op)
     }
 
@@ -518,76 +534,119 @@ impl Object {
 
     pub(super) fn number(mut self, key: &str, value: u64) -> Object {
         self.key(key);
-        write!(self.0, "{value}").expect("a vector takes all that is written");
+        write!(self.tail, "{value}").expect("a vector takes all that is written");
         self
     }
 
     pub(super) fn flag(mut self, key: &str, value: bool) -> Object {
         self.key(key);
-        self.0.extend_from_slice(if value { b"true" } else { b"false" });
+        self.tail.extend_from_slice(if value { b"true" } else { b"false" });
         self
     }
 
     /// Text, because numbers above 2^53 do not survive JavaScript.
     pub(super) fn epoch(mut self, epoch: u64) -> Object {
         self.key("epoch");
-        write!(self.0, "\"{epoch:016x}\"").expect("a vector takes all that is written");
+        write!(self.tail, "\"{epoch:016x}\"").expect("a vector takes all that is written");
         self
     }
 
     /// `json` is one JSON value.
     pub(super) fn raw(mut self, key: &str, json: &[u8]) -> Object {
         self.key(key);
-        self.0.extend_from_slice(json);
+        self.tail.extend_from_slice(json);
         self
     }
 
-    /// Each of `items` is one JSON value.
-    pub(super) fn array<'i>(mut self, key: &str, items: impl Iterator<Item = &'i [u8]>) -> Object {
-        self.key(key);
-        self.0.push(b'[');
-        for (index, item) in items.enumerate() {
-            if index > 0 {
-                self.0.push(b',');
+    /// Messages as [`Object::into_kept`] made them. The large ones are shared.
+    pub(super) fn messages<'k>(mut self, kept: impl Iterator<Item = &'k Bytes>) -> Object {
+        self.key("messages");
+        self.tail.push(b'[');
+        let mut kept = kept.peekable();
+        while let Some(message) = kept.next() {
+            let start = message.len() - payload(message).len();
+            let end = message.len() - usize::from(kept.peek().is_none());
+            if end - start < SHARED_BYTES_MIN {
+                self.tail.extend_from_slice(&message[start..end]);
+            } else {
+                self.end_piece();
+                self.pieces.push(message.slice(start..end));
             }
-            self.0.extend_from_slice(item);
         }
-        self.0.push(b']');
+        self.tail.push(b']');
         self
+    }
+
+    /// What has been written is a piece.
+    fn end_piece(&mut self) {
+        if !self.tail.is_empty() {
+            let piece = std::mem::take(&mut self.tail).into_boxed_slice();
+            self.own_bytes += piece.len();
+            self.pieces.push(piece.into());
+        }
     }
 
     pub(super) fn texts<'i>(mut self, key: &str, items: impl Iterator<Item = &'i str>) -> Object {
         self.key(key);
-        self.0.push(b'[');
+        self.tail.push(b'[');
         for (index, item) in items.enumerate() {
             if index > 0 {
-                self.0.push(b',');
+                self.tail.push(b',');
             }
             self.push_text(item);
         }
-        self.0.push(b']');
+        self.tail.push(b']');
         self
     }
 
     /// The finished frame, header included, in an allocation of exactly its size: history keeps
     /// frames, and slack would be kept with them.
-    pub(super) fn into_frame(mut self) -> Bytes {
-        self.0.push(b'}');
-        let header_bytes = header_bytes(self.0.len());
-        let mut frame = Vec::with_capacity(header_bytes + self.0.len());
-        encode_server_header(&mut frame, Opcode::Text, self.0.len());
-        frame.extend_from_slice(&self.0);
+    pub(super) fn into_frame(self) -> Bytes {
+        self.into_whole(b"")
+    }
+
+    /// The finished frame with a comma behind it, as histories keep it: an answer lists it with the comma.
+    pub(super) fn into_kept(self) -> Bytes {
+        self.into_whole(b",")
+    }
+
+    fn into_whole(mut self, behind: &[u8]) -> Bytes {
+        debug_assert!(self.pieces.is_empty(), "an object with messages is an answer");
+        self.tail.push(b'}');
+        let header_bytes = header_bytes(self.tail.len());
+        let mut frame = Vec::with_capacity(header_bytes + self.tail.len() + behind.len());
+        encode_server_header(&mut frame, Opcode::Text, self.tail.len());
+        frame.extend_from_slice(&self.tail);
+        frame.extend_from_slice(behind);
         Bytes::from(frame)
     }
 
+    /// The finished frame as it goes to one client alone.
+    pub(super) fn into_answer(mut self) -> Answer {
+        if self.pieces.is_empty() {
+            return self.into_frame().into();
+        }
+        self.tail.push(b'}');
+        self.end_piece();
+        let payload_bytes: usize = self.pieces.iter().map(Bytes::len).sum();
+        // The first is what the object begins with, so it is our own.
+        let first = &mut self.pieces[0];
+        let header_bytes = header_bytes(payload_bytes);
+        let mut headed = Vec::with_capacity(header_bytes + first.len());
+        encode_server_header(&mut headed, Opcode::Text, payload_bytes);
+        headed.extend_from_slice(first);
+        *first = headed.into();
+        Answer::new(self.pieces, self.own_bytes + header_bytes)
+    }
+
     fn key(&mut self, key: &str) {
-        self.0.push(b',');
+        self.tail.push(b',');
         self.push_text(key);
-        self.0.push(b':');
+        self.tail.push(b':');
     }
 
     fn push_text(&mut self, text: &str) {
-        serde_json::to_writer(&mut self.0, text).expect("a vector takes all that is written");
+        serde_json::to_writer(&mut self.tail, text).expect("a vector takes all that is written");
     }
 }
 
@@ -599,9 +658,9 @@ pub(super) fn error_frame(code: ErrorCode, sentence: &str, id: Option<&str>) -> 
     inner.extend_from_slice(b"\",\"message\":");
     serde_json::to_writer(&mut inner, sentence).expect("a vector takes all that is written");
     inner.push(b'}');
-    let mut object = Object(Vec::with_capacity(inner.len() + 32));
-    object.0.extend_from_slice(b"{\"error\":");
-    object.0.extend_from_slice(&inner);
+    let mut object = Object::with_capacity(inner.len() + 32);
+    object.tail.extend_from_slice(b"{\"error\":");
+    object.tail.extend_from_slice(&inner);
     object.raw("id", id.unwrap_or("null").as_bytes()).into_frame()
 }
 

@@ -26,6 +26,9 @@ impl Outlet for Said {
     fn deliver(&mut self, to: ConnId, frame: &Bytes) {
         self.frames.push((to, frame.clone()));
     }
+    fn deliver_answer(&mut self, to: ConnId, answer: Answer) {
+        self.frames.push((to, answer.parts().collect::<Vec<_>>().concat().into()));
+    }
     fn post(&mut self, shard: u16, mail: Mail) {
         self.mail.push((shard, mail));
     }
@@ -35,6 +38,9 @@ impl Outlet for Said {
     /// A hundred slots are one address.
     fn maker(&mut self, conn: ConnId) -> Arc<Maker> {
         self.makers.maker(0, AddressKey::V4(conn.slot / 100))
+    }
+    fn has_room_to_ask(&self, shard: u16) -> bool {
+        self.has_room(shard)
     }
     fn answered(&mut self, _conn: ConnId) {}
 }

@@ -10,7 +10,7 @@ use super::Shard;
 use crate::conn::ConnId;
 use crate::memory::{Held, Holder};
 use crate::ring::Ring;
-use crate::rooms::Rooms;
+use crate::rooms::{Mail, Rooms};
 
 /// Slots, and segments of outboxes, looked at in one stretch; a slot counts twice if it is in use. A stretch
 /// of idle connections was measured at 21 µs, with the wake that it takes.
@@ -71,6 +71,11 @@ impl<R: Ring> Shard<R> {
         (slot < self.table.slots_used()).then_some(slot)
     }
 
+    /// Bytes of the list of requests that wait to be served, without what a few of them have in boxes.
+    pub(super) fn asked_bytes(&self) -> usize {
+        self.asked.capacity() * size_of::<(u16, Mail)>()
+    }
+
     /// What is known without a walk.
     fn add_held(&self, held: &mut Held) {
         let (table, table_reserved) = self.table.held_bytes();
@@ -78,7 +83,7 @@ impl<R: Ring> Shard<R> {
         held.add(Holder::Table, table);
         held.add(Holder::Timers, timers);
         held.reserved_bytes = (table_reserved + timers_reserved) as u64;
-        let lists = self.dirty.capacity() * size_of::<u32>()
+        let lists = (self.dirty.capacity() + self.bulky.capacity()) * size_of::<u32>()
             + self.starved.capacity() * size_of::<ConnId>();
         held.add(Holder::Spares, lists + self.stores.held_bytes());
         for (rooms, history) in self.rooms.iter().flatten().map(Rooms::held_bytes) {
@@ -86,7 +91,8 @@ impl<R: Ring> Shard<R> {
             held.add(Holder::RoomsHistory, history);
         }
         held.add(Holder::Sessions, self.sessions.held_bytes());
-        held.add(Holder::Mailboxes, self.mail.held_bytes());
+        held.add(Holder::Mailboxes, self.mail.held_bytes() + self.asked_bytes());
+        held.add(Holder::Assembly, self.unread.held_bytes());
         held.add(Holder::Delays, self.delays.held_bytes());
     }
 }

@@ -6,8 +6,9 @@
 //!
 //! At the bounds: a full inbox leaves mail with its sender, who tries again next turn; a sender
 //! with [`OUTGOING_MAX`] letters or [`OUTGOING_BYTES_MAX`] bytes waiting for a shard refuses new
-//! requests that would go there (`Mailroom::has_room`). A leave or an answer may not be refused and
-//! still goes onto that list: a client has one long answer on its way at a time.
+//! requests that would go there (`Mailroom::has_room`), and at half of that those with a long answer
+//! (`Mailroom::has_room_to_ask`). A leave or an answer may not be refused and still goes onto that list: a
+//! client has one long answer on its way at a time.
 
 mod wake;
 
@@ -243,6 +244,13 @@ impl Mailroom {
     pub fn has_room(&self, shard: u16) -> bool {
         let shard = usize::from(shard);
         self.outgoing[shard].len() < OUTGOING_MAX && self.outgoing_bytes[shard] < OUTGOING_BYTES_MAX
+    }
+
+    /// As `has_room`, for requests whose answer may be long. The other half is for those who publish.
+    pub fn has_room_to_ask(&self, shard: u16) -> bool {
+        let shard = usize::from(shard);
+        self.outgoing[shard].len() < OUTGOING_MAX / 2
+            && self.outgoing_bytes[shard] < OUTGOING_BYTES_MAX / 2
     }
 
     /// The next letter to this shard. `taken` counts those of this turn.

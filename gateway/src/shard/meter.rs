@@ -10,6 +10,7 @@
 use std::time::Duration;
 
 use super::Shard;
+use crate::config::BackendKind;
 use crate::conn::{Conn, ConnId, Meter, Phase};
 use crate::rate::{Action, Bucket, Rate, Rates, SharedBucket};
 use crate::ring::Ring;
@@ -189,11 +190,33 @@ impl<R: Ring> Shard<R> {
         }
     }
 
-    /// Reads a client no further before `read_at`. What has been received already still comes.
+    /// Counts what a client has asked of rooms. Above the rate the client is read no further, and what of
+    /// it was received already waits (`unread.rs`), whatever `rate_action` says: a client that joins many
+    /// rooms has done nothing wrong.
+    pub(super) fn charge_room_request(&mut self, id: ConnId) {
+        let backend = usize::from(self.backend_of(id));
+        let BackendKind::Local(local) = &self.config.backends[backend].kind else { return };
+        let rate = local.requests;
+        if !rate.is_limit() || self.stop_deadline.is_some() || !is_counted(&self.table[id]) {
+            return;
+        }
+        let meter = self.table[id].meter.get_or_insert_default();
+        let read_at = meter.room_requests.take(self.now, 1, &rate);
+        if read_at > self.now {
+            self.throttle(id, read_at);
+        }
+    }
+
+    /// Reads a client no further before `read_at`. What has been received already still comes, except to
+    /// rooms.
     fn throttle(&mut self, id: ConnId, read_at: Time) {
         let conn = &mut self.table[id];
         let is_throttled = conn.is_throttled();
-        conn.meter.get_or_insert_default().read_at = read_at;
+        let meter = conn.meter.get_or_insert_default();
+        if is_throttled && meter.read_at >= read_at {
+            return; // Another bucket is emptier.
+        }
+        meter.read_at = read_at;
         self.timers.set(id.slot, read_at);
         if !is_throttled {
             self.metrics.throttled.add(1);
@@ -233,8 +256,10 @@ impl<R: Ring> Shard<R> {
 impl Meter {
     /// Whether it says no more than its absence would.
     fn is_idle(&self, now: Time) -> bool {
-        let Meter { messages, bytes, control_frames, read_at, address } = self;
-        let full = [messages, bytes, control_frames].iter().all(|bucket| bucket.is_full(now));
+        let Meter { messages, bytes, control_frames, room_requests, read_at, address } = self;
+        let full = [messages, bytes, control_frames, room_requests]
+            .iter()
+            .all(|bucket| bucket.is_full(now));
         full && *read_at == Time::NEVER && address.is_none()
     }
 }

@@ -20,14 +20,18 @@ use crate::makers::Maker;
 use crate::metrics::{Cause, Counters};
 use crate::random::Random;
 use crate::ring::Ring;
-use crate::rooms::{Mail, Outlet, RoomLimits, Rooms, SlowLimits, SlowPolicy};
+use crate::rooms::{Answer, Mail, Outlet, RoomLimits, Rooms, SlowLimits, SlowPolicy};
 use crate::shared::Shared;
 use crate::time::Time;
 use crate::ws::frame::server_payload_bytes;
 
 impl<R: Ring> Shard<R> {
     /// Lends the rooms of one backend together with what they reach of the shard.
-    pub(super) fn with_rooms(&mut self, backend: u16, act: impl FnOnce(&mut Rooms, &mut Post<'_>)) {
+    pub(super) fn with_rooms<T>(
+        &mut self,
+        backend: u16,
+        act: impl FnOnce(&mut Rooms, &mut Post<'_>) -> T,
+    ) -> T {
         let Shard {
             rooms,
             table,
@@ -70,12 +74,13 @@ impl<R: Ring> Shard<R> {
             backend,
         };
         let before = (*rooms.counters(), rooms.gauges());
-        act(rooms, &mut post);
+        let result = act(rooms, &mut post);
         metrics.count_rooms(&before, &(*rooms.counters(), rooms.gauges()));
         let has_rooms = !rooms.is_empty();
         if has_rooms != self.has_rooms[index] {
             self.count_rooms(index, has_rooms);
         }
+        result
     }
 
     /// This shard has rooms of a backend from now on, or none any more.
@@ -130,7 +135,8 @@ impl Outlet for Post<'_> {
             return;
         }
         let bytes = conn.outbox.bytes() + frame.len();
-        if bytes > self.bounds.fast_bytes_max || conn.outbox.is_backlogged() {
+        let fast_bytes_max = self.bounds.fast_bytes_max + conn.outbox.answer_bytes();
+        if bytes > fast_bytes_max || conn.outbox.is_backlogged() {
             self.delays.forget(&mut conn.mark, &self.metrics.recorder);
             let was_backlogged = conn.outbox.is_backlogged();
             let Bounds { outbox_bytes_max, slow, .. } = &self.bounds;
@@ -178,6 +184,27 @@ impl Outlet for Post<'_> {
         super::mark_dirty(conn, to.slot, self.dirty);
     }
 
+    fn deliver_answer(&mut self, to: ConnId, answer: Answer) {
+        let Some(conn) = self.table.get_mut(to) else { return };
+        if conn.phase != Phase::Open || conn.cause.is_some() {
+            return;
+        }
+        let frame_bytes = answer.bytes();
+        conn.outbox.push_answer(answer, self.stores, self.now);
+        if RECORDS {
+            if conn.outbox.is_backlogged() {
+                self.delays.forget(&mut conn.mark, &self.metrics.recorder);
+            } else {
+                self.delays.queued(&mut conn.mark, 1, conn.outbox.bytes(), self.now);
+            }
+            let sizes = &self.metrics.recorder.route(conn.route).to_client_sizes;
+            sizes.record(frame_bytes as u64, 1);
+        }
+        conn.data_at = self.now;
+        conn.traffic.sent(1);
+        super::mark_dirty(conn, to.slot, self.dirty);
+    }
+
     fn post(&mut self, shard: u16, mail: Mail) {
         self.mail.post(shard, Letter::Rooms { backend: self.backend, mail });
     }
@@ -189,6 +216,10 @@ impl Outlet for Post<'_> {
     fn maker(&mut self, conn: ConnId) -> Arc<Maker> {
         let address = AddressKey::of(self.table[conn].client_ip());
         self.shared.makers.maker(self.backend, address)
+    }
+
+    fn has_room_to_ask(&self, shard: u16) -> bool {
+        self.mail.has_room_to_ask(shard)
     }
 
     fn answered(&mut self, conn: ConnId) {
@@ -244,6 +275,7 @@ pub(super) fn room_limits(config: &Config, backend: u16, local: &Local) -> RoomL
     RoomLimits {
         ping_interval: config.limits.ping_interval,
         message_bytes_max: least.unwrap_or(config.limits.message_bytes_max),
+        answer_bytes_max: local.rooms.answer_bytes_max.min(config.limits.outbox_bytes_max),
         ..local.rooms.clone()
     }
 }

@@ -374,7 +374,11 @@ impl<R: Ring> Shard<R> {
         }
         let now = self.now;
         let backend = self.backend_of(id);
-        self.with_rooms(backend, |rooms, post| rooms.on_message(id, payload, now, post));
+        let is_request =
+            self.with_rooms(backend, |rooms, post| rooms.on_message(id, payload, now, post));
+        if is_request {
+            self.charge_room_request(id);
+        }
     }
 
     /// A Pong for a Ping. While Pongs wait behind a slow reader, or a flood of Pings has filled the

@@ -16,6 +16,13 @@ const SENDS_PER_TURN: usize = 256;
 /// Bytes of one waiting send: its completion is how we notice that a slow peer makes progress.
 const SEND_BYTES_MAX: usize = 256 * 1024;
 
+/// Bytes in an outbox from which on its send counts as a large one.
+const BULKY_BYTES_MIN: usize = 64 * 1024;
+
+/// Bytes of large sends handed to the kernel in one turn. It copies them while we wait: a millisecond or
+/// two for this much. The others, which have little to send, do not wait for more.
+const BULKY_BYTES_PER_TURN: usize = 4 << 20;
+
 pub(super) use crate::limits::PAUSE_AT_BYTES;
 
 /// Bytes in an outbox at which reading goes on from whoever fills it.
@@ -24,11 +31,25 @@ const RESUME_AT_BYTES: usize = 64 * 1024;
 impl<R: Ring> Shard<R> {
     pub(super) fn flush_outboxes(&mut self) {
         for _ in 0..SENDS_PER_TURN {
-            let Some(slot) = self.dirty.pop_front() else { return };
-            if let Some(id) = self.table.id_at(slot) {
+            let Some(slot) = self.dirty.pop_front() else { break };
+            let Some(id) = self.table.id_at(slot) else { continue };
+            if self.table[id].outbox.bytes() >= BULKY_BYTES_MIN {
+                self.bulky.push_back(slot); // Still dirty: it is on this list now.
+            } else {
                 self.table[id].flags.dirty = false;
                 self.submit_send(id);
             }
+        }
+        let mut bytes_left = BULKY_BYTES_PER_TURN;
+        while bytes_left > 0 {
+            let Some(slot) = self.bulky.pop_front() else { return };
+            let Some(id) = self.table.id_at(slot) else { continue };
+            let conn = &mut self.table[id];
+            conn.flags.dirty = false;
+            if !conn.flags.send_in_flight {
+                bytes_left = bytes_left.saturating_sub(conn.outbox.bytes().min(SEND_BYTES_MAX));
+            }
+            self.submit_send(id);
         }
     }
 

@@ -104,7 +104,8 @@ impl<R: Ring> Shard<R> {
 
     /// The end of a turn: says what the shard has, and has something given way if that is too much.
     pub(super) fn keep_budget(&mut self) {
-        let letters = self.mail.waiting_bytes();
+        let letters = self.mail.waiting_bytes() + self.asked_bytes();
+        let unread = self.unread.held_bytes();
         let (mut rooms, mut histories) = (0, 0);
         for (held, history) in self.rooms.iter().flatten().map(Rooms::held_bytes) {
             rooms += held;
@@ -112,6 +113,7 @@ impl<R: Ring> Shard<R> {
         }
         let account = &mut self.stores.account;
         account.set(Drawer::Letters, letters);
+        account.set(Drawer::Unread, unread);
         account.set(Drawer::Rooms, rooms);
         account.set(Drawer::Histories, histories);
         let heap = self.measure_heap();

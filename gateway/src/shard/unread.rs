@@ -11,6 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use super::Shard;
 use super::send::PAUSE_AT_BYTES;
 use crate::conn::{ConnId, Phase, State};
+use crate::memory::map_bytes;
 use crate::metrics::Cause;
 use crate::ring::Ring;
 
@@ -21,6 +22,8 @@ const CLIENTS_PER_TURN: usize = 64;
 #[derive(Default)]
 pub(super) struct Unread {
     waiting: HashMap<ConnId, Kept>,
+    /// What the vectors of those have room for, in bytes.
+    kept_bytes: usize,
     /// Clients that may go on; each may be here several times, once per answer.
     ready: VecDeque<ConnId>,
 }
@@ -52,13 +55,32 @@ impl Unread {
 
     /// Keeps bytes behind those that wait already.
     fn keep(&mut self, id: ConnId, bytes: &[u8]) {
-        self.waiting.entry(id).or_default().bytes.extend_from_slice(bytes);
+        let kept = &mut self.waiting.entry(id).or_default().bytes;
+        let before = kept.capacity();
+        kept.extend_from_slice(bytes);
+        self.kept_bytes += kept.capacity() - before;
+    }
+
+    fn take(&mut self, id: ConnId) -> Option<Kept> {
+        let kept = self.waiting.remove(&id)?;
+        self.kept_bytes -= kept.bytes.capacity();
+        Some(kept)
+    }
+
+    fn put_back(&mut self, id: ConnId, kept: Kept) {
+        self.kept_bytes += kept.bytes.capacity();
+        self.waiting.insert(id, kept);
+    }
+
+    /// Bytes on the heap.
+    pub(super) fn held_bytes(&self) -> usize {
+        map_bytes(&self.waiting) + self.kept_bytes + self.ready.capacity() * size_of::<ConnId>()
     }
 
     /// The client is gone, and what it sent with it.
     pub(super) fn forget(&mut self, id: ConnId) {
         if !self.waiting.is_empty() {
-            self.waiting.remove(&id);
+            self.take(id);
         }
     }
 }
@@ -70,7 +92,7 @@ impl<R: Ring> Shard<R> {
         if conn.phase != Phase::Open || conn.cause.is_some() {
             return false; // Its messages are passed over: there is nothing to wait for.
         }
-        if conn.outbox.owed_bytes() > PAUSE_AT_BYTES {
+        if conn.outbox.owed_bytes() > PAUSE_AT_BYTES || conn.is_throttled() {
             return true;
         }
         let rooms = &self.rooms[usize::from(self.backend_of(id))];
@@ -89,18 +111,18 @@ impl<R: Ring> Shard<R> {
     pub(super) fn serve_unread(&mut self) {
         for _ in 0..CLIENTS_PER_TURN {
             let Some(id) = self.unread.ready.pop_front() else { return };
-            let Some(conn) = self.table.get_mut(id) else { continue };
+            let Some(conn) = self.table.get(id) else { continue };
             let serves = matches!(conn.phase, Phase::Open | Phase::Leaving);
-            if conn.is_throttled() || (serves && self.has_to_wait(id)) {
+            if serves && self.has_to_wait(id) {
                 continue; // Its answer, its outbox or its rate brings it here again.
             }
-            let Some(mut kept) = self.unread.waiting.remove(&id) else { continue };
+            let Some(mut kept) = self.unread.take(id) else { continue };
             if serves {
                 kept.served += self.serve_messages(id, &mut kept.bytes[kept.served..]);
             }
             let conn = &self.table[id];
             if conn.phase <= Phase::Leaving && kept.served < kept.bytes.len() {
-                self.unread.waiting.insert(id, kept);
+                self.unread.put_back(id, kept);
                 if !self.has_to_wait(id) {
                     self.unread.ready.push_back(id);
                 }
