@@ -360,8 +360,7 @@ fn read_outbox_bytes_max(
     // More has been reported.
     let assembled = assembled.min(MESSAGE_BYTES_MAX);
     let bytes = OUTBOX_BYTES_LEAST as u64..=OUTBOX_BYTES_MAX as u64;
-    let outbox_bytes_max =
-        section.size("outbox_bytes_max", bytes, outbox_bytes_default(assembled));
+    let outbox_bytes_max = section.size("outbox_bytes_max", bytes, outbox_bytes_default(assembled));
     let least = assembled + OUTBOX_SPARE_BYTES;
     if outbox_bytes_max < least {
         let message = format!(

@@ -67,7 +67,8 @@ impl<R: Ring> Shard<R> {
                         empty => {
                             let (homes, random) = (self.shared.homes, &mut self.random);
                             let origin = self.unix_origin_ms;
-                            *empty = Some(new_rooms(config, limits, self.index, origin, homes, random));
+                            *empty =
+                                Some(new_rooms(config, limits, self.index, origin, homes, random));
                         }
                     }
                 }
