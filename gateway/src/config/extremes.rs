@@ -158,7 +158,8 @@ fn both_ends_of_every_range_are_taken_and_mean_something_else() {
 
 #[test]
 fn one_beyond_every_range_is_refused_with_key_range_and_line() {
-    for (scope, key, low, high) in numbers() {
+    // What a message may have is told in words of its own (`what_is_assembled_has_a_bound`).
+    for (scope, key, low, high) in numbers().into_iter().filter(|it| it.1 != "message_bytes_max") {
         for value in [i128::from(low) - 1, i128::from(high) + 1] {
             let (text, line) = file(&scope, &key, &value.to_string());
             let faults = read(&text).0.expect_err(&format!("{scope}.{key} = {value}"));

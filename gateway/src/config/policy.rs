@@ -99,7 +99,8 @@ fn read_bytes(
     default: usize,
 ) -> usize {
     let bytes = section.size(key, 0..=u64::MAX, default);
-    if (1..CONTROL_BYTES_MAX).contains(&bytes) {
+    // What is not written here has been looked at where it is.
+    if section.has(key) && (1..CONTROL_BYTES_MAX).contains(&bytes) {
         let message = format!(
             "`{key}` is {bytes}: control frames carry up to {CONTROL_BYTES_MAX} bytes and always have \
              to pass; set it to at least that, or to 0 for no limit"

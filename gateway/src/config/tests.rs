@@ -415,9 +415,9 @@ fn a_relay_has_the_bounds_that_are_written() {
         routes,
         &[
             ("/app", 0, 0, 9),
-            ("/more", usize::MAX, u64::MAX, 60_000),
-            ("/less", 125, 1, 60_000),
             ("/echo", 64 << 20, 20, 60_000),
+            ("/less", 125, 1, 60_000),
+            ("/more", usize::MAX, u64::MAX, 60_000),
             ("/*", 1000, 20, 60_000),
         ],
     );

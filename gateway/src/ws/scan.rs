@@ -533,8 +533,18 @@ mod tests {
         let mut sequence = Sequence::default();
         for (index, payload_bytes) in frames.iter().enumerate() {
             let opcode = if index == 0 { Opcode::Binary } else { Opcode::Continuation };
-            let mut wire = vec![opcode as u8, 127];
-            wire.extend_from_slice(&payload_bytes.to_be_bytes());
+            let mut wire = vec![opcode as u8];
+            match *payload_bytes {
+                short @ 0..126 => wire.push(short as u8),
+                medium @ 126..0x1_0000 => {
+                    wire.push(126);
+                    wire.extend_from_slice(&(medium as u16).to_be_bytes());
+                }
+                long => {
+                    wire.push(127);
+                    wire.extend_from_slice(&long.to_be_bytes());
+                }
+            }
             let header = decode_header(&wire).expect("no rule").expect("a whole header");
             sequence.admit(&header, Direction::UpstreamToClient, false, &limits)?;
         }

@@ -79,17 +79,17 @@ fn orders_are_served_as_their_answers_are_read() {
     gateway.stop();
 }
 
-/// A client may join all the rooms that it may be in, and leave them again, at once. Beyond the burst it
-/// is read as its rate allows: it is not closed, and each request is answered, in its order.
+/// A client may join all the rooms that it may be in, and ask each for its history, at once. Beyond the
+/// burst it is read as its rate allows: it is not closed, and each request is answered, in its order.
 #[test]
 fn requests_beyond_the_burst_are_served_at_their_rate() {
     let gateway = Gateway::start(&format!("{HEAD}{ROOMS}"));
     let mut peer = Peer::open(gateway.address(), "/");
     assert_eq!(hear(&mut peer)["event"], "welcome");
-    let (burst, more) = (1024, 100);
+    let (burst, more) = (1024, 400);
     let mut requests = Vec::new();
     for id in 0..burst + more {
-        let (op, room) = (["join", "leave"][id / 512 % 2], format!("room-{}", id % 512));
+        let (op, room) = (["join", "history", "leave"][id / 512], format!("room-{}", id % 512));
         let request = json!({"op": op, "room": room, "id": id});
         requests.extend(masked(0x81, request.to_string().as_bytes()));
         // Publishes do not count.
