@@ -239,6 +239,10 @@ pub enum State {
 }
 
 impl State {
+    /// The names of those that a client can be in.
+    pub const OF_CLIENTS: [&str; 8] =
+        ["proxy_header", "head", "echo", "rooms", "connecting", "refusing", "forwarding", "relay"];
+
     /// What it is called in logs and records.
     pub fn name(&self) -> &'static str {
         match self {

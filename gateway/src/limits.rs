@@ -283,10 +283,12 @@ pub fn memory_bound(config: &Config, sizes: &ItemSizes) -> Vec<(&'static str, u6
     // A relay assembles nothing and reads nobody on whose bytes wait beyond a small bound.
     let assembled = config.routes.iter().filter(|route| config.backend(route).kind.assembles());
     let assembled = assembled.map(|route| route.policy.message_bytes_max).max();
-    let relayed = times(slots, limits.outbox_bytes_max.min(RELAY_OUTBOX_BYTES));
+    // A client has one upstream at a time.
+    let peers = clients.saturating_mul(2).min(slots);
+    let relayed = times(peers, limits.outbox_bytes_max.min(RELAY_OUTBOX_BYTES));
     let outboxes = match assembled {
         Some(_) => times(clients, limits.outbox_bytes_max)
-            .saturating_add(times(slots - clients, limits.outbox_bytes_max.min(RELAY_OUTBOX_BYTES)))
+            .saturating_add(times(peers - clients, limits.outbox_bytes_max.min(RELAY_OUTBOX_BYTES)))
             .max(relayed),
         None => relayed,
     };
@@ -329,9 +331,8 @@ pub fn memory_warning(config: &Config, bound_bytes: u64) -> Option<Warning> {
             human_bytes(bound_bytes),
             human_bytes(budget_bytes)
         ),
-        cure: "lower `limits.connections_max`, `server.slots_per_shard` (of a relay), \
-               `limits.message_bytes_max` or `limits.outbox_bytes_max`, or raise \
-               `server.memory_bytes_max`"
+        cure: "lower `limits.connections_max`, `limits.message_bytes_max` or \
+               `limits.outbox_bytes_max`, or raise `server.memory_bytes_max`"
             .to_owned(),
     })
 }

@@ -18,7 +18,7 @@ use super::Asked;
 use crate::access::name_of;
 use crate::client_address::{Cidr, CidrSet};
 use crate::config::{BackendKind, Config};
-use crate::conn::ConnId;
+use crate::conn::{self, ConnId};
 use crate::control::Control;
 use crate::names;
 use crate::shard::inspect::{Close, Filter, Found, Inspect, Page};
@@ -150,6 +150,12 @@ impl Selection {
             outbox_bytes_min: self.outbox_bytes_min,
             ..Filter::default()
         };
+        if let Some(state) = &self.state
+            && !conn::State::OF_CLIENTS.contains(&state.as_str())
+        {
+            let states = conn::State::OF_CLIENTS.join(", ");
+            return Err(format!("`state` is {state:?}: no client is in that; choose {states}"));
+        }
         if let Some(text) = &self.address {
             let range: Cidr =
                 text.parse().map_err(|why| format!("`address` is \"{text}\": {why}"))?;

@@ -35,7 +35,7 @@ struct Select {
     /// In this room
     #[arg(long, value_name = "NAME")]
     room: Option<String>,
-    /// In this state: head, echo, rooms, connecting, forwarding, relay
+    /// In this state: head, echo, rooms, connecting, refusing, forwarding, relay, proxy_header
     #[arg(long, value_name = "STATE")]
     state: Option<String>,
     /// Open for so many milliseconds at least

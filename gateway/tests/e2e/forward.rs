@@ -218,7 +218,7 @@ fn bodies_and_answers_have_the_bounds_of_their_route() {
     let route = |path: &str, lines: &str| {
         format!("[[route]]\npath = \"{path}\"\nbackend = \"app\"\n{lines}")
     };
-    let routes = route("/less", "request_body_bytes_max = 10\nresponse_timeout_ms = 200\n")
+    let routes = route("/less", "request_body_bytes_max = 10\nresponse_timeout_ms = 1000\n")
         + &route("/more", "request_body_bytes_max = 3_000\n")
         + &route("/none", "request_body_bytes_max = 0\n")
         + &route("/*", "")

@@ -220,6 +220,7 @@ fn what_makes_no_sense_is_refused() {
         ),
         (&["conns", "--route", "/nowhere"], "no route has this"),
         (&["conns", "--upstream", "ws://x"], "`upstream` is \"ws://x\": no backend has it"),
+        (&["conns", "--state", "relayed"], "`state` is \"relayed\": no client is in that"),
         (&["conns", "--id", "7"], "`id` is \"7\": not of the form"),
         (&["conns", "--after", "x"], "`after` is not the `next` of an answer"),
         (&["conns", "--limit", "0"], "`limit` is 0: choose"),

@@ -46,7 +46,8 @@ fn large_messages_and_uploads_pass() {
     let lines = Program::node("large_client.js", &[&url]).success();
     assert_eq!(lines, ["websocket", "polling", "upload"]);
     let grown = gateway.resident_bytes().saturating_sub(before);
-    assert!(grown < 8 << 20, "{grown} bytes");
+    // What is on its way, and not the 25 MB of the upload.
+    assert!(grown < 16 << 20, "{grown} bytes");
 }
 
 /// Three servers, with a Redis that makes their rooms one if they are to share them.
