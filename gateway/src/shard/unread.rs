@@ -24,7 +24,7 @@ pub(super) struct Unread {
     waiting: HashMap<ConnId, Kept>,
     /// What the vectors of those have room for, in bytes.
     kept_bytes: usize,
-    /// Clients that may go on; each may be here several times, once per answer.
+    /// Clients that may go on, each once (`Kept::is_ready`), and some that are gone.
     ready: VecDeque<ConnId>,
 }
 
@@ -33,6 +33,8 @@ pub(super) struct Unread {
 struct Kept {
     bytes: Vec<u8>,
     served: usize,
+    /// It is in `ready`.
+    is_ready: bool,
 }
 
 impl Unread {
@@ -43,7 +45,10 @@ impl Unread {
 
     /// Something that the client may have waited for has happened.
     pub(super) fn look_at(&mut self, id: ConnId) {
-        if self.has(id) {
+        if let Some(kept) = self.waiting.get_mut(&id)
+            && !kept.is_ready
+        {
+            kept.is_ready = true;
             self.ready.push_back(id);
         }
     }
@@ -67,7 +72,28 @@ impl Unread {
         Some(kept)
     }
 
-    fn put_back(&mut self, id: ConnId, kept: Kept) {
+    /// Takes the client that has been ready for the longest off that list.
+    fn next_ready(&mut self) -> Option<ConnId> {
+        let id = self.ready.pop_front()?;
+        if let Some(kept) = self.waiting.get_mut(&id) {
+            kept.is_ready = false;
+        }
+        Some(id)
+    }
+
+    /// Nobody waits any more: memory goes back.
+    fn rest(&mut self) {
+        if self.waiting.is_empty() && self.waiting.capacity() > 0 {
+            *self = Unread::default();
+        }
+    }
+
+    fn put_back(&mut self, id: ConnId, mut kept: Kept) {
+        if kept.served >= kept.bytes.len() / 2 {
+            kept.bytes.drain(..kept.served);
+            kept.bytes.shrink_to(2 * kept.bytes.len());
+            kept.served = 0;
+        }
         self.kept_bytes += kept.bytes.capacity();
         self.waiting.insert(id, kept);
     }
@@ -81,6 +107,7 @@ impl Unread {
     pub(super) fn forget(&mut self, id: ConnId) {
         if !self.waiting.is_empty() {
             self.take(id);
+            self.rest();
         }
     }
 }
@@ -109,8 +136,11 @@ impl<R: Ring> Shard<R> {
 
     /// Serves clients that have waited, a bounded number of them.
     pub(super) fn serve_unread(&mut self) {
+        if !self.unread.has_ready() {
+            return;
+        }
         for _ in 0..CLIENTS_PER_TURN {
-            let Some(id) = self.unread.ready.pop_front() else { return };
+            let Some(id) = self.unread.next_ready() else { break };
             let Some(conn) = self.table.get(id) else { continue };
             let serves = matches!(conn.phase, Phase::Open | Phase::Leaving);
             if serves && self.has_to_wait(id) {
@@ -124,7 +154,7 @@ impl<R: Ring> Shard<R> {
             if conn.phase <= Phase::Leaving && kept.served < kept.bytes.len() {
                 self.unread.put_back(id, kept);
                 if !self.has_to_wait(id) {
-                    self.unread.ready.push_back(id);
+                    self.unread.look_at(id);
                 }
             } else if conn.flags.read_done && conn.phase <= Phase::Leaving {
                 self.start_finish(id, Cause::ClientGone);
@@ -132,6 +162,7 @@ impl<R: Ring> Shard<R> {
                 self.resume(id);
             }
         }
+        self.unread.rest();
     }
 
     /// What a member of rooms sent waits, though it has ended its stream: that is served first.
