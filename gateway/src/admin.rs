@@ -125,7 +125,8 @@ pub struct Serving {
     address: Option<SocketAddr>,
 }
 
-/// The file of a Unix socket, which is another one once somebody has made one of the same name.
+/// The file of a Unix socket, which goes with this. It is another one once somebody has made one of the
+/// same name.
 struct SocketFile {
     path: PathBuf,
     /// Its device and inode.
@@ -141,9 +142,11 @@ impl SocketFile {
     fn identity_of(path: &Path) -> Option<(u64, u64)> {
         fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
     }
+}
 
+impl Drop for SocketFile {
     /// Removes it, unless it is not ours any more.
-    fn remove(&self) {
+    fn drop(&mut self) {
         if self.identity.is_some() && SocketFile::identity_of(&self.path) == self.identity {
             // Whoever finds it gone has nothing to ask any more.
             let _ = fs::remove_file(&self.path);
@@ -304,14 +307,6 @@ impl Serving {
         let path = self.path.iter().map(|path| format!("admin socket {}", path.path.display()));
         let address = self.address.iter().map(|address| format!("admin at http://{address}/"));
         path.chain(address).collect()
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            path.remove();
-        }
     }
 }
 

@@ -27,6 +27,8 @@ pub mod warnings;
 
 use std::error::Error;
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -361,7 +363,7 @@ impl Config {
     /// Reads and checks the file at `path` under the command line's overrides.
     pub fn load_with(path: &Path, overrides: &Overrides) -> Result<Config, Faults> {
         let name = path.display().to_string();
-        match std::fs::read(path).map(String::from_utf8) {
+        match read_file(path).map(String::from_utf8) {
             Ok(Ok(text)) => check::check(&name, &text, &Machine::here(), overrides).0,
             Ok(Err(error)) => {
                 let bytes = error.as_bytes();
@@ -373,12 +375,7 @@ impl Config {
                 let message = "not UTF-8: TOML files are; save the file as UTF-8".to_owned();
                 Err(Faults { name, list: vec![Fault { line, column, message }] })
             }
-            Err(error) => {
-                let message = format!(
-                    "cannot be read: {error}; check the path and that this user may read it"
-                );
-                Err(Faults { name, list: vec![Fault { line: 0, column: 0, message }] })
-            }
+            Err(message) => Err(Faults { name, list: vec![Fault { line: 0, column: 0, message }] }),
         }
     }
 
@@ -429,6 +426,28 @@ pub struct Fault {
     pub column: usize,
     /// What is wrong, why, and what to do.
     pub message: String,
+}
+
+/// Bytes of a file: with more it is no configuration.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+
+/// The bytes of the file at `path`; else what is wrong with it.
+fn read_file(path: &Path) -> Result<Vec<u8>, String> {
+    let unreadable = |error: io::Error| {
+        format!("cannot be read: {error}; check the path and that this user may read it")
+    };
+    // To open a pipe, or to read a device, would wait or not end, and a reload must do neither.
+    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err("not a regular file: name the configuration file itself".to_owned());
+    }
+    let file = File::open(path).map_err(unreadable)?;
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        let most = FILE_BYTES_MAX >> 20;
+        return Err(format!("larger than {most} MiB: this is no configuration; check the path"));
+    }
+    Ok(bytes)
 }
 
 impl fmt::Display for Faults {

@@ -206,6 +206,8 @@ pub struct Flags {
     pub at_door: bool,
     /// Its receive ended because no buffer was free; it is on the shard's list of the starved.
     pub starved: bool,
+    /// Bytes have come since the receive was armed.
+    pub fed: bool,
     /// What was too big of it is a frame, not a message.
     pub frame_too_big: bool,
 }

@@ -543,7 +543,15 @@ pub fn encode_forwarded_response(
     out.extend_from_slice(format!("HTTP/1.1 {} ", response.status).as_bytes());
     out.extend_from_slice(response.reason.as_bytes());
     out.extend_from_slice(b"\r\n");
-    encode_end_to_end(out, &response.headers, |_| false);
+    // Neither has a body or may say so (RFC 9110 §8.6, RFC 9112 §6.1): a reader that believed it would
+    // take the next answer for that.
+    let is_bare = response.status < 200 || response.status == 204;
+    encode_end_to_end(out, &response.headers, |name| {
+        is_bare
+            && ["content-length", "transfer-encoding"]
+                .iter()
+                .any(|it| name.eq_ignore_ascii_case(it))
+    });
     if let Some(cookie) = cookie {
         encode_header(out, "Set-Cookie", cookie.as_bytes());
     }
@@ -586,6 +594,19 @@ mod tests {
     #[test]
     fn section_1_3_accept() {
         assert_eq!(&accept_value("dGhlIHNhbXBsZSBub25jZQ=="), b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+
+    #[test]
+    fn an_answer_without_a_body_says_nothing_of_one() {
+        for (status, stays) in [(204, false), (103, false), (200, true), (304, true)] {
+            let head = format!("HTTP/1.1 {status} x\r\nContent-Length: 5\r\nETag: a\r\n\r\n");
+            let response = parse_response(head.as_bytes(), &LIMITS).unwrap();
+            let mut out = Vec::new();
+            encode_forwarded_response(&mut out, &response, true, None);
+            let out = String::from_utf8(out).expect("text");
+            assert_eq!(out.contains("Content-Length: 5"), stays, "{out}");
+            assert!(out.contains("ETag: a"), "{out}");
+        }
     }
 
     #[test]

@@ -389,9 +389,9 @@ mod tests {
                 ("request heads", 200 * 4096),
                 ("early bytes", 50 * 8),
                 ("assembly", 50 * 2000),
-                // Clients, and the connections to upstreams, of which nobody sends more.
+                // Clients, and an upstream for each.
                 // A client of rooms may have an answer on top.
-                ("outboxes", 200 * 4000 + 50 * 4000),
+                ("outboxes", 2 * 50 * 4000 + 50 * 4000),
                 ("rates", 50 * size_of::<Meter>() as u64),
                 ("rooms", 2 * (10 + 1 + 2) * 5 + 50 * (3 + 1 + 1) * 2),
                 // Ten full rooms, one full room, and two that a shard does not let fill up.

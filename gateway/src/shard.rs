@@ -126,7 +126,7 @@ pub struct Shard<R: Ring> {
     /// Those of them that have much to send and come behind the others (`send.rs`).
     bulky: VecDeque<u32>,
     /// Connections whose receive ended because no buffer was free.
-    starved: VecDeque<ConnId>,
+    starved: recv::Starved,
     /// Clients to be closed when the borrow that found them is over.
     doomed: Vec<outlet::Doomed>,
     /// Requests with a long answer that have come, by backend: they are served behind all other mail. A
@@ -237,7 +237,7 @@ impl<R: Ring> Shard<R> {
             silent: Silent::default(),
             rested: false,
             dirty: VecDeque::new(),
-            starved: VecDeque::new(),
+            starved: recv::Starved::default(),
             doomed: Vec::new(),
             asked: VecDeque::new(),
             bulky: VecDeque::new(),

@@ -47,6 +47,12 @@ struct Found {
     kind: Kind,
 }
 
+/// Faults that are looked at: a file with more is no configuration, and each costs a walk of its text.
+const FOUND_MAX: usize = 1000;
+
+/// Faults that are told.
+const FAULTS_MAX: usize = 100;
+
 /// How sure we are of a fault where the text could not be parsed.
 #[derive(PartialEq)]
 enum Kind {
@@ -64,6 +70,7 @@ impl<'t> Reader<'t> {
         let (table, errors) = DeTable::parse_recoverable(text);
         let found = errors
             .iter()
+            .take(FOUND_MAX)
             .map(|error| Found {
                 place: error.span().unwrap_or(0..0),
                 message: format!("not TOML: {}; see https://toml.io", error.message()),
@@ -88,7 +95,13 @@ impl<'t> Reader<'t> {
     }
 
     fn note(&self, place: &Place, message: String, kind: Kind) {
-        self.found.borrow_mut().push(Found { place: place.clone(), message, kind });
+        if !self.is_full() {
+            self.found.borrow_mut().push(Found { place: place.clone(), message, kind });
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.found.borrow().len() >= FOUND_MAX
     }
 
     /// Whether nothing is wrong so far.
@@ -140,6 +153,15 @@ impl<'t> Reader<'t> {
             if believed && !list.contains(&fault) {
                 list.push(fault);
             }
+        }
+        if list.len() > FAULTS_MAX {
+            let more = if found.len() < FOUND_MAX { "" } else { "at least " };
+            let message = format!(
+                "{more}{} more; mend these first, or see whether this is the right file",
+                list.len() - FAULTS_MAX
+            );
+            list.truncate(FAULTS_MAX);
+            list.push(Fault { line: 0, column: 0, message });
         }
         Faults { name: name.to_owned(), list }
     }
@@ -489,6 +511,9 @@ impl<'r, 't> Section<'r, 't> {
             let name: &str = key.get_ref();
             if self.asked.contains(&name) {
                 continue;
+            }
+            if self.reader.is_full() {
+                break;
             }
             let remedy = match closest(name, &self.asked) {
                 Some(closest) => format!("did you mean `{closest}`?"),

@@ -910,6 +910,43 @@ fn files_that_cannot_be_read_say_so() {
 }
 
 #[test]
+fn what_is_no_file_is_not_read() {
+    for path in ["/dev/zero", "/proc/self/fd", "/"] {
+        let faults = Config::load(Path::new(path)).expect_err(path).to_string();
+        assert!(faults.starts_with(&format!("{path}: not a regular file")), "{faults}");
+    }
+    // A file of holes, which no disk has to hold.
+    let file = tempfile();
+    std::fs::File::options().write(true).open(&file).unwrap().set_len((16 << 20) + 1).unwrap();
+    let faults = Config::load(&file).expect_err("too large").to_string();
+    std::fs::remove_file(&file).unwrap();
+    assert!(faults.contains("larger than 16 MiB"), "{faults}");
+}
+
+fn tempfile() -> std::path::PathBuf {
+    let path = std::env::temp_dir().join(format!("penstock-config-{}", std::process::id()));
+    std::fs::write(&path, "").unwrap();
+    path
+}
+
+#[test]
+fn of_many_faults_some_are_told() {
+    let unknown = |count: usize| {
+        let keys: String = (0..count).map(|n| format!("surplus{n} = 1\n")).collect();
+        Config::parse("f", &format!("{GOOD}[limits]\n{keys}")).expect_err("unknown keys").list
+    };
+    assert_eq!(unknown(100).len(), 100);
+    let told = unknown(300);
+    assert_eq!(
+        (told.len(), &*told[100].message),
+        (101, "200 more; mend these first, or see whether this is the right file")
+    );
+    let told = unknown(50_000);
+    assert_eq!(told.len(), 101);
+    assert!(told[100].message.starts_with("at least 900 more"), "{}", told[100].message);
+}
+
+#[test]
 fn faults_are_lines() {
     let faults = read("[server]\npin = 1\nshards = 0\n[[route]]\n").expect_err("faults");
     let text = faults.to_string();

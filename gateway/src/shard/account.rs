@@ -7,7 +7,6 @@
 use tokio::sync::oneshot;
 
 use super::Shard;
-use crate::conn::ConnId;
 use crate::memory::{Held, Holder};
 use crate::ring::Ring;
 use crate::rooms::{Mail, Rooms};
@@ -84,7 +83,7 @@ impl<R: Ring> Shard<R> {
         held.add(Holder::Timers, timers);
         held.reserved_bytes = (table_reserved + timers_reserved) as u64;
         let lists = (self.dirty.capacity() + self.bulky.capacity()) * size_of::<u32>()
-            + self.starved.capacity() * size_of::<ConnId>();
+            + self.starved.held_bytes();
         held.add(Holder::Spares, lists + self.stores.held_bytes());
         for (rooms, history) in self.rooms.iter().flatten().map(Rooms::held_bytes) {
             held.add(Holder::Rooms, rooms);

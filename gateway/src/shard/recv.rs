@@ -1,5 +1,7 @@
 //! Bytes arrive, and messages of the clients that we talk to ourselves.
 
+use std::collections::VecDeque;
+
 use super::meter::{Allowance, REST, Used, is_counted};
 use super::send::PAUSE_AT_BYTES;
 use super::{RECORDS, Shard};
@@ -28,6 +30,36 @@ const REFUSED_BODY_BYTES_MAX: u64 = 1 << 20;
 /// Bytes in an outbox beyond which no second Pong joins one that waits there.
 const PONG_BYTES_MAX: usize = 4096;
 
+/// Connections whose receive ended because no buffer was free, each here once.
+///
+/// A receive that is armed takes all that its socket has before the next one's turn comes. So whoever
+/// got nothing goes first: a peer that always has more to send would otherwise take every buffer that
+/// comes back, and the others would never have one.
+#[derive(Default)]
+pub(super) struct Starved {
+    unfed: VecDeque<ConnId>,
+    fed: VecDeque<ConnId>,
+}
+
+impl Starved {
+    fn push(&mut self, id: ConnId, fed: bool) {
+        if fed { &mut self.fed } else { &mut self.unfed }.push_back(id);
+    }
+
+    fn pop(&mut self) -> Option<ConnId> {
+        self.unfed.pop_front().or_else(|| self.fed.pop_front())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.unfed.is_empty() && self.fed.is_empty()
+    }
+
+    /// Bytes on the heap.
+    pub(super) fn held_bytes(&self) -> usize {
+        (self.unfed.capacity() + self.fed.capacity()) * size_of::<ConnId>()
+    }
+}
+
 impl<R: Ring> Shard<R> {
     pub(super) fn on_received(
         &mut self,
@@ -43,6 +75,7 @@ impl<R: Ring> Shard<R> {
                 let conn = &mut self.table[id];
                 self.rested = self.now.since(conn.received_at) >= REST;
                 conn.received_at = self.now;
+                conn.flags.fed = true;
                 if conn.flags.ping_pending {
                     conn.flags.ping_pending = false;
                     let pinged_at = self.now.back_to(conn.pinged_us);
@@ -57,7 +90,8 @@ impl<R: Ring> Shard<R> {
                 if conn.phase != Phase::Closing && !conn.flags.starved {
                     conn.flags.starved = true;
                     self.metrics.starved.add(1);
-                    self.starved.push_back(id);
+                    let fed = conn.flags.fed;
+                    self.starved.push(id, fed);
                 }
             }
             Err(Failure::Cancelled) => {}
@@ -85,6 +119,7 @@ impl<R: Ring> Shard<R> {
             return;
         }
         conn.flags.recv_armed = true;
+        conn.flags.fed = false;
         self.ring.arm_recv(id);
     }
 
@@ -94,7 +129,7 @@ impl<R: Ring> Shard<R> {
             return;
         }
         for _ in 0..REARM_PER_TURN {
-            let Some(id) = self.starved.pop_front() else { return };
+            let Some(id) = self.starved.pop() else { return };
             let Some(conn) = self.table.get_mut(id) else { continue };
             conn.flags.starved = false;
             if conn.phase < Phase::Closing {
@@ -208,6 +243,8 @@ impl<R: Ring> Shard<R> {
         let conn = &self.table[id];
         let unfinished = match (&conn.state, conn.cause) {
             _ if conn.flags.close_received => 0,
+            // A body that breaks a rule has no end to wait for.
+            (State::Connecting(_) | State::Forwarding(_), Some(Cause::ProtocolError)) => 0,
             // Clients of HTTP read an early answer when their whole body is on its way.
             // Without a limit it is `close_timeout` alone that ends it.
             (State::Connecting(_) | State::Forwarding(_), _) => self.policy_of(id).body_bound(),
@@ -427,5 +464,23 @@ impl<R: Ring> Shard<R> {
     pub(super) fn backend_of(&self, id: ConnId) -> u16 {
         let route = crate::route::RouteIndex(self.table[id].route);
         self.config.routes.get(route).backend
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of two that found no buffer, one has had all of them.
+    #[test]
+    fn who_got_nothing_is_armed_before_who_got_some() {
+        let [greedy, waiting, last] = [1, 2, 3].map(|slot| ConnId { slot, generation: 0 });
+        let mut starved = Starved::default();
+        for (id, fed) in [(greedy, true), (waiting, false), (last, false)] {
+            starved.push(id, fed);
+        }
+        let order: Vec<_> = std::iter::from_fn(|| starved.pop()).collect();
+        assert_eq!(order, [waiting, last, greedy]);
+        assert!(starved.is_empty());
     }
 }

@@ -45,6 +45,7 @@ fn it_is_refused_and_told_who_is_there() {
         let said = refused(&file(&scratch, "second.toml", address, "other.sock"));
         assert!(said.contains(&format!("cannot listen on {address}")), "{said}");
         assert!(said.contains(&holder) && said.contains("--take-over"), "{said}");
+        assert!(!scratch.path().join("other.sock").exists(), "it leaves its socket behind");
     }
     // The admin socket.
     let said = refused(&file(&scratch, "second.toml", "127.0.0.1:0", "admin.sock"));
