@@ -93,11 +93,14 @@ impl<R: Ring> Shard<R> {
             Balance::Hash { key, .. } => key.of(request, client),
             _ => 0,
         };
+        let sets_cookie = group.options().cookie.is_some();
         let cookie = group.find_cookie(&request.headers);
         let (session, issuer) = self.session_of(id, backend, request);
         let elsewhere = cookie.map_or(Sticky::Nowhere, Sticky::Cookie);
         let sticky = issuer.map_or(elsewhere, Sticky::Session);
-        let is_https = matches!(self.forwarded_of(id, request).proto, "https" | "wss");
+        // It matters to a cookie alone.
+        let is_https =
+            sets_cookie && matches!(self.forwarded_of(id, request).proto, "https" | "wss");
         let mut copy = self.stores.spares.take(head.len());
         copy.extend_from_slice(head);
         Attempt {
@@ -167,8 +170,7 @@ impl<R: Ring> Shard<R> {
                 }
                 let (status, cause) = failed.unwrap_or((503, Cause::BackendGone));
                 self.book_suspect(id);
-                let why = self.neutral_words(id, status);
-                self.refuse(id, status, cause, &why);
+                self.refuse_neutrally(id, status, cause);
             }
         }
     }
@@ -235,8 +237,7 @@ impl<R: Ring> Shard<R> {
                 let id = self.table.occupy(slot, Side::Upstream, NOWHERE, self.now);
                 self.start_close(id, Cause::ClientGone);
                 if is_open {
-                    let why = self.neutral_words(client, 503);
-                    self.refuse(client, 503, Cause::BackendGone, &why);
+                    self.refuse_neutrally(client, 503, Cause::BackendGone);
                 }
             }
             (Err(failure), _) if is_open => {
@@ -244,8 +245,7 @@ impl<R: Ring> Shard<R> {
                 let why = format!("no socket for the upstream: {failure}");
                 let picked = picked_of(&mut self.table[client].state);
                 note_trouble(&self.groups, &self.journal, picked, &why);
-                let why = self.neutral_words(client, 503);
-                self.refuse(client, 503, Cause::MemoryPressure, &why);
+                self.refuse_neutrally(client, 503, Cause::MemoryPressure);
             }
             (Err(_), _) => {}
         }
@@ -523,8 +523,7 @@ impl<R: Ring> Shard<R> {
         note_trouble(&self.groups, &self.journal, picked, why);
         self.picked_failed(client, is_evident.then_some(Evidence::Connect));
         self.book_suspect(client);
-        let why = self.neutral_words(client, status);
-        self.refuse(client, status, Cause::BackendTimeout, &why);
+        self.refuse(client, status, Cause::BackendTimeout, why);
     }
 
     /// Tells the group that the upstream which was picked for a client, if one was, did not take it;

@@ -223,6 +223,12 @@ impl<R: Ring> Shard<R> {
         });
     }
 
+    /// Refuses a request in words that tell nothing of the upstream.
+    pub(super) fn refuse_neutrally(&mut self, id: ConnId, status: u16, cause: Cause) {
+        let why = self.neutral_words(id, status);
+        self.refuse(id, status, cause, &why);
+    }
+
     /// What a client is told when the upstream is why it is not served: what went wrong there is the
     /// operator's to know, who finds it in the log.
     pub(super) fn neutral_words(&self, client: ConnId, status: u16) -> String {

@@ -316,7 +316,7 @@ mode = "draining"
             world.shard.turn();
         }
         let answer = text(&mut client);
-        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("session"), "{answer}");
         // It comes after all, once the client has been told, and once it has gone.
         let upstream = world.name(1);
         world.answer(conn, number, Some(upstream));

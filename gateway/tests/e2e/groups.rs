@@ -245,10 +245,7 @@ fn a_full_upstream_makes_clients_wait() {
     let mut late = Peer::connect(gateway.address());
     late.write(upgrade("/", ""));
     let answer = late.answer();
-    assert!(
-        answer.starts_with("HTTP/1.1 503 ") && answer.contains("the log has more of"),
-        "{answer}"
-    );
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("connections"), "{answer}");
     // The next gets its turn when the first has gone.
     let mut next = Peer::connect(gateway.address());
     next.write(upgrade("/", ""));
@@ -396,12 +393,13 @@ fn connections_are_made_from_the_listed_addresses() {
     }
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["127.0.0.7", "127.0.0.8"]);
     let lines = "source_addresses = [\"192.0.2.77\"]\n";
-    let gateway = Gateway::start(&group(&[upstream.address()], lines));
+    let mut gateway = Gateway::start(&group(&[upstream.address()], lines));
     let mut client = Peer::connect(gateway.address());
     client.write(upgrade("/", ""));
     let answer = client.answer();
     let is_told = answer.starts_with("HTTP/1.1 503 ") && answer.contains("\r\nRetry-After: ");
     assert!(is_told && answer.contains("the log has more of"), "{answer}");
+    gateway.log_line_containing("no local port is left");
     drop(client);
     gateway.stop().expect("memory_pressure 1");
 }
