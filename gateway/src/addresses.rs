@@ -2,25 +2,22 @@
 //! they may still do together.
 //!
 //! Used only where a limit per address is configured. An address is looked up when a client asks for
-//! something and when it leaves, under the lock of one of [`STRIPES`]; what is counted per message
-//! are atomics in [`Address`], which the connection holds on to.
+//! something and when it leaves, under the lock of its part of the table; what is counted per
+//! message are atomics in [`Address`], which the connection holds on to.
 //!
 //! An entry outlives the last connection until its buckets are full again, so that coming back does
 //! not make a client forget what it owes. At the bound of the table an address that has no connection
 //! gives way, oldest first, whatever it owes; when all have one, the newcomer is refused.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use crate::memory::{ARC_BYTES, map_bytes};
 use crate::rate::{Bucket, Rate, SharedBucket};
+use crate::striped::Striped;
 use crate::time::Time;
-
-/// Parts of the table, each under a lock of its own.
-const STRIPES: usize = 64;
 
 /// Addresses without a connection that are looked at when another comes or leaves.
 const SWEPT_PER_CALL: usize = 4;
@@ -30,10 +27,9 @@ pub const ADDRESS_BYTES: usize =
     size_of::<Address>() + 16 + 2 * size_of::<(AddressKey, Entry)>() + 2 * size_of::<AddressKey>();
 
 /// All addresses.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Addresses {
-    stripes: Box<[Mutex<Stripe>]>,
-    hasher: RandomState,
+    stripes: Striped<Stripe>,
     /// Entries of all stripes.
     count: AtomicUsize,
 }
@@ -104,13 +100,6 @@ impl AddressKey {
     }
 }
 
-impl Default for Addresses {
-    fn default() -> Addresses {
-        let stripes = (0..STRIPES).map(|_| Mutex::default()).collect();
-        Addresses { stripes, hasher: RandomState::new(), count: AtomicUsize::new(0) }
-    }
-}
-
 impl Addresses {
     /// Counts an upgrade that `ip` asks for.
     ///
@@ -150,7 +139,7 @@ impl Addresses {
 
     /// A connection that [`Addresses::open`] has counted is no more.
     pub fn close(&self, address: &Address, now: Time) {
-        let mut stripe = self.stripe(address.key);
+        let mut stripe = self.stripes.of(address.key);
         let entry = stripe.entries.get_mut(&address.key);
         let entry = entry.expect("an address with a connection stays in the table");
         entry.connections -= 1;
@@ -160,23 +149,20 @@ impl Addresses {
 
     /// Connections that are counted, of all addresses. Takes every lock: for tests and operators.
     pub fn connections(&self) -> u64 {
-        let of_stripe = |stripe: &Mutex<Stripe>| -> u64 {
-            let stripe = lock(stripe);
-            stripe.entries.values().map(|entry| u64::from(entry.connections)).sum()
-        };
-        self.stripes.iter().map(of_stripe).sum()
+        let connections = |entry: &Entry| u64::from(entry.connections);
+        self.stripes.all().map(|it| it.entries.values().map(connections).sum::<u64>()).sum()
     }
 
     /// Bytes of the table and of the addresses in it, for the memory ledger. Takes every lock, each
     /// for a moment.
     pub fn held_bytes(&self) -> usize {
-        let of_stripe = |stripe: &Mutex<Stripe>| {
-            let Stripe { entries, left } = &*lock(stripe);
+        let of_stripe = |stripe: MutexGuard<'_, Stripe>| {
+            let Stripe { entries, left } = &*stripe;
             map_bytes(entries)
                 + left.capacity() * size_of::<AddressKey>()
                 + entries.len() * (size_of::<Address>() + ARC_BYTES)
         };
-        self.stripes.iter().map(of_stripe).sum::<usize>() + size_of_val(&*self.stripes)
+        self.stripes.all().map(of_stripe).sum::<usize>() + self.stripes.held_bytes()
     }
 
     /// Addresses in the table.
@@ -192,7 +178,7 @@ impl Addresses {
         entries_max: usize,
         act: impl FnOnce(&mut Entry) -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
-        let mut stripe = self.stripe(key);
+        let mut stripe = self.stripes.of(key);
         self.sweep(&mut stripe, now);
         if !stripe.entries.contains_key(&key) {
             // Counted before it is there, so that the bound holds over all stripes.
@@ -200,7 +186,7 @@ impl Addresses {
                 // Never two locks at once, so that nobody waits in a circle.
                 drop(stripe);
                 let made_room = self.evict_one(key);
-                stripe = self.stripe(key);
+                stripe = self.stripes.of(key);
                 if !made_room {
                     self.count.fetch_sub(1, Ordering::Relaxed);
                     return Err(Refusal::TableFull);
@@ -226,9 +212,7 @@ impl Addresses {
 
     /// Takes an address without a connection out of the table, beginning with the stripe of `key`.
     fn evict_one(&self, key: AddressKey) -> bool {
-        let first = self.stripe_index(key);
-        (0..STRIPES).any(|offset| {
-            let mut stripe = lock(&self.stripes[(first + offset) % STRIPES]);
+        self.stripes.all_from(key).any(|mut stripe| {
             let evicted = stripe.evict_one();
             self.count.fetch_sub(usize::from(evicted), Ordering::Relaxed);
             evicted
@@ -252,19 +236,6 @@ impl Addresses {
             }
         }
     }
-
-    fn stripe_index(&self, key: AddressKey) -> usize {
-        self.hasher.hash_one(key) as usize % STRIPES
-    }
-
-    fn stripe(&self, key: AddressKey) -> MutexGuard<'_, Stripe> {
-        lock(&self.stripes[self.stripe_index(key)])
-    }
-}
-
-/// A thread that panicked has ended the process, or a test.
-fn lock(stripe: &Mutex<Stripe>) -> MutexGuard<'_, Stripe> {
-    stripe.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Stripe {

@@ -27,8 +27,7 @@ pub mod warnings;
 
 use std::error::Error;
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -40,6 +39,7 @@ use crate::checks::CheckOptions;
 use crate::client_address::Access;
 use crate::limits::Limits;
 use crate::rate::Rate;
+use crate::regular_file::{self, unreadable};
 use crate::rooms::RoomLimits;
 use crate::route::{Route, Routes};
 use crate::upstream::{GroupOptions, UpstreamAddress, UpstreamSpec};
@@ -433,16 +433,11 @@ const FILE_BYTES_MAX: u64 = 16 << 20;
 
 /// The bytes of the file at `path`; else what is wrong with it.
 fn read_file(path: &Path) -> Result<Vec<u8>, String> {
-    let unreadable = |error: io::Error| {
-        format!("cannot be read: {error}; check the path and that this user may read it")
-    };
-    // To open a pipe, or to read a device, would wait or not end, and a reload must do neither.
-    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+    let Some(file) = regular_file::open(path)? else {
         return Err("not a regular file: name the configuration file itself".to_owned());
-    }
-    let file = File::open(path).map_err(unreadable)?;
+    };
     let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| unreadable(&error))?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         let most = FILE_BYTES_MAX >> 20;
         return Err(format!("larger than {most} MiB: this is no configuration; check the path"));

@@ -7,15 +7,11 @@
 //! something (`shard/accept.rs`).
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::addresses::AddressKey;
 use crate::memory::map_bytes;
-
-/// Parts of the table, each under a lock of its own.
-const STRIPES: usize = 64;
+use crate::striped::Striped;
 
 /// An address may always have so many, however few clients there may be in all.
 const SILENT_MIN: u32 = 64;
@@ -27,27 +23,19 @@ pub fn silent_max(connections_max: u32) -> u32 {
 }
 
 /// Counts by listener and address. An entry is there while it counts somebody, so slots bound them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Doorstep {
-    stripes: Box<[Mutex<Stripe>]>,
-    hasher: RandomState,
+    stripes: Striped<Stripe>,
 }
 
 type Key = (u8, AddressKey);
 type Stripe = HashMap<Key, u32>;
 
-impl Default for Doorstep {
-    fn default() -> Doorstep {
-        let stripes = (0..STRIPES).map(|_| Mutex::default()).collect();
-        Doorstep { stripes, hasher: RandomState::new() }
-    }
-}
-
 impl Doorstep {
     /// Counts one more, unless there are `max`.
     pub fn enter(&self, listener: usize, ip: IpAddr, max: u32) -> bool {
         let key = (listener as u8, AddressKey::of(ip));
-        let mut stripe = self.stripe(&key);
+        let mut stripe = self.stripes.of(key);
         let count = stripe.entry(key).or_default();
         let may = *count < max;
         if may {
@@ -61,7 +49,7 @@ impl Doorstep {
     /// One that was counted has asked for something, or is gone.
     pub fn leave(&self, listener: usize, ip: IpAddr) {
         let key = (listener as u8, AddressKey::of(ip));
-        let mut stripe = self.stripe(&key);
+        let mut stripe = self.stripes.of(key);
         let count = stripe.get_mut(&key).expect("it was counted");
         *count -= 1;
         if *count == 0 {
@@ -71,24 +59,13 @@ impl Doorstep {
 
     /// Connections that are counted. Takes every lock.
     pub fn count(&self) -> u64 {
-        let counts = |it: &Mutex<Stripe>| lock(it).values().map(|it| u64::from(*it)).sum::<u64>();
-        self.stripes.iter().map(counts).sum()
+        self.stripes.all().map(|it| it.values().map(|count| u64::from(*count)).sum::<u64>()).sum()
     }
 
     /// Bytes of the table, for the memory ledger. Takes every lock.
     pub fn held_bytes(&self) -> usize {
-        let maps = self.stripes.iter().map(|stripe| map_bytes(&lock(stripe)));
-        maps.sum::<usize>() + size_of_val(&*self.stripes)
+        self.stripes.all().map(|it| map_bytes(&*it)).sum::<usize>() + self.stripes.held_bytes()
     }
-
-    fn stripe(&self, key: &Key) -> MutexGuard<'_, Stripe> {
-        lock(&self.stripes[self.hasher.hash_one(key) as usize % STRIPES])
-    }
-}
-
-/// A thread that panicked has ended the process, or a test.
-fn lock(stripe: &Mutex<Stripe>) -> MutexGuard<'_, Stripe> {
-    stripe.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -110,7 +87,7 @@ mod tests {
             doorstep.leave(listener, ip);
         }
         assert_eq!(doorstep.count(), 0);
-        assert!(doorstep.stripes.iter().all(|stripe| lock(stripe).is_empty()));
+        assert!(doorstep.stripes.all().all(|stripe| stripe.is_empty()));
     }
 
     #[test]

@@ -285,13 +285,9 @@ pub fn memory_bound(config: &Config, sizes: &ItemSizes) -> Vec<(&'static str, u6
     let assembled = assembled.map(|route| route.policy.message_bytes_max).max();
     // A client has one upstream at a time.
     let peers = clients.saturating_mul(2).min(slots);
-    let relayed = times(peers, limits.outbox_bytes_max.min(RELAY_OUTBOX_BYTES));
-    let outboxes = match assembled {
-        Some(_) => times(clients, limits.outbox_bytes_max)
-            .saturating_add(times(peers - clients, limits.outbox_bytes_max.min(RELAY_OUTBOX_BYTES)))
-            .max(relayed),
-        None => relayed,
-    };
+    let relayed = limits.outbox_bytes_max.min(RELAY_OUTBOX_BYTES);
+    let of_client = if assembled.is_some() { limits.outbox_bytes_max } else { relayed };
+    let outboxes = times(clients, of_client).saturating_add(times(peers - clients, relayed));
     let sticky = backends.iter().any(|backend| match &backend.kind {
         BackendKind::Websocket(group) => group.options.sticky_sid && group.upstreams.len() > 1,
         _ => false,

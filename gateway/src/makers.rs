@@ -6,29 +6,25 @@
 //!
 //! A connection has a [`Maker`] from its first join of a room on. The home of a room asks it for a place
 //! when it makes the room, and holds the [`Made`] with the room; dropping that gives the place back. Rooms
-//! are made and forgotten far less often than messages come, so addresses stand behind locks, one for
-//! each of [`STRIPES`] parts. An address is known while a room of it is: there are never more of them
-//! than rooms, which `rooms_max` bounds.
+//! are made and forgotten far less often than messages come, so addresses stand behind locks, one
+//! for each part of the table. An address is known while a room of it is: there are never more of them than
+//! rooms, which `rooms_max` bounds.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::addresses::AddressKey;
 use crate::memory::{ARC_BYTES, map_bytes};
-
-/// Parts of the addresses, each under a lock of its own.
-const STRIPES: usize = 64;
+use crate::striped::Striped;
 
 /// What a room costs here at most: its maker, when no other room has the same, and its address.
 pub const MADE_BYTES: usize = size_of::<Maker>() + ARC_BYTES + 2 * size_of::<(Whose, usize)>();
 
 /// All addresses that made rooms.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Makers {
-    stripes: Box<[Mutex<Stripe>]>,
-    hasher: RandomState,
+    stripes: Striped<Stripe>,
     /// Makers in memory, of connections and of rooms that outlived theirs.
     known: AtomicUsize,
 }
@@ -56,13 +52,6 @@ pub struct Maker {
 #[derive(Debug)]
 pub struct Made(Arc<Maker>);
 
-impl Default for Makers {
-    fn default() -> Makers {
-        let stripes = (0..STRIPES).map(|_| Mutex::default()).collect();
-        Makers { stripes, hasher: RandomState::new(), known: AtomicUsize::new(0) }
-    }
-}
-
 impl Makers {
     /// A connection of `address` that may make rooms of this backend, and has made none.
     pub fn maker(self: &Arc<Self>, backend: u16, address: AddressKey) -> Arc<Maker> {
@@ -73,18 +62,14 @@ impl Makers {
 
     /// Rooms that count, of all addresses. Takes every lock: for tests.
     pub fn rooms(&self) -> usize {
-        self.stripes.iter().map(|stripe| lock(stripe).values().sum::<usize>()).sum()
+        self.stripes.all().map(|stripe| stripe.values().sum::<usize>()).sum()
     }
 
     /// Bytes of the makers and the addresses, for the memory ledger. Takes every lock, each for a moment.
     pub fn held_bytes(&self) -> usize {
         let makers = self.known.load(Ordering::Relaxed) * (size_of::<Maker>() + ARC_BYTES);
-        let addresses: usize = self.stripes.iter().map(|stripe| map_bytes(&*lock(stripe))).sum();
-        makers + addresses + size_of_val(&*self.stripes)
-    }
-
-    fn stripe(&self, whose: Whose) -> MutexGuard<'_, Stripe> {
-        lock(&self.stripes[self.hasher.hash_one(whose) as usize % STRIPES])
+        let addresses: usize = self.stripes.all().map(|stripe| map_bytes(&*stripe)).sum();
+        makers + addresses + self.stripes.held_bytes()
     }
 }
 
@@ -94,7 +79,7 @@ impl Maker {
     pub fn make(self: &Arc<Self>, client_max: usize, address_max: usize) -> Option<Made> {
         let one_more = |rooms| (rooms < client_max).then_some(rooms + 1);
         self.rooms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
-        let mut stripe = self.makers.stripe(self.whose);
+        let mut stripe = self.makers.stripes.of(self.whose);
         let of_address = stripe.get(&self.whose).copied().unwrap_or(0);
         if of_address >= address_max {
             self.rooms.fetch_sub(1, Ordering::Relaxed);
@@ -109,7 +94,7 @@ impl Drop for Made {
     fn drop(&mut self) {
         let Made(maker) = self;
         maker.rooms.fetch_sub(1, Ordering::Relaxed);
-        let mut stripe = maker.makers.stripe(maker.whose);
+        let mut stripe = maker.makers.stripes.of(maker.whose);
         let of_address = stripe.get_mut(&maker.whose).expect("an address with a room is known");
         *of_address -= 1;
         if *of_address == 0 {
@@ -126,11 +111,6 @@ impl Drop for Maker {
     fn drop(&mut self) {
         self.makers.known.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-/// A thread that panicked has ended the process, or a test.
-fn lock(stripe: &Mutex<Stripe>) -> MutexGuard<'_, Stripe> {
-    stripe.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

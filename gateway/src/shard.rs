@@ -206,6 +206,16 @@ impl Setup {
     }
 }
 
+#[cfg(test)]
+impl Shard<crate::ring::sim::SimRing> {
+    /// Shard 0, alone in a network of its own, of a table of `slots`, which goes by this configuration file.
+    fn of_test(config: &str, slots: u32) -> Self {
+        let network = crate::ring::sim::Network::new(1, crate::ring::sim::Faults::none());
+        let setup = Setup::of_test(config, &[mailbox::Inbox::default()].into());
+        Shard::new(network.ring(slots, 8, 4096, 1), setup)
+    }
+}
+
 impl<R: Ring> Shard<R> {
     /// A shard that listens once [`Shard::start`] has been called.
     pub fn new(ring: R, setup: Setup) -> Shard<R> {

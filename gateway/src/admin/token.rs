@@ -1,12 +1,13 @@
 //! What has to be shown to use the interface over TCP: a token out of a file (RFC 6750).
 
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use subtle::ConstantTimeEq;
+
+use crate::regular_file::{self, unreadable};
 
 /// Shorter ones could be guessed: 16 characters of base64 are 96 bits.
 const BYTES_MIN: usize = 16;
@@ -28,15 +29,10 @@ impl Token {
     ///
     /// What is wrong with the file or the token, and what to do; never what it holds.
     pub fn read(path: &Path) -> Result<Token, String> {
-        let unreadable = |error: io::Error| {
-            format!("cannot be read: {error}; check the path and that this user may read it")
-        };
-        // Opening a pipe would wait for its writer.
-        if !fs::metadata(path).map_err(unreadable)?.is_file() {
+        let Some(mut file) = regular_file::open(path)? else {
             return Err(format!("not a file; {ADVICE}"));
-        }
-        let mut file = File::open(path).map_err(unreadable)?;
-        let mode = file.metadata().map_err(unreadable)?.permissions().mode();
+        };
+        let mode = file.metadata().map_err(|error| unreadable(&error))?.permissions().mode();
         if mode & 0o006 != 0 {
             return Err(format!(
                 "anybody on this machine may read or write it (mode {:04o}); chmod o-rw it, and \
@@ -46,7 +42,10 @@ impl Token {
         }
         let mut bytes = Vec::new();
         let limit = BYTES_MAX as u64 + 1;
-        Read::by_ref(&mut file).take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
+        Read::by_ref(&mut file)
+            .take(limit)
+            .read_to_end(&mut bytes)
+            .map_err(|error| unreadable(&error))?;
         Token::parse(&bytes)
     }
 
@@ -111,7 +110,7 @@ impl fmt::Debug for Token {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::Permissions;
+    use std::fs::{self, Permissions};
 
     use super::*;
 

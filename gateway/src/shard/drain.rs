@@ -447,9 +447,6 @@ fn why_no_answer(cause: Cause) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ring::sim::{Faults, Network};
-    use crate::shard::Setup;
-    use crate::shard::mailbox::Inbox;
 
     const CONFIG: &str = r#"
 [server]
@@ -467,9 +464,7 @@ kind = "echo"
     #[test]
     fn a_sweep_that_is_late_goes_on_at_once() {
         for (window, turns) in [(Duration::ZERO, 3), (5 * PACE, 6)] {
-            let network = Network::new(1, Faults::none());
-            let setup = Setup::of_test(CONFIG, &[Inbox::default()].into());
-            let mut shard = Shard::new(network.ring(10_000, 8, 4096, 1), setup);
+            let mut shard = Shard::of_test(CONFIG, 10_000);
             let (whom, started) = (Whom::Everybody, shard.now);
             let (next, end) = (0, 2 * SLOTS_PER_TURN + 1);
             shard.sweeps.push(Sweep { whom, started, window, next, end });
@@ -487,9 +482,7 @@ kind = "echo"
     /// be closed it looks at none; the listeners are closed once.
     #[test]
     fn cutting_off_goes_through_the_table_once_a_part_a_turn() {
-        let network = Network::new(1, Faults::none());
-        let setup = Setup::of_test(CONFIG, &[Inbox::default()].into());
-        let mut shard = Shard::new(network.ring(10_000, 8, 4096, 1), setup);
+        let mut shard = Shard::of_test(CONFIG, 10_000);
         let peer = ([192, 0, 2, 1], 5).into();
         let last = shard.table.occupy(2 * SLOTS_PER_TURN, Side::Client, peer, shard.now);
         shard.table.vacate(last);
@@ -510,9 +503,7 @@ kind = "echo"
     fn a_pace_of_losses_is_for_who_waits_and_has_an_end() {
         let config =
             CONFIG.replace("kind = \"echo\"", "kind = \"websocket\"\nurl = \"ws://127.0.0.1:9\"");
-        let network = Network::new(1, Faults::none());
-        let setup = Setup::of_test(&config, &[Inbox::default()].into());
-        let mut shard = Shard::new(network.ring(10_000, 8, 4096, 1), setup);
+        let mut shard = Shard::of_test(&config, 10_000);
         let (peer, now) = (([192, 0, 2, 1], 5).into(), shard.now);
         let window = shard.config.limits.lost_window;
         let upstream = shard.table.occupy(0, Side::Upstream, peer, now);

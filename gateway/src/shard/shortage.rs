@@ -233,9 +233,6 @@ impl<R: Ring> Shard<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ring::sim::{Faults, Network};
-    use crate::shard::Setup;
-    use crate::shard::mailbox::Inbox;
 
     const CONFIG: &str = r#"
 [server]
@@ -251,8 +248,7 @@ kind = "echo"
     /// Another shard may come to take what there is while this one sleeps.
     #[test]
     fn a_shard_that_has_something_to_give_looks_again_soon() {
-        let setup = Setup::of_test(CONFIG, &[Inbox::default()].into());
-        let mut shard = Shard::new(Network::new(1, Faults::none()).ring(64, 8, 4096, 1), setup);
+        let mut shard = Shard::of_test(CONFIG, 64);
         assert_eq!(shard.next_look(), Time::NEVER);
         let id = shard.table.occupy(3, Side::Client, ([192, 0, 2, 1], 5).into(), shard.now);
         shard.assembly_changed(id, 0, LISTED_BYTES_MIN);
