@@ -63,16 +63,42 @@ pub trait Outlet {
     /// Queues mail for another shard, or for this one. Never fails, and keeps the order between
     /// any two shards.
     fn post(&mut self, shard: u16, mail: Mail);
-    /// Whether the mailbox of `shard` has room. Requests are refused with `busy` when it has
-    /// not; what follows from what was done already is posted all the same.
+    /// Whether the mailbox of `shard` has room for what is fanned out to its members. A publish is
+    /// refused with `busy` when it has not; what follows from what was done already is posted all the
+    /// same.
     fn has_room(&self, shard: u16) -> bool;
+    /// Whether a client's request may go to its home `shard` now. When it may not, the client has to wait.
+    fn takes_requests(&self, shard: u16) -> bool;
     /// What the rooms that this client makes count with. Asked once per client, at its first join.
     fn maker(&mut self, conn: ConnId) -> Arc<Maker>;
-    /// As `has_room`, for requests with a long answer: part of the mailbox is not for these, so that those
-    /// who publish do not pay for those who ask.
-    fn has_room_to_ask(&self, shard: u16) -> bool;
     /// An answer has reached a client: a request of it that had to wait may be served.
     fn answered(&mut self, conn: ConnId);
+}
+
+/// What has become of a message of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// A request is done or refused: it counts towards `room_requests_per_second`.
+    Request,
+    /// As `Request`, but a publish or a ping, which are messages like those of any client
+    /// (`messages_per_second`).
+    Message,
+    /// Nothing: its home, this shard, takes no requests now ([`Outlet::takes_requests`]). It is to be handed
+    /// in again, and nothing of this client before it.
+    Waits(u16),
+}
+
+/// Why a request was not passed on.
+enum Refusal {
+    Error(ErrorCode),
+    /// As [`Served::Waits`].
+    Waits(u16),
+}
+
+impl From<ErrorCode> for Refusal {
+    fn from(code: ErrorCode) -> Refusal {
+        Refusal::Error(code)
+    }
 }
 
 /// The room engine of one shard.
@@ -191,32 +217,38 @@ impl Rooms {
         out.post(home, Mail(Letter::UserOpened { user: name, shard: self.shard }));
     }
 
-    /// A text message has come from a client. Returns whether it counts as a request: publishes and pings
-    /// do not, which are messages like those of any client (`messages_per_second`). What is refused counts
-    /// like what is done.
+    /// A text message has come from a client.
     pub fn on_message(
         &mut self,
         conn: ConnId,
         payload: &[u8],
         now: Time,
         out: &mut impl Outlet,
-    ) -> bool {
-        self.counters.requests += 1;
+    ) -> Served {
         let request = match protocol::decode(payload, &self.limits) {
             Ok(request) => request,
             Err(refusal) => {
+                self.counters.requests += 1;
                 self.counters.errors += 1;
                 let frame = error_frame(refusal.code, &refusal.sentence, refusal.id);
                 out.deliver(conn, &frame);
-                return true;
+                return Served::Request;
             }
         };
-        let counts = !matches!(request.operation, Operation::Publish { .. } | Operation::Ping);
-        if let Err(code) = self.on_request(conn, request.id, request.operation, now, out) {
-            self.counters.errors += 1;
-            out.deliver(conn, &error_frame(code, code.sentence(), request.id));
+        let served = match request.operation {
+            Operation::Publish { .. } | Operation::Ping => Served::Message,
+            _ => Served::Request,
+        };
+        match self.on_request(conn, request.id, request.operation, now, out) {
+            Ok(()) => {}
+            Err(Refusal::Waits(home)) => return Served::Waits(home),
+            Err(Refusal::Error(code)) => {
+                self.counters.errors += 1;
+                out.deliver(conn, &error_frame(code, code.sentence(), request.id));
+            }
         }
-        counts
+        self.counters.requests += 1;
+        served
     }
 
     /// Whether a client's next message has to wait until answers to those before it have come. What
@@ -345,7 +377,7 @@ impl Rooms {
         operation: Operation,
         now: Time,
         out: &mut impl Outlet,
-    ) -> Result<(), ErrorCode> {
+    ) -> Result<(), Refusal> {
         if matches!(operation, Operation::Ping) {
             let object = Object::event("pong");
             let object = match id {
@@ -360,17 +392,13 @@ impl Rooms {
             Operation::Ping => {}
             Operation::Join { room, presence, resume } => {
                 if self.members.membership(client, &room).is_some() {
-                    return Err(ErrorCode::AlreadyMember);
+                    return Err(ErrorCode::AlreadyMember.into());
                 }
                 if self.members.membership_count(client) >= self.limits.rooms_per_client_max {
-                    return Err(ErrorCode::TooManyMemberships);
+                    return Err(ErrorCode::TooManyMemberships.into());
                 }
-                let asks = presence || resume.is_some();
-                let home = match asks {
-                    true => self.home_with_room_to_ask(&room, out)?,
-                    false => self.home_with_room(&room, out)?,
-                };
-                let weight = if asks { WEIGHT_MAX } else { 1 };
+                let home = self.open_home_of(&room, out)?;
+                let weight = if presence || resume.is_some() { WEIGHT_MAX } else { 1 };
                 let maker = self.members.maker(client, out);
                 let (room, ticket) = self.members.start_join(client, &room, presence);
                 self.members.charge(client, weight);
@@ -386,7 +414,7 @@ impl Rooms {
             }
             Operation::Publish { room, key, data } => {
                 let room = self.joined_room(client, &room)?;
-                let home = self.home_with_room(&room, out)?;
+                let home = self.open_home_of(&room, out)?;
                 let from = self.requester(client, id);
                 // The one copy that the data needs to outlive the receive buffer.
                 let key = key.as_deref().map(Into::into);
@@ -405,8 +433,8 @@ impl Rooms {
                     Some((shard, _)) => shard,
                     None => self.home_of(&to),
                 };
-                if !out.has_room(home) {
-                    return Err(ErrorCode::Busy);
+                if !out.takes_requests(home) {
+                    return Err(Refusal::Waits(home));
                 }
                 let from = self.requester(client, id);
                 let frame = Object::event("direct")
@@ -428,9 +456,9 @@ impl Rooms {
         room: &str,
         question: Question,
         out: &mut impl Outlet,
-    ) -> Result<(), ErrorCode> {
+    ) -> Result<(), Refusal> {
         let room = self.joined_room(client, room)?;
-        let home = self.home_with_room_to_ask(&room, out)?;
+        let home = self.open_home_of(&room, out)?;
         self.members.charge(client, WEIGHT_MAX);
         let from = Requester { weight: WEIGHT_MAX, ..self.requester(client, id) };
         out.post(home, Mail(Letter::Ask(Box::new(Ask { from, room, question }))));
@@ -513,14 +541,10 @@ impl Rooms {
         self.members.membership(client, room).cloned().ok_or(ErrorCode::NotMember)
     }
 
-    fn home_with_room(&self, name: &str, out: &impl Outlet) -> Result<u16, ErrorCode> {
-        let home = self.home_of(name);
-        if out.has_room(home) { Ok(home) } else { Err(ErrorCode::Busy) }
-    }
-
-    fn home_with_room_to_ask(&self, name: &str, out: &impl Outlet) -> Result<u16, ErrorCode> {
-        let home = self.home_of(name);
-        if out.has_room_to_ask(home) { Ok(home) } else { Err(ErrorCode::Busy) }
+    /// The home of a room, if it takes requests now.
+    fn open_home_of(&self, room: &str, out: &impl Outlet) -> Result<u16, Refusal> {
+        let home = self.home_of(room);
+        if out.takes_requests(home) { Ok(home) } else { Err(Refusal::Waits(home)) }
     }
 
     /// The home of a room or a user: the same in every shard, and another one in every process, so

@@ -74,7 +74,8 @@ const COMPLETIONS_PER_TURN: usize = 256;
 /// Whether messages are timed and measured: false is for finding out what that costs.
 const RECORDS: bool = !cfg!(feature = "no-record");
 
-/// How long a shard sleeps at most while mail of its own waits for another's full inbox.
+/// How long a shard sleeps at most while mail of its own waits for another's full inbox, or clients for
+/// another shard that has much to do.
 const STUCK_MAIL_WAIT: Duration = Duration::from_millis(1);
 
 /// Requests with a long answer that a shard serves in one turn before it goes on with everybody else, and
@@ -343,6 +344,7 @@ impl<R: Ring> Shard<R> {
             || !self.asked.is_empty()
             || self.mail.has_own()
             || self.unread.has_ready()
+            || self.may_serve_lines()
             || self.may_rearm_starved()
             || self.may_serve_waiting()
             || self.may_cut_off()
@@ -354,7 +356,7 @@ impl<R: Ring> Shard<R> {
         let mut deadline = self.timers.next_deadline().min(rooms.unwrap_or(Time::NEVER));
         deadline = deadline.min(self.accept_retry_at).min(self.next_sweep());
         deadline = deadline.min(self.next_look());
-        if self.mail.is_stuck() {
+        if self.mail.is_stuck() || self.has_lines() {
             deadline = deadline.min(self.now + STUCK_MAIL_WAIT);
         }
         // Once it has passed everything is being closed, and completions are all there is to come.

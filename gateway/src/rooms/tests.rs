@@ -17,6 +17,7 @@ struct Said {
     frames: Vec<(ConnId, Bytes)>,
     mail: Vec<(u16, Mail)>,
     full: BTreeSet<u16>,
+    crowded: BTreeSet<u16>,
     makers: Arc<Makers>,
 }
 
@@ -39,8 +40,8 @@ impl Outlet for Said {
     fn maker(&mut self, conn: ConnId) -> Arc<Maker> {
         self.makers.maker(0, AddressKey::V4(conn.slot / 100))
     }
-    fn has_room_to_ask(&self, shard: u16) -> bool {
-        self.has_room(shard)
+    fn takes_requests(&self, shard: u16) -> bool {
+        !self.crowded.contains(&shard)
     }
     fn answered(&mut self, _conn: ConnId) {}
 }
@@ -54,6 +55,7 @@ struct World {
     mail: BTreeMap<(u16, u16), VecDeque<Mail>>,
     received: BTreeMap<Address, VecDeque<Value>>,
     full: BTreeSet<u16>,
+    crowded: BTreeSet<u16>,
     makers: Arc<Makers>,
     now: Time,
 }
@@ -71,14 +73,16 @@ impl World {
             mail: BTreeMap::new(),
             received: BTreeMap::new(),
             full: BTreeSet::new(),
+            crowded: BTreeSet::new(),
             makers: Arc::default(),
             now: Time::default(),
         }
     }
 
     fn call<T>(&mut self, shard: u16, call: impl FnOnce(&mut Rooms, Time, &mut Said) -> T) -> T {
-        let (full, makers) = (self.full.clone(), Arc::clone(&self.makers));
-        let mut said = Said { full, makers, ..Said::default() };
+        let (full, crowded) = (self.full.clone(), self.crowded.clone());
+        let makers = Arc::clone(&self.makers);
+        let mut said = Said { full, crowded, makers, ..Said::default() };
         let rooms = &mut self.shards[usize::from(shard)];
         let result = call(rooms, self.now, &mut said);
         assert_eq!(rooms.members.held_bytes(), rooms.members.recounted_bytes());
@@ -258,7 +262,7 @@ fn bounds_that_are_reached() {
     world.full.insert(0);
     assert_eq!(code(world.ask(a, r#"{"op":"publish","room":"1","data":1}"#)), "busy");
     assert_eq!(code(world.ask(a, r#"{"op":"direct","to":"bob","data":1}"#)), "busy");
-    assert_eq!(code(world.ask(b, r#"{"op":"join","room":"1"}"#)), "busy");
+    assert_eq!(code(world.ask(b, r#"{"op":"join","room":"1"}"#)), "", "one letter to one client");
     assert_eq!(code(world.ask(a, r#"{"op":"leave","room":"1"}"#)), "", "leaving always works");
 }
 
@@ -347,6 +351,40 @@ fn a_shard_without_room_refuses_the_publish_for_all() {
     let got = world.ask(a, &publish);
     assert_eq!((&got[0]["offset"], &got[1]["offset"]), (&json!(1), &json!(1)), "{got:?}");
     assert_eq!(got[1]["ack"], 1, "the answer follows the message");
+}
+
+#[test]
+fn a_request_to_a_crowded_home_waits_and_leaves_no_trace() {
+    let mut world = World::new(1, &RoomLimits::default());
+    let (shard, conn) = world.open(0, 0, 0, Some("ann"));
+    world.ask((shard, conn), r#"{"op":"join","room":"old"}"#);
+    let serve = |world: &mut World, text: &str| {
+        world.call(0, |rooms, now, out| rooms.on_message(conn, text.as_bytes(), now, out))
+    };
+    let before = (*world.shards[0].counters(), world.shards[0].gauges());
+    world.crowded.insert(0);
+    let requests = [
+        r#"{"op":"join","room":"new"}"#,
+        r#"{"op":"join","room":"new","presence":true}"#,
+        r#"{"op":"publish","room":"old","data":1}"#,
+        r#"{"op":"history","room":"old"}"#,
+        r#"{"op":"presence","room":"old"}"#,
+        r#"{"op":"direct","to":"bob","data":1}"#,
+    ];
+    for request in requests {
+        assert_eq!(serve(&mut world, request), Served::Waits(0), "{request}");
+        assert!(world.mail.values().all(VecDeque::is_empty), "{request}");
+        assert!(world.take((shard, conn)).is_empty(), "{request}");
+    }
+    assert_eq!((*world.shards[0].counters(), world.shards[0].gauges()), before);
+    // What needs no home, or is refused here, waits for nobody.
+    assert_eq!(serve(&mut world, r#"{"op":"ping"}"#), Served::Message);
+    assert_eq!(serve(&mut world, r#"{"op":"join","room":"old"}"#), Served::Request);
+    assert_eq!(serve(&mut world, r#"{"op":"publish","room":"no","data":1}"#), Served::Message);
+    assert_eq!(serve(&mut world, r#"{"op":"leave","room":"old"}"#), Served::Request);
+    world.crowded.clear();
+    assert_eq!(serve(&mut world, r#"{"op":"join","room":"new"}"#), Served::Request);
+    assert_eq!(world.shards[0].counters().requests, before.0.requests + 5);
 }
 
 #[test]

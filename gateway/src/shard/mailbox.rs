@@ -4,10 +4,11 @@
 //! posted at its end, so that a burst costs the receiver one wake, and none when it is awake.
 //! Mail from one shard to another arrives in the order in which it was written.
 //!
-//! At the bounds: a full inbox leaves mail with its sender, who tries again next turn; a sender
-//! with [`OUTGOING_MAX`] letters or [`OUTGOING_BYTES_MAX`] bytes waiting for a shard refuses new
-//! requests that would go there (`Mailroom::has_room`), and at half of that those with a long answer
-//! (`Mailroom::has_room_to_ask`). A leave or an answer may not be refused and still goes onto that list: a
+//! At the bounds: a full inbox leaves mail with its sender, who tries again next turn. With
+//! [`CROWD_LETTERS`] letters or [`CROWD_BYTES`] bytes on their way to a shard, clients whose requests
+//! would go there wait in line (`Mailroom::takes_requests`, `unread.rs`). With [`OUTGOING_MAX`] letters
+//! or [`OUTGOING_BYTES_MAX`] bytes that wait with one sender, what it would fan out there is refused
+//! (`Mailroom::has_room`). A leave or an answer may not be refused and still goes onto that list: a
 //! client has one long answer on its way at a time.
 
 mod wake;
@@ -15,7 +16,7 @@ mod wake;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 use tokio::sync::oneshot;
@@ -38,12 +39,21 @@ const OUTGOING_MAX: usize = 4096;
 /// Bytes of letters that wait for a full inbox before what may be refused is refused.
 const OUTGOING_BYTES_MAX: usize = 4 << 20;
 
+/// Letters on their way to a shard, those in its inbox included, at which requests of clients wait: about
+/// a millisecond of its work. Whoever asks next comes behind no more than these.
+const CROWD_LETTERS: usize = 256;
+
+/// As [`CROWD_LETTERS`], in bytes that the letters hold.
+const CROWD_BYTES: usize = 1 << 20;
+
 /// Letters taken from the inbox in one turn, so that sockets get their share of it.
 const INBOX_BATCH: usize = 1024;
 
 /// Where others leave mail for one shard.
 pub struct Inbox {
     queue: ArrayQueue<Letter>,
+    /// What the letters in it hold, those that are just being left or taken included.
+    bytes: AtomicUsize,
     sleeper: Sleeper,
     stop: AtomicBool,
     waker: OnceLock<Waker>,
@@ -139,6 +149,7 @@ impl Default for Inbox {
     fn default() -> Inbox {
         Inbox {
             queue: ArrayQueue::new(INBOX_MAX),
+            bytes: AtomicUsize::new(0),
             sleeper: Sleeper::new(),
             stop: AtomicBool::new(false),
             waker: OnceLock::new(),
@@ -147,10 +158,11 @@ impl Default for Inbox {
 }
 
 impl Inbox {
-    /// Bytes of the inbox, full or empty, without what letters have in boxes. For the memory ledger.
+    /// Bytes of the inbox, full or empty, and of what letters hold. For the memory ledger.
     pub fn held_bytes(&self) -> usize {
         // Each place has a stamp beside the letter.
         self.queue.capacity() * (size_of::<Letter>() + size_of::<usize>())
+            + self.bytes.load(Ordering::Relaxed)
     }
 
     /// Asks the shard to stop: it closes its connections in order and then ends.
@@ -181,6 +193,13 @@ impl Inbox {
     }
 }
 
+/// Letters in an inbox, and what they hold.
+#[derive(Clone, Copy, Default)]
+struct Lying {
+    letters: usize,
+    bytes: usize,
+}
+
 /// One shard's view of the post: its own inbox, and what it has written to others.
 pub struct Mailroom {
     index: u16,
@@ -188,6 +207,10 @@ pub struct Mailroom {
     outgoing: Vec<VecDeque<Letter>>,
     /// What the letters of each of `outgoing` hold.
     outgoing_bytes: Vec<usize>,
+    /// What lay in each inbox when this shard last looked; nothing in its own, which it empties itself.
+    lying: Vec<Lying>,
+    /// What the letters held that were taken from the own inbox and are still counted with it.
+    taken_bytes: usize,
     /// Letters to be tried, over all of `outgoing`.
     waiting: usize,
     /// Bytes of answers to single clients that were written since `begin_answers`.
@@ -198,15 +221,24 @@ impl Mailroom {
     /// The post of shard `index`.
     pub fn new(index: u16, inboxes: Arc<[Inbox]>) -> Mailroom {
         let outgoing: Vec<_> = inboxes.iter().map(|_| VecDeque::new()).collect();
-        let outgoing_bytes = vec![0; outgoing.len()];
-        Mailroom { index, inboxes, outgoing, outgoing_bytes, waiting: 0, answer_bytes: 0 }
+        Mailroom {
+            index,
+            inboxes,
+            outgoing_bytes: vec![0; outgoing.len()],
+            lying: vec![Lying::default(); outgoing.len()],
+            outgoing,
+            taken_bytes: 0,
+            waiting: 0,
+            answer_bytes: 0,
+        }
     }
 
     /// Bytes of what this shard has not posted yet, as [`Inbox::held_bytes`].
     pub fn held_bytes(&self) -> usize {
         let letters: usize = self.outgoing.iter().map(VecDeque::capacity).sum();
         letters * size_of::<Letter>()
-            + self.outgoing.len() * (size_of::<VecDeque<Letter>>() + size_of::<usize>())
+            + self.outgoing.len()
+                * (size_of::<VecDeque<Letter>>() + size_of::<usize>() + size_of::<Lying>())
             + self.outgoing_bytes.iter().sum::<usize>()
     }
 
@@ -246,25 +278,43 @@ impl Mailroom {
         self.outgoing[shard].len() < OUTGOING_MAX && self.outgoing_bytes[shard] < OUTGOING_BYTES_MAX
     }
 
-    /// As `has_room`, for requests whose answer may be long. The other half is for those who publish.
-    pub fn has_room_to_ask(&self, shard: u16) -> bool {
+    /// Whether another request of a client should be written to `shard`, rather than wait in line.
+    pub fn takes_requests(&self, shard: u16) -> bool {
         let shard = usize::from(shard);
-        self.outgoing[shard].len() < OUTGOING_MAX / 2
-            && self.outgoing_bytes[shard] < OUTGOING_BYTES_MAX / 2
+        let Lying { letters, bytes } = self.lying[shard];
+        self.outgoing[shard].len() + letters < CROWD_LETTERS
+            && self.outgoing_bytes[shard] + bytes < CROWD_BYTES
+    }
+
+    /// As `takes_requests`, by what lies in the inbox of `shard` now.
+    pub fn takes_requests_by_now(&mut self, shard: u16) -> bool {
+        if shard != self.index {
+            let inbox = &self.inboxes[usize::from(shard)];
+            let bytes = inbox.bytes.load(Ordering::Relaxed);
+            self.lying[usize::from(shard)] = Lying { letters: inbox.queue.len(), bytes };
+        }
+        self.takes_requests(shard)
     }
 
     /// The next letter to this shard. `taken` counts those of this turn.
     pub fn next_letter(&mut self, taken: &mut usize) -> Option<Letter> {
-        if *taken == INBOX_BATCH {
-            return None;
+        if *taken < INBOX_BATCH {
+            *taken += 1;
+            if let Some(letter) = self.outgoing[usize::from(self.index)].pop_front() {
+                self.outgoing_bytes[usize::from(self.index)] -= letter.held_bytes();
+                self.waiting -= 1;
+                return Some(letter);
+            }
+            if let Some(letter) = self.own().queue.pop() {
+                self.taken_bytes += letter.held_bytes();
+                return Some(letter);
+            }
         }
-        *taken += 1;
-        if let Some(letter) = self.outgoing[usize::from(self.index)].pop_front() {
-            self.outgoing_bytes[usize::from(self.index)] -= letter.held_bytes();
-            self.waiting -= 1;
-            return Some(letter);
+        if self.taken_bytes > 0 {
+            let taken_bytes = std::mem::take(&mut self.taken_bytes);
+            self.own().bytes.fetch_sub(taken_bytes, Ordering::Relaxed);
         }
-        self.own().queue.pop()
+        None
     }
 
     /// Posts what was written this turn, and wakes those who sleep.
@@ -277,18 +327,29 @@ impl Mailroom {
                 continue;
             }
             let inbox = &self.inboxes[shard];
+            let left_bytes = &mut self.outgoing_bytes[shard];
+            // Counted before they lie there: who takes them may be quicker.
+            let mut bytes = inbox.bytes.load(Ordering::Relaxed);
+            if *left_bytes > 0 {
+                bytes = inbox.bytes.fetch_add(*left_bytes, Ordering::Relaxed) + *left_bytes;
+            }
             let leave = || {
                 while let Some(letter) = letters.pop_front() {
-                    let bytes = letter.held_bytes();
+                    let letter_bytes = letter.held_bytes();
                     if let Err(letter) = inbox.queue.push(letter) {
                         letters.push_front(letter);
                         break;
                     }
-                    self.outgoing_bytes[shard] -= bytes;
+                    *left_bytes -= letter_bytes;
                     self.waiting -= 1;
                 }
             };
             inbox.sleeper.leave(leave, || inbox.wake());
+            if *left_bytes > 0 {
+                inbox.bytes.fetch_sub(*left_bytes, Ordering::Relaxed);
+                bytes -= *left_bytes;
+            }
+            self.lying[shard] = Lying { letters: inbox.queue.len(), bytes };
         }
     }
 

@@ -218,8 +218,8 @@ impl Outlet for Post<'_> {
         self.shared.makers.maker(self.backend, address)
     }
 
-    fn has_room_to_ask(&self, shard: u16) -> bool {
-        self.mail.has_room_to_ask(shard)
+    fn takes_requests(&self, shard: u16) -> bool {
+        self.unread.is_open(shard) && self.mail.takes_requests(shard)
     }
 
     fn answered(&mut self, conn: ConnId) {

@@ -9,6 +9,7 @@ use crate::conn::{ConnId, Phase, State};
 use crate::metrics::Cause;
 use crate::policy::Policy;
 use crate::ring::{Buffer, Failure, Ring};
+use crate::rooms::Served;
 use crate::ws::frame::{Opcode, encode_server_header};
 use crate::ws::{Event, MessageKind, ProtocolError};
 
@@ -286,7 +287,7 @@ impl<R: Ring> Shard<R> {
         }
         let served = self.serve_messages(id, bytes);
         let is_open = self.table.get_mut(id).is_some_and(|conn| conn.phase <= Phase::Leaving);
-        if is_open && served < bytes.len() {
+        if is_open && (served < bytes.len() || self.unread.has(id)) {
             self.keep_unread(id, &bytes[served..]);
         }
     }
@@ -405,16 +406,23 @@ impl<R: Ring> Shard<R> {
     }
 
     fn on_room_message(&mut self, id: ConnId, kind: MessageKind, payload: &[u8]) {
-        if kind == MessageKind::Binary {
-            let reason = "rooms speak JSON in text messages";
-            return self.start_leave(id, Cause::ProtocolError, 1003, reason);
+        match kind {
+            MessageKind::Text => self.on_room_text(id, payload),
+            MessageKind::Binary => {
+                let reason = "rooms speak JSON in text messages";
+                self.start_leave(id, Cause::ProtocolError, 1003, reason);
+            }
         }
+    }
+
+    /// Hands a text message to the rooms. It may have to wait.
+    pub(super) fn on_room_text(&mut self, id: ConnId, payload: &[u8]) {
         let now = self.now;
         let backend = self.backend_of(id);
-        let is_request =
-            self.with_rooms(backend, |rooms, post| rooms.on_message(id, payload, now, post));
-        if is_request {
-            self.charge_room_request(id);
+        match self.with_rooms(backend, |rooms, post| rooms.on_message(id, payload, now, post)) {
+            Served::Request => self.charge_room_request(id),
+            Served::Message => {}
+            Served::Waits(home) => self.unread.stand_in_line(id, home, payload),
         }
     }
 

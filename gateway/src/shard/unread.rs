@@ -5,36 +5,58 @@
 //! is behind the one that has to be waited for is kept here as it came, and the client is not read
 //! meanwhile. So a client orders no more than [`Rooms::is_busy`](crate::rooms::Rooms::is_busy) allows,
 //! and holds here what one receive, and those that were under way with it, have brought.
+//!
+//! Where a shard has more to do than it can, clients whose requests would go to it wait in a line, each with
+//! one request, and come up in turn: a client that orders a thousand things waits a thousand times, and
+//! who orders one thing behind it waits once.
 
 use std::collections::{HashMap, VecDeque};
 
 use super::Shard;
 use super::send::PAUSE_AT_BYTES;
 use crate::conn::{ConnId, Phase, State};
-use crate::memory::map_bytes;
+use crate::memory::{list_bytes, map_bytes};
 use crate::metrics::Cause;
 use crate::ring::Ring;
 
 /// Clients whose kept bytes are looked at in one turn; the others come in the next.
 const CLIENTS_PER_TURN: usize = 64;
 
+/// Requests taken from lines in one turn.
+const REQUESTS_PER_TURN: usize = 256;
+
 /// Bytes that wait, by client. A client is here only while it has to wait.
 #[derive(Default)]
 pub(super) struct Unread {
     waiting: HashMap<ConnId, Kept>,
-    /// What the vectors of those have room for, in bytes.
+    /// The sum of their `Kept::held_bytes`.
     kept_bytes: usize,
     /// Clients that may go on, each once (`Kept::is_ready`), and some that are gone.
     ready: VecDeque<ConnId>,
+    /// By shard: clients that have a request for it (`Kept::request`), each once, and some that are gone.
+    lines: Vec<VecDeque<ConnId>>,
+    /// Whose line is looked at first in the next turn.
+    first_line: usize,
+    /// The shard whose line has come up: the request that is served is not to stand in it again.
+    serving: Option<u16>,
 }
 
-/// What a client has sent, of which the first `served` bytes are done with. `served < bytes.len()`
+/// What a client has sent, of which the first `served` bytes are done with.
+/// `served < bytes.len() || !request.is_empty()`
 #[derive(Default)]
 struct Kept {
     bytes: Vec<u8>,
     served: usize,
+    /// The text of the message before `bytes`, while the client stands in line with it; or empty.
+    request: Vec<u8>,
     /// It is in `ready`.
     is_ready: bool,
+}
+
+impl Kept {
+    fn held_bytes(&self) -> usize {
+        self.bytes.capacity() + self.request.capacity()
+    }
 }
 
 impl Unread {
@@ -66,9 +88,47 @@ impl Unread {
         self.kept_bytes += kept.capacity() - before;
     }
 
+    /// Whether this client stands in a line.
+    fn is_in_line(&self, id: ConnId) -> bool {
+        !self.waiting.is_empty()
+            && self.waiting.get(&id).is_some_and(|kept| !kept.request.is_empty())
+    }
+
+    /// Whether nobody stands in the line of `shard`, or the request at hand is that of the first in it.
+    pub(super) fn is_open(&self, shard: u16) -> bool {
+        self.serving == Some(shard)
+            || self.lines.get(usize::from(shard)).is_none_or(VecDeque::is_empty)
+    }
+
+    /// Puts a client that stands in no line at the end of that of `shard`, with the text of a request.
+    pub(super) fn stand_in_line(&mut self, id: ConnId, shard: u16, request: &[u8]) {
+        debug_assert!(!request.is_empty(), "an empty text is no request");
+        let kept = self.waiting.entry(id).or_default();
+        debug_assert!(kept.request.is_empty(), "a client in line is not served");
+        kept.request = request.to_vec();
+        self.kept_bytes += kept.request.capacity();
+        let shard = usize::from(shard);
+        if self.lines.len() <= shard {
+            self.lines.resize_with(shard + 1, VecDeque::new);
+        }
+        self.lines[shard].push_back(id);
+    }
+
+    /// Takes the first client off the line of a shard, and its request. `None`: nobody is in it.
+    fn next_in_line(&mut self, shard: usize) -> Option<(ConnId, Vec<u8>)> {
+        loop {
+            let id = self.lines[shard].pop_front()?;
+            // Without an entry it is gone.
+            if let Some(kept) = self.waiting.get_mut(&id) {
+                self.kept_bytes -= kept.request.capacity();
+                return Some((id, std::mem::take(&mut kept.request)));
+            }
+        }
+    }
+
     fn take(&mut self, id: ConnId) -> Option<Kept> {
         let kept = self.waiting.remove(&id)?;
-        self.kept_bytes -= kept.bytes.capacity();
+        self.kept_bytes -= kept.held_bytes();
         Some(kept)
     }
 
@@ -88,19 +148,28 @@ impl Unread {
         }
     }
 
+    /// Keeps what is left of what was taken. Meanwhile the client may have come to stand in a line.
     fn put_back(&mut self, id: ConnId, mut kept: Kept) {
+        if let Some(meanwhile) = self.take(id) {
+            kept.request = meanwhile.request;
+        }
         if kept.served >= kept.bytes.len() / 2 {
             kept.bytes.drain(..kept.served);
             kept.bytes.shrink_to(2 * kept.bytes.len());
             kept.served = 0;
         }
-        self.kept_bytes += kept.bytes.capacity();
+        self.kept_bytes += kept.held_bytes();
         self.waiting.insert(id, kept);
     }
 
     /// Bytes on the heap.
     pub(super) fn held_bytes(&self) -> usize {
-        map_bytes(&self.waiting) + self.kept_bytes + self.ready.capacity() * size_of::<ConnId>()
+        let listed =
+            self.ready.capacity() + self.lines.iter().map(VecDeque::capacity).sum::<usize>();
+        map_bytes(&self.waiting)
+            + self.kept_bytes
+            + listed * size_of::<ConnId>()
+            + list_bytes(&self.lines)
     }
 
     /// The client is gone, and what it sent with it.
@@ -122,6 +191,9 @@ impl<R: Ring> Shard<R> {
         if conn.outbox.owed_bytes() > PAUSE_AT_BYTES || conn.is_throttled() {
             return true;
         }
+        if self.unread.is_in_line(id) {
+            return true;
+        }
         let rooms = &self.rooms[usize::from(self.backend_of(id))];
         rooms.as_ref().is_some_and(|rooms| rooms.is_busy(id))
     }
@@ -136,33 +208,76 @@ impl<R: Ring> Shard<R> {
 
     /// Serves clients that have waited, a bounded number of them.
     pub(super) fn serve_unread(&mut self) {
-        if !self.unread.has_ready() {
-            return;
-        }
         for _ in 0..CLIENTS_PER_TURN {
             let Some(id) = self.unread.next_ready() else { break };
-            let Some(conn) = self.table.get(id) else { continue };
-            let serves = matches!(conn.phase, Phase::Open | Phase::Leaving);
-            if serves && self.has_to_wait(id) {
-                continue; // Its answer, its outbox or its rate brings it here again.
+            self.serve_kept(id);
+        }
+        self.serve_lines();
+        self.unread.rest();
+    }
+
+    /// Whether somebody stands in a line that can go on.
+    pub(super) fn may_serve_lines(&mut self) -> bool {
+        let Shard { unread, mail, .. } = self;
+        (0..)
+            .zip(&unread.lines)
+            .any(|(shard, line)| !line.is_empty() && mail.takes_requests_by_now(shard))
+    }
+
+    /// Whether somebody stands in a line.
+    pub(super) fn has_lines(&self) -> bool {
+        self.unread.lines.iter().any(|line| !line.is_empty())
+    }
+
+    /// Serves requests of clients that stand in lines: one each, as far as their homes take them.
+    fn serve_lines(&mut self) {
+        let mut steps = REQUESTS_PER_TURN;
+        let (lines, first) = (self.unread.lines.len(), self.unread.first_line);
+        self.unread.first_line = first.wrapping_add(1);
+        for step in 0..lines {
+            let shard = first.wrapping_add(step) % lines;
+            let home = shard as u16;
+            if self.unread.is_open(home) || !self.mail.takes_requests_by_now(home) {
+                continue;
             }
-            let Some(mut kept) = self.unread.take(id) else { continue };
-            if serves {
-                kept.served += self.serve_messages(id, &mut kept.bytes[kept.served..]);
-            }
-            let conn = &self.table[id];
-            if conn.phase <= Phase::Leaving && kept.served < kept.bytes.len() {
-                self.unread.put_back(id, kept);
-                if !self.has_to_wait(id) {
-                    self.unread.look_at(id);
+            while steps > 0 && self.mail.takes_requests(home) {
+                let Some((id, request)) = self.unread.next_in_line(shard) else { break };
+                steps -= 1;
+                let Some(conn) = self.table.get(id) else { continue };
+                if conn.phase == Phase::Open && conn.cause.is_none() {
+                    self.unread.serving = Some(home);
+                    self.on_room_text(id, &request);
+                    self.unread.serving = None;
                 }
-            } else if conn.flags.read_done && conn.phase <= Phase::Leaving {
-                self.start_finish(id, Cause::ClientGone);
-            } else if conn.outbox.owed_bytes() <= PAUSE_AT_BYTES || conn.phase > Phase::Open {
-                self.resume(id);
+                self.unread.look_at(id);
             }
         }
-        self.unread.rest();
+    }
+
+    /// Serves what a client has sent, until it has to wait again.
+    fn serve_kept(&mut self, id: ConnId) {
+        let Some(conn) = self.table.get(id) else { return };
+        let serves = matches!(conn.phase, Phase::Open | Phase::Leaving);
+        if serves && self.has_to_wait(id) {
+            return; // Its answer, its outbox, its rate or its line brings it here again.
+        }
+        let Some(mut kept) = self.unread.take(id) else { return };
+        if serves {
+            kept.served += self.serve_messages(id, &mut kept.bytes[kept.served..]);
+        }
+        let conn = &self.table[id];
+        if conn.phase <= Phase::Leaving && kept.served < kept.bytes.len() {
+            self.unread.put_back(id, kept);
+            if !self.has_to_wait(id) {
+                self.unread.look_at(id);
+            }
+        } else if conn.phase <= Phase::Leaving && self.unread.has(id) {
+            // It stands in a line with the last of it.
+        } else if conn.flags.read_done && conn.phase <= Phase::Leaving {
+            self.start_finish(id, Cause::ClientGone);
+        } else if conn.outbox.owed_bytes() <= PAUSE_AT_BYTES || conn.phase > Phase::Open {
+            self.resume(id);
+        }
     }
 
     /// What a member of rooms sent waits, though it has ended its stream: that is served first.

@@ -188,3 +188,57 @@ fn play((name, order, answers_least): Row) {
     drop((bad, good));
     world.finish();
 }
+
+/// Clients that order without end.
+const CROWD: usize = 40;
+
+/// Turns that a request may take beside them.
+const CROWDED_TURNS_MAX: usize = 8;
+
+/// Where a shard has more to do than it can, each client has its turn: who publishes once beside many that
+/// publish as fast as they can comes up with the first of their requests, and is not refused.
+#[test]
+fn who_publishes_beside_a_crowd_waits_for_one_request_of_each() {
+    let mut dice = Random::new(7);
+    let mut plan = Plan::pick(7, &mut dice, 8, 1);
+    (plan.faults, plan.shards, plan.slots) = (Faults::none(), 2, 64);
+    (plan.buffers, plan.buffer_bytes) = (64, 64 * 1024);
+    let mut world = World::new(7, plan, Random::new(7));
+    let (mut good, mut queue, mut heard) = (world.connect(0), Vec::new(), Vec::new());
+    let mut crowd: Vec<_> = (0..CROWD).map(|_| (world.connect(0), Vec::new())).collect();
+    for (queue, room) in crowd.iter_mut().map(|(_, queue)| queue).chain([&mut queue]).zip(0..) {
+        queue.extend(upgrade("/rooms"));
+        queue.extend(text(&mut dice, &format!(r#"{{"op":"join","room":"r{room}"}}"#)));
+    }
+    let mut turn_of_all = |crowd: &mut [(Peer, Vec<u8>)], queue: &mut Vec<u8>| {
+        for (peer, queue) in crowd {
+            let took = peer.send(queue);
+            queue.drain(..took);
+            peer.receive(&mut Vec::new(), 1 << 20);
+        }
+        turn(&mut world, &mut good, queue);
+        good.receive(&mut heard, 1 << 20);
+        let answered = count(&heard, b"\"ack\":") + count(&heard, b"\"error\":");
+        (answered > 0).then(|| std::mem::take(&mut heard))
+    };
+    assert!((0..400).any(|_| turn_of_all(&mut crowd, &mut queue).is_some()), "not a member");
+    (0..400).for_each(|_| assert!(turn_of_all(&mut crowd, &mut queue).is_none()));
+
+    for ((_, queue), room) in crowd.iter_mut().zip(0..) {
+        let publish = format!(r#"{{"op":"publish","room":"r{room}","data":0}}"#);
+        (0..5 * TIMES).for_each(|_| queue.extend(text(&mut dice, &publish)));
+    }
+    let mut longest = 0;
+    for n in 0..20 {
+        let publish = format!(r#"{{"op":"publish","id":{n},"room":"r{CROWD}","data":0}}"#);
+        queue.extend(text(&mut dice, &publish));
+        let answer =
+            (1..1000).find_map(|turns| Some((turns, turn_of_all(&mut crowd, &mut queue)?)));
+        let (turns, heard) = answer.expect("an answer");
+        assert_eq!(count(&heard, b"\"error\":"), 0, "{}", String::from_utf8_lossy(&heard));
+        longest = longest.max(turns);
+    }
+    println!("{longest} turns");
+    assert!(longest <= CROWDED_TURNS_MAX, "{longest} turns");
+    assert!(crowd.iter().any(|(_, queue)| !queue.is_empty()), "the crowd was done before");
+}
