@@ -40,8 +40,8 @@ const OUTGOING_MAX: usize = 4096;
 const OUTGOING_BYTES_MAX: usize = 4 << 20;
 
 /// Letters on their way to a shard, those in its inbox included, at which requests of clients wait: about
-/// a millisecond of its work. Whoever asks next comes behind no more than these.
-const CROWD_LETTERS: usize = 256;
+/// half a millisecond of its work. Whoever asks next comes behind no more than these.
+const CROWD_LETTERS: usize = 128;
 
 /// As [`CROWD_LETTERS`], in bytes that the letters hold.
 const CROWD_BYTES: usize = 1 << 20;
