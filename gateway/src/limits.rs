@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::addresses::ADDRESS_BYTES;
-use crate::config::warnings::{Level, Warning};
+use crate::config::warnings::{Severity, Warning};
 use crate::config::{BackendKind, Config, Local};
 use crate::conn::Meter;
 use crate::memory::HISTOGRAMS;
@@ -320,7 +320,7 @@ pub fn memory_warning(config: &Config, bound_bytes: u64) -> Option<Warning> {
     let budget_bytes = config.server.memory_bytes_max;
     (bound_bytes > budget_bytes).then(|| Warning {
         line: config.warnings.memory_line(),
-        level: Level::Warning,
+        severity: Severity::Warning,
         text: format!(
             "clients may ask for {} together, and `server.memory_bytes_max` is {}: when that is \
              used, new clients get 503, and those that hold most are closed",
