@@ -39,6 +39,7 @@ pub mod listening;
 pub mod log;
 pub mod makers;
 pub mod memory;
+pub mod memory_bound;
 pub mod metrics;
 pub mod random;
 pub mod recorder;
