@@ -262,6 +262,38 @@ fn bounds_that_are_reached() {
     assert_eq!(code(world.ask(a, r#"{"op":"leave","room":"1"}"#)), "", "leaving always works");
 }
 
+/// A shard does not serve a client that is busy (`Rooms::is_busy`); where one did, nothing would be
+/// charged beyond what can be counted.
+#[test]
+fn no_request_is_charged_to_a_busy_client() {
+    let limits = RoomLimits { rooms_per_client_max: 100, ..RoomLimits::default() };
+    let mut world = World::new(1, &limits);
+    let client = world.open(0, 0, 0, None);
+    world.ask(client, r#"{"op":"join","room":"r"}"#);
+    let busy = |world: &mut World| {
+        let errors = world.take(client);
+        errors.iter().filter(|it| it["error"]["code"] == "busy").count()
+    };
+    // Joins weigh one each.
+    for number in 1..u32::from(members::WEIGHT_MAX) {
+        assert!(!world.shards[0].is_busy(client.1));
+        world.say(client, &format!(r#"{{"op":"join","room":"{number}"}}"#));
+    }
+    for _ in 0..10 {
+        world.say(client, r#"{"op":"history","room":"r"}"#);
+        assert!(world.shards[0].is_busy(client.1));
+    }
+    assert_eq!(busy(&mut world), 9, "the first came on top of less than is allowed");
+    world.say(client, r#"{"op":"join","room":"late"}"#);
+    assert_eq!(busy(&mut world), 1);
+    world.settle();
+    assert!(!world.shards[0].is_busy(client.1));
+    assert_eq!(busy(&mut world), 0);
+    let joined = world.ask(client, r#"{"op":"join","room":"late"}"#);
+    assert_eq!(joined.len(), 1, "the join that was refused left nothing behind");
+    assert_eq!(joined[0]["op"], "join");
+}
+
 /// A client that joins, publishes, leaves and goes on to the next name.
 fn wander(world: &mut World, client: Address, names: std::ops::Range<usize>) -> usize {
     let mut made = 0;
@@ -748,10 +780,15 @@ fn play(seed: u64) {
                     let (name, position) = gone.swap_remove(random.index(gone.len()));
                     (room, resume) = (name, Some(position));
                 }
-                if twin.rooms.contains_key(&room) {
+                // A shard serves no client that is busy.
+                let (shard, conn) = twin.address;
+                let is_busy = world.shards[usize::from(shard)].is_busy(conn);
+                if is_busy || twin.rooms.contains_key(&room) {
                     continue;
                 }
-                let mut text = json!({"op": "join", "room": room, "presence": true, "id": room});
+                let presence = random.index(2) == 0;
+                let mut text =
+                    json!({"op": "join", "room": room, "presence": presence, "id": room});
                 if let Some(((epoch, offset), _)) = &resume {
                     text["resume"] = json!({"epoch": epoch, "offset": offset});
                 }
