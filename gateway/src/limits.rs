@@ -198,6 +198,12 @@ const _: () = assert!(MESSAGE_BYTES_MAX < u32::MAX as usize);
 // A silent client is found out before a balancer in between forgets it after a minute.
 const _: () =
     assert!(DEFAULTS.ping_interval.as_millis() + DEFAULTS.ping_timeout.as_millis() < 60_000);
+// A client that wakes up in time answers all that an upstream may have asked meanwhile.
+const _: () = assert!(
+    PONGS_OWED_MAX as u128 * 1000
+        == DEFAULTS.rates.connection.control_frames.per_second() as u128
+            * (DEFAULTS.ping_interval.as_millis() + DEFAULTS.ping_timeout.as_millis())
+);
 // An outbox counts in 32 bits. Beyond its bound it holds a message that was assembled and what
 // was received until reading stopped, which is far less than the bound once more.
 const _: () = assert!(2 * OUTBOX_BYTES_MAX + MESSAGE_BYTES_MAX < u32::MAX as usize);
@@ -220,6 +226,11 @@ pub const fn outbox_bytes_default(assembled_bytes_max: usize) -> usize {
     let least = assembled_bytes_max + OUTBOX_SPARE_BYTES;
     if least > 1 << 20 { least } else { 1 << 20 }
 }
+
+/// Pongs that a relayed client may owe its upstream: the answers to as many Pings as a client may send
+/// us (`connection.control_frames`), for as long as one that answers none is kept (`ping_interval` and
+/// `ping_timeout`). An upstream that asks for more has its client pay for the answers.
+pub const PONGS_OWED_MAX: u16 = 4500;
 
 /// Bytes in an outbox at which reading stops from whoever fills it.
 pub const PAUSE_AT_BYTES: usize = 256 * 1024;
