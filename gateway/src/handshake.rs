@@ -9,8 +9,9 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::http::{
     Headers, HttpError, NOMINATIONS_MAX, Request, Response, content_length, is_token_byte,
-    split_outside_quotes, steps,
+    split_outside_quotes,
 };
+use crate::steps;
 
 /// What a client asks for, once it is known to ask in order.
 #[derive(Clone, Debug)]

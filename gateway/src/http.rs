@@ -3,15 +3,14 @@
 //! a response's body.
 
 pub mod body;
-pub(crate) mod steps;
-#[cfg(test)]
-mod worst;
 
 use std::fmt;
 
 use httparse::Header;
 
 pub use body::BodyReader;
+
+use crate::steps;
 
 /// The most header lines that a head can have, whatever is configured.
 pub const HEADERS_MAX: usize = 128;

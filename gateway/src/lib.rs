@@ -20,6 +20,10 @@ pub mod route;
 pub mod upstream;
 pub mod ws;
 
+pub(crate) mod steps;
+#[cfg(test)]
+mod worst_inputs;
+
 pub mod access;
 pub mod admin;
 pub mod allocator;
