@@ -12,7 +12,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use crate::http::{Headers, steps};
+use crate::http::Headers;
+use crate::steps;
 
 /// Addresses of a chain that are looked at. Nobody has so many proxies of his own in a row.
 const HOPS_MAX: usize = 64;

@@ -18,6 +18,7 @@ use crate::addresses::Address;
 use crate::handshake::Offer;
 use crate::http::{BodyReader, HeadLimits, HeadScanner, HttpError};
 use crate::journal::Traffic;
+use crate::limits::PONGS_OWED_MAX;
 use crate::metrics::Cause;
 use crate::rate::Bucket;
 use crate::time::Time;
@@ -466,9 +467,8 @@ pub struct Relay {
     /// Of an upstream: when the oldest message that it has not answered by one of its own came from
     /// the client; else never.
     pub asked_at: Time,
-    /// Of a client: Pings that were passed on to it, or are ours, less the Pongs that came. So many
-    /// Pongs are not its own idea, and do not count against its rates.
-    pub pongs_owed: u32,
+    /// Of a client: the Pongs that are not its own idea.
+    pub pongs_owed: PongsOwed,
     /// Of an upstream: where its histograms are ([`Recorder::upstream`](crate::recorder::Recorder)).
     pub place: u16,
     /// We have put a Ping into what this peer is sent, and its Pong has not been taken out of what
@@ -479,6 +479,27 @@ pub struct Relay {
     /// Of a client that has been asked to leave: what it is told when a frame of ours may stand in
     /// its stream.
     pub goodbye: Option<Box<Goodbye>>,
+}
+
+/// Pings that were passed on to a client, or are ours, less the Pongs that came: so many Pongs do not
+/// count against its rates. At most [`PONGS_OWED_MAX`], as a client need not answer each Ping
+/// (RFC 6455 §5.5.3): who leaves many unanswered does not save up for a burst of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PongsOwed(u16);
+
+impl PongsOwed {
+    /// So many Pings are on their way to the client.
+    pub fn add(&mut self, pings: u32) {
+        let owed = u32::from(self.0).saturating_add(pings).min(u32::from(PONGS_OWED_MAX));
+        self.0 = owed as u16;
+    }
+
+    /// So many Pongs came; returns how many of them were owed.
+    pub fn take(&mut self, pongs: u32) -> u32 {
+        let owed = pongs.min(u32::from(self.0));
+        self.0 -= owed as u16;
+        owed
+    }
 }
 
 /// Why a client has to leave, and what its Close frame says.
@@ -554,5 +575,28 @@ impl Conn {
             ..
         } = self.flags;
         recv_armed || send_in_flight || connect_in_flight || socket_in_flight || shutdown_in_flight
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pongs_are_owed_for_so_many_pings_at_most() {
+        let most = u32::from(PONGS_OWED_MAX);
+        let mut owed = PongsOwed::default();
+        assert_eq!(owed.take(1), 0);
+        owed.add(3);
+        assert_eq!((owed.take(2), owed.take(2), owed.take(2)), (2, 1, 0));
+        // As many as may be are owed to the last.
+        owed.add(most - 1);
+        owed.add(1);
+        assert_eq!((owed.take(most), owed.take(1)), (most, 0));
+        // What is more is not.
+        for pings in [most + 1, u32::MAX, 1] {
+            owed.add(pings);
+        }
+        assert_eq!(owed.take(u32::MAX), most);
     }
 }

@@ -329,6 +329,8 @@ impl Control {
         let generation = config.generation;
         self.gateway.shared().budget.set_bytes_max(config.server.memory_bytes_max);
         let config = Arc::new(config);
+        // What was written down so far is of the numbers that the present one has.
+        self.write_journals();
         // Before the shards: what they write down may be of numbers that only this one has.
         self.config.send_replace(Arc::clone(&config));
         for shard in 0..config.server.shards {
@@ -437,13 +439,13 @@ impl Control {
             }
             lost += journal.take_lost();
             while let Some(trouble) = journal.pop_trouble() {
-                troubles.push(trouble);
+                troubles.push(trouble, &config);
             }
             troubles_lost += journal.take_troubles_lost();
         }
         log.end_of_tick(lost, Instant::now());
         closes.end_of_tick(&config);
-        troubles.end_of_tick(troubles_lost, &config, Instant::now());
+        troubles.end_of_tick(troubles_lost, Instant::now());
     }
 }
 

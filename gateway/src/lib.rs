@@ -20,6 +20,10 @@ pub mod route;
 pub mod upstream;
 pub mod ws;
 
+pub(crate) mod steps;
+#[cfg(test)]
+mod worst_inputs;
+
 pub mod access;
 pub mod admin;
 pub mod allocator;
@@ -39,6 +43,7 @@ pub mod listening;
 pub mod log;
 pub mod makers;
 pub mod memory;
+pub mod memory_bound;
 pub mod metrics;
 pub mod random;
 pub mod recorder;

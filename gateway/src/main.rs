@@ -11,7 +11,8 @@ use gateway::config::succession::{changes, succeed};
 use gateway::config::warnings::running_as_root;
 use gateway::config::{BackendKind, Config, Faults, Overrides, Websocket};
 use gateway::control::Source;
-use gateway::limits::{SHARDS_MAX, human_bytes, memory_bound, memory_bound_total, memory_warning};
+use gateway::limits::{SHARDS_MAX, human_bytes};
+use gateway::memory_bound::{memory_bound, memory_bound_total, memory_warning};
 use gateway::ring::linux::local_port_range;
 use gateway::upstream::UpstreamAddress;
 

@@ -46,7 +46,7 @@ use tracing::warn;
 
 use crate::allocator;
 use crate::control::Control;
-use crate::limits::{memory_bound, memory_bound_total};
+use crate::memory_bound::{memory_bound, memory_bound_total};
 use crate::metrics::{Counter, Counters};
 use crate::server::{Gateway, item_sizes};
 use crate::shard::account::{Account, Stretch};

@@ -9,8 +9,9 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use crate::http::{Headers, steps};
+use crate::http::Headers;
 use crate::route::HostPattern;
+use crate::steps;
 
 /// The origins of one route.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -12,7 +12,7 @@
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::http::steps;
+use crate::steps;
 
 /// The longest line of version 1, with its CRLF (§2.1).
 pub const LINE_BYTES_MAX: usize = 107;

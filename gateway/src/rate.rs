@@ -59,8 +59,8 @@ impl Rate {
     }
 
     /// Tokens a second.
-    pub fn per_second(&self) -> u64 {
-        self.per_second.into()
+    pub const fn per_second(&self) -> u64 {
+        self.per_second as u64
     }
 
     /// Tokens at once.

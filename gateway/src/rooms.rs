@@ -36,7 +36,7 @@ use crate::time::Time;
 use directory::{Directory, GUEST_PREFIX, find_guest, guest_name};
 use home::{Homes, answer, answer_error};
 use mail::{Ask, Direct, Join, Joined, Leave, Letter, Publish, Question, Requester};
-use members::{Ended, Members, WEIGHT_MAX};
+use members::{Ended, Members};
 use protocol::{Object, Operation, error_frame};
 
 pub use answer::Answer;
@@ -398,10 +398,9 @@ impl Rooms {
                     return Err(ErrorCode::TooManyMemberships.into());
                 }
                 let home = self.open_home_of(&room, out)?;
-                let weight = if presence || resume.is_some() { WEIGHT_MAX } else { 1 };
+                let weight = self.members.charge(client, presence || resume.is_some())?;
                 let maker = self.members.maker(client, out);
                 let (room, ticket) = self.members.start_join(client, &room, presence);
-                self.members.charge(client, weight);
                 let from = Requester { weight, ..self.requester(client, id) };
                 let join = Join { from, room, ticket, presence, resume, maker };
                 out.post(home, Mail(Letter::Join(Box::new(join))));
@@ -459,8 +458,8 @@ impl Rooms {
     ) -> Result<(), Refusal> {
         let room = self.joined_room(client, room)?;
         let home = self.open_home_of(&room, out)?;
-        self.members.charge(client, WEIGHT_MAX);
-        let from = Requester { weight: WEIGHT_MAX, ..self.requester(client, id) };
+        let weight = self.members.charge(client, true)?;
+        let from = Requester { weight, ..self.requester(client, id) };
         out.post(home, Mail(Letter::Ask(Box::new(Ask { from, room, question }))));
         Ok(())
     }

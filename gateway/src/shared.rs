@@ -126,13 +126,14 @@ impl Places {
 
     /// Gives one back.
     pub fn give_back(&self) {
-        let before = self.taken.fetch_sub(1, Ordering::Relaxed);
+        // What its client has left in a journal is there for whoever sees the place free.
+        let before = self.taken.fetch_sub(1, Ordering::Release);
         assert!(before > 0, "a place was given back twice");
     }
 
     /// How many are taken.
     pub fn taken(&self) -> u32 {
-        self.taken.load(Ordering::Relaxed)
+        self.taken.load(Ordering::Acquire)
     }
 }
 

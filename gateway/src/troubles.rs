@@ -2,6 +2,9 @@
 //!
 //! A line per upstream and second at most: what is more in that second is counted in the next line. Of
 //! what happens within one second an ejection is told first, as it is what the rest has led to.
+//!
+//! The number of a backend may mean another one after a reload, so nothing is kept by it: an entry of a
+//! journal is named when it is taken, by the configuration that it is of.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -21,11 +24,13 @@ const PACE: Duration = Duration::from_secs(1);
 /// upstreams that were in trouble in the last second.
 #[derive(Debug, Default)]
 pub struct Troubles {
-    entries: BTreeMap<(u16, UpstreamName), Entry>,
+    entries: BTreeMap<(String, UpstreamName), Entry>,
 }
 
 #[derive(Debug, Default)]
 struct Entry {
+    /// What the operator calls the upstream.
+    url: Option<String>,
     told_at: Option<Instant>,
     worst: Option<Trouble>,
     /// Beside `worst`.
@@ -33,9 +38,13 @@ struct Entry {
 }
 
 impl Troubles {
-    /// Takes an entry of a journal.
-    pub fn push(&mut self, trouble: Trouble) {
-        let entry = self.entries.entry(trouble.upstream).or_default();
+    /// Takes an entry of a journal; `config` is the one that entries are of now.
+    pub fn push(&mut self, trouble: Trouble, config: &Config) {
+        let (number, name) = trouble.upstream;
+        let backend = config.backends.get(usize::from(number));
+        let backend = backend.map_or("?", |it| it.name.as_str()).to_owned();
+        let of_upstream = || Entry { url: url_of(config, number, name), ..Entry::default() };
+        let entry = self.entries.entry((backend, name)).or_insert_with(of_upstream);
         match &entry.worst {
             None => entry.worst = Some(trouble),
             Some(worst) => {
@@ -48,8 +57,8 @@ impl Troubles {
     }
 
     /// Writes the lines that are due. `lost`: entries that no journal had room for.
-    pub fn end_of_tick(&mut self, lost: u64, config: &Config, now: Instant) {
-        for line in self.lines(config, now) {
+    pub fn end_of_tick(&mut self, lost: u64, now: Instant) {
+        for line in self.lines(now) {
             warn!("{line}");
         }
         if lost > 0 {
@@ -57,15 +66,15 @@ impl Troubles {
         }
     }
 
-    fn lines(&mut self, config: &Config, now: Instant) -> Vec<String> {
+    fn lines(&mut self, now: Instant) -> Vec<String> {
         let mut lines = Vec::new();
-        self.entries.retain(|(backend, name), entry| {
+        self.entries.retain(|(backend, _), entry| {
             let is_due = entry.told_at.is_none_or(|told_at| now >= told_at + PACE);
             match entry.worst.take_if(|_| is_due) {
                 Some(trouble) => {
                     entry.told_at = Some(now);
                     let more = mem::take(&mut entry.more);
-                    lines.push(line(config, *backend, *name, &trouble, more));
+                    lines.push(line(backend, entry.url.as_deref(), &trouble, more));
                     true
                 }
                 None => !is_due,
@@ -75,13 +84,11 @@ impl Troubles {
     }
 }
 
-fn line(config: &Config, backend: u16, name: UpstreamName, trouble: &Trouble, more: u64) -> String {
-    let of = config.backends.get(usize::from(backend)).map_or("?", |it| it.name.as_str());
-    let url = url_of(config, backend, name);
-    let url = url.as_deref().unwrap_or("an upstream that has left the list");
+fn line(backend: &str, url: Option<&str>, trouble: &Trouble, more: u64) -> String {
+    let url = url.unwrap_or("an upstream that has left the list");
     let what = if trouble.is_ejection { " is ejected" } else { "" };
     let more = if more > 0 { format!(" (and {more} more like it)") } else { String::new() };
-    format!("backend {of}: {url}{what}: {}{more}", trouble.why)
+    format!("backend {backend}: {url}{what}: {}{more}", trouble.why)
 }
 
 #[cfg(test)]
@@ -89,38 +96,60 @@ mod tests {
     use super::*;
     use crate::config::BackendKind;
 
+    /// A backend of this name with upstreams at ports 1 and 2.
+    fn config_of(name: &str) -> Config {
+        let text = format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nbackend = \"{name}\"\n\
+             [backend.{name}]\nkind = \"websocket\"\n\
+             [[backend.{name}.upstream]]\nurl = \"ws://127.0.0.1:1\"\n\
+             [[backend.{name}.upstream]]\nurl = \"ws://127.0.0.1:2\"\n"
+        );
+        Config::parse("test", &text).expect("it is in order")
+    }
+
+    /// Of the upstream at this index of the backend with the number 0.
+    fn trouble(config: &Config, index: usize, is_ejection: bool, why: &str) -> Trouble {
+        let BackendKind::Websocket(websocket) = &config.backends[0].kind else { unreachable!() };
+        let spec = &websocket.upstreams[index];
+        let upstream = (0, UpstreamName::new(&spec.url, &spec.address));
+        Trouble { upstream, is_ejection, why: why.into() }
+    }
+
     #[test]
     fn a_line_per_upstream_and_second() {
-        let text = "[[listener]]\naddress = \"127.0.0.1:0\"\n[[route]]\nbackend = \"app\"\n\
-                    [backend.app]\nkind = \"websocket\"\n\
-                    [[backend.app.upstream]]\nurl = \"ws://127.0.0.1:1\"\n\
-                    [[backend.app.upstream]]\nurl = \"ws://127.0.0.1:2\"\n";
-        let config = Config::parse("test", text).expect("it is in order");
-        let BackendKind::Websocket(websocket) = &config.backends[0].kind else { unreachable!() };
-        let names = [0, 1].map(|index: usize| {
-            let spec = &websocket.upstreams[index];
-            UpstreamName::new(&spec.url, &spec.address)
-        });
-        let trouble = |index: usize, is_ejection, why: &str| Trouble {
-            upstream: (0, names[index]),
-            is_ejection,
-            why: why.into(),
-        };
+        let config = config_of("app");
         let (mut troubles, start) = (Troubles::default(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
-        troubles.push(trouble(0, false, "refused"));
+        let push = |troubles: &mut Troubles, index, is_ejection, why| {
+            troubles.push(trouble(&config, index, is_ejection, why), &config);
+        };
+        push(&mut troubles, 0, false, "refused");
         let first = "backend app: ws://127.0.0.1:1: refused";
-        assert_eq!(troubles.lines(&config, at(0)), [first]);
-        troubles.push(trouble(0, false, "refused"));
-        troubles.push(trouble(0, true, "refused, the third"));
-        troubles.push(trouble(0, false, "refused"));
-        troubles.push(trouble(1, false, "late"));
-        assert_eq!(troubles.lines(&config, at(100)), ["backend app: ws://127.0.0.1:2: late"]);
-        assert_eq!(troubles.lines(&config, at(999)), [""; 0]);
+        assert_eq!(troubles.lines(at(0)), [first]);
+        push(&mut troubles, 0, false, "refused");
+        push(&mut troubles, 0, true, "refused, the third");
+        push(&mut troubles, 0, false, "refused");
+        push(&mut troubles, 1, false, "late");
+        assert_eq!(troubles.lines(at(100)), ["backend app: ws://127.0.0.1:2: late"]);
+        assert_eq!(troubles.lines(at(999)), [""; 0]);
         let second =
             "backend app: ws://127.0.0.1:1 is ejected: refused, the third (and 2 more like it)";
-        assert_eq!(troubles.lines(&config, at(1000)), [second]);
-        assert_eq!(troubles.lines(&config, at(2000)), [""; 0]);
+        assert_eq!(troubles.lines(at(1000)), [second]);
+        assert_eq!(troubles.lines(at(2000)), [""; 0]);
         assert!(troubles.entries.is_empty());
+    }
+
+    /// Backend 0 is another one after a reload, with an upstream at the same address.
+    #[test]
+    fn a_number_that_is_given_away_takes_no_trouble_along() {
+        let (old, new) = (config_of("gone"), config_of("new"));
+        let (mut troubles, start) = (Troubles::default(), Instant::now());
+        troubles.push(trouble(&old, 0, false, "refused"), &old);
+        assert_eq!(troubles.lines(start).len(), 1);
+        // These wait for their second to end.
+        troubles.push(trouble(&old, 0, false, "late"), &old);
+        troubles.push(trouble(&new, 0, false, "refused"), &new);
+        assert_eq!(troubles.lines(start), ["backend new: ws://127.0.0.1:1: refused"]);
+        assert_eq!(troubles.lines(start + PACE), ["backend gone: ws://127.0.0.1:1: late"]);
     }
 }

@@ -11,9 +11,8 @@ use super::reader::Asked;
 use super::tests::machine;
 use super::warnings::Warnings;
 use super::*;
-use crate::limits::{
-    ItemSizes, MESSAGE_BYTES_LEAST, MESSAGE_BYTES_MAX, memory_bound, memory_bound_total,
-};
+use crate::limits::{MESSAGE_BYTES_LEAST, MESSAGE_BYTES_MAX};
+use crate::memory_bound::{ItemSizes, memory_bound, memory_bound_total};
 use crate::ring::sim::{self, Network, Peer, SimRing};
 use crate::shard::mailbox::Inbox;
 use crate::shard::{Setup, Shard};

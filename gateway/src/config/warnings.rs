@@ -30,7 +30,7 @@ const WARNINGS: [fn(&mut Review<'_>); 8] = [
 
 /// How much harm it may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
+pub enum Severity {
     /// Some applications will not work.
     Notice,
     /// Something is weaker than it should be.
@@ -39,12 +39,12 @@ pub enum Level {
     Danger,
 }
 
-impl fmt::Display for Level {
+impl fmt::Display for Severity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Level::Notice => "notice",
-            Level::Warning => "warning",
-            Level::Danger => "danger",
+            Severity::Notice => "notice",
+            Severity::Warning => "warning",
+            Severity::Danger => "danger",
         })
     }
 }
@@ -55,7 +55,7 @@ pub struct Warning {
     /// Counted from 1; 0 where it stands in no line.
     pub line: usize,
     /// How much harm.
-    pub level: Level,
+    pub severity: Severity,
     /// The harm that may come, and why.
     pub text: String,
     /// The remedy.
@@ -64,7 +64,7 @@ pub struct Warning {
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}; {}", self.level, self.text, self.cure)
+        write!(f, "{}: {}; {}", self.severity, self.text, self.cure)
     }
 }
 
@@ -157,7 +157,7 @@ pub(super) fn find(
 pub fn running_as_root() -> Warning {
     Warning {
         line: 0,
-        level: Level::Warning,
+        severity: Severity::Warning,
         text: "the gateway would run as root, who may do more than it needs".to_owned(),
         cure: "run it as a user of its own (the systemd unit does), with CAP_NET_BIND_SERVICE for ports \
                below 1024; `check --user NAME` says that somebody else will run it"
@@ -167,9 +167,9 @@ pub fn running_as_root() -> Warning {
 
 impl Review<'_> {
     /// Something at `key` of the table `table`.
-    fn warn(&mut self, level: Level, (table, key): (&str, &str), text: String, cure: &str) {
+    fn warn(&mut self, severity: Severity, (table, key): (&str, &str), text: String, cure: &str) {
         let line = self.lines.find(table, key);
-        self.found.push(Warning { line, level, text, cure: cure.to_owned() });
+        self.found.push(Warning { line, severity, text, cure: cure.to_owned() });
     }
 
     /// The cookies of backends, with their tables.
@@ -227,7 +227,7 @@ fn proxy_headers_of_anybody(review: &mut Review<'_>) {
                 listener.address
             );
             let at = (&*format!("listener[{index}]"), "proxy_protocol");
-            review.warn(Level::Danger, at, text, "name the balancers in `trusted_proxies`");
+            review.warn(Severity::Danger, at, text, "name the balancers in `trusted_proxies`");
         }
     }
 }
@@ -245,7 +245,7 @@ fn everybody_is_a_proxy(review: &mut Review<'_>) {
                         that it is known by: `deny`, limits per address and the log go by that"
                     .to_owned();
             let at = (&*format!("listener[{index}]"), "trusted_proxies");
-            review.warn(Level::Danger, at, text, "name the proxies in front, and no others");
+            review.warn(Severity::Danger, at, text, "name the proxies in front, and no others");
         }
     }
 }
@@ -278,7 +278,7 @@ fn sticky_secret(review: &mut Review<'_>) {
             .unwrap_or("sticky_cookie");
         let cure = "write one of 16 bytes or more, (umask 077; head -c 24 /dev/urandom | base64 > FILE), \
                     and name it in `sticky_cookie_secret_file`";
-        review.warn(Level::Warning, (&table, key), text, cure);
+        review.warn(Severity::Warning, (&table, key), text, cure);
     }
 }
 
@@ -309,7 +309,7 @@ fn sticky_secure(review: &mut Review<'_>) {
     }
     for (table, text) in plain {
         let cure = "where clients come by https, set `sticky_cookie_secure = true`";
-        review.warn(Level::Warning, (&table, "sticky_cookie"), text, cure);
+        review.warn(Severity::Warning, (&table, "sticky_cookie"), text, cure);
     }
 }
 
@@ -340,7 +340,7 @@ fn rooms_without_limits(review: &mut Review<'_>) {
                 .to_owned();
         let cure = "name the pages in `origins`, and set `messages_per_second` and \
                     `address_connections_max`";
-        review.warn(Level::Warning, (&format!("route[{index}]"), "backend"), text, cure);
+        review.warn(Severity::Warning, (&format!("route[{index}]"), "backend"), text, cure);
     }
 }
 
@@ -364,7 +364,7 @@ fn names_of_strangers(review: &mut Review<'_>) {
     for (table, text) in trusting {
         let cure =
             "leave it at \"refused\", or listen where only what writes the query itself can come";
-        review.warn(Level::Warning, (&table, "client_names"), text, cure);
+        review.warn(Severity::Warning, (&table, "client_names"), text, cure);
     }
 }
 
@@ -387,7 +387,7 @@ fn secret_for_all_to_read(review: &mut Review<'_>) {
         );
         let cure = "move it into a file of its own, which only the gateway's user can read, and name that \
                     in `sticky_cookie_secret_file`";
-        review.warn(Level::Warning, (&table, "sticky_cookie_secret"), text, cure);
+        review.warn(Severity::Warning, (&table, "sticky_cookie_secret"), text, cure);
     }
 }
 
@@ -408,7 +408,7 @@ fn upstreams_without_stickiness(review: &mut Review<'_>) {
     for (table, text) in spread {
         let cure = "set `sticky_cookie = true`, or `balance = \"hash\"` with `hash_load_percent = 0`; \
                     `http = false` where only WebSockets are served";
-        review.warn(Level::Notice, (&table, "balance"), text, cure);
+        review.warn(Severity::Notice, (&table, "balance"), text, cure);
     }
 }
 
@@ -421,7 +421,7 @@ mod tests {
     /// A cookie's secret that is long enough.
     const SECRET: &str = "sticky_cookie_secret = \"0123456789abcdef\"\n";
 
-    /// What is said about a file of this name, as `line level: text; cure`.
+    /// What is said about a file of this name, as `line severity: text; cure`.
     fn said(name: &str, text: &str) -> Vec<String> {
         let config = check(name, text, &machine(), &Overrides::default()).0;
         let config = config.unwrap_or_else(|faults| panic!("{faults}\nin\n{text}"));

@@ -1,7 +1,8 @@
 //! The body of a request or a response, of which only the end matters here: its bytes pass as they
 //! are (RFC 9112 §6, §7.1).
 
-use super::{HttpError, Request, Response, content_length, steps};
+use super::{HttpError, Request, Response, content_length};
+use crate::steps;
 
 /// Finds the end of a body (RFC 9112 §6.3).
 #[derive(Clone, Copy, Debug)]

@@ -16,20 +16,23 @@
 
 #![allow(unsafe_code)]
 
+mod buffer_ring;
+mod gather;
+mod moves;
+mod sockets;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use io_uring::types::{BufRingEntry, Fixed, SubmitArgs, Timespec};
+use io_uring::types::{Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
-use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::buffers::Pool;
 use super::{Completion, Failure, Ring, SendMode, Wait, Waker};
@@ -37,6 +40,11 @@ use crate::conn::ConnId;
 use crate::limits::human_bytes;
 use crate::time::Time;
 use crate::upstream::UpstreamAddress;
+use buffer_ring::BufferRing;
+use gather::Gather;
+use moves::{Move, Moves};
+pub use sockets::{Claim, listen, local_port_range};
+use sockets::{local_ports, upstream_socket};
 
 /// How a ring is made.
 #[derive(Clone, Copy, Debug)]
@@ -603,63 +611,6 @@ pub fn monotonic_now() -> Time {
     Time(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
 }
 
-/// The ports for outgoing connections, as `IP_LOCAL_PORT_RANGE` takes them: the last in the upper
-/// half, the first in the lower. `None` where the system does not say.
-fn local_ports() -> Option<u32> {
-    let (first, last) = local_port_range()?;
-    Some(u32::from(last) << 16 | u32::from(first))
-}
-
-/// The first and the last port for outgoing connections. `None` where the system does not say.
-pub fn local_port_range() -> Option<(u16, u16)> {
-    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
-    let mut ports = range.split_ascii_whitespace().map(|port| port.parse::<u16>().ok());
-    Some((ports.next()??, ports.next()??))
-}
-
-fn upstream_socket(
-    address: &SocketAddr,
-    source: Option<IpAddr>,
-    local_ports: Option<u32>,
-) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(*address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(60)))?;
-    // An orderly end is a shutdown and the peer's end. A close without one is meant as a reset, as
-    // the client's was; and no TIME_WAIT keeps a port from the next connection to this upstream.
-    socket.set_linger(Some(Duration::ZERO))?;
-    if let Some(ports) = local_ports {
-        // The system's own range, but named for this socket: then the kernel (6.8) takes ports as
-        // they come. Otherwise it keeps the odd ones for others, and once the even ones are taken
-        // it looks at all of them again for each connection. Older kernels refuse, or ignore it.
-        const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
-        set_ip_option(&socket, IP_LOCAL_PORT_RANGE, ports);
-    }
-    if let Some(source) = source {
-        // The port is chosen at the connect, when it is known where to: one that is taken toward
-        // another upstream will do as well. Without this a bind takes a port from all of them.
-        const IP_BIND_ADDRESS_NO_PORT: libc::c_int = 24;
-        set_ip_option(&socket, IP_BIND_ADDRESS_NO_PORT, 1);
-        socket.bind(&SocketAddr::new(source, 0).into())?;
-    }
-    Ok(socket)
-}
-
-/// Sets an option of the level `IPPROTO_IP` whose value has 32 bits (ip(7)). One that the kernel does not
-/// know is left out.
-fn set_ip_option(socket: &Socket, option: libc::c_int, value: u32) {
-    // SAFETY: the value is a u32, and its size is given; the descriptor is open.
-    unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            option,
-            (&raw const value).cast(),
-            size_of::<u32>() as libc::socklen_t,
-        );
-    }
-}
-
 fn build_ring() -> Result<IoUring, SetupError> {
     let build = |no_sqarray: bool| {
         let mut builder = IoUring::builder();
@@ -737,267 +688,6 @@ enum AcceptState {
     Ending,
     /// Somebody waits, or may.
     Ready,
-}
-
-/// Descriptors on their way into the table.
-#[derive(Default)]
-struct Moves {
-    /// Those that were accepted.
-    accepted: u32,
-    // Boxed one by one, because the kernel reads and writes `fd` while the vector may grow. As
-    // many as there are accepts and connects in one turn.
-    #[allow(clippy::vec_box)]
-    entries: Vec<Box<MoveEntry>>,
-    free: Vec<u32>,
-}
-
-struct MoveEntry {
-    /// The descriptor, over which the kernel writes the slot.
-    fd: RawFd,
-    /// The same descriptor; closed when the move is over, either way.
-    socket: Option<OwnedFd>,
-    purpose: Move,
-}
-
-#[derive(Clone, Copy)]
-enum Move {
-    Accepted { listener: usize, peer: SocketAddr },
-    Opened { owner: ConnId },
-    SelfTest,
-}
-
-impl Moves {
-    fn add(&mut self, socket: OwnedFd, purpose: Move) -> (u32, NonNull<RawFd>) {
-        let fd = socket.as_raw_fd();
-        self.accepted += u32::from(matches!(purpose, Move::Accepted { .. }));
-        let entry = MoveEntry { fd, socket: Some(socket), purpose };
-        let index = match self.free.pop() {
-            Some(index) => {
-                *self.entries[index as usize] = entry;
-                index
-            }
-            None => {
-                self.entries.push(Box::new(entry));
-                self.entries.len() as u32 - 1
-            }
-        };
-        (index, NonNull::from(&mut self.entries[index as usize].fd))
-    }
-
-    /// The slot that the kernel wrote, if it did, and the ordinary descriptor.
-    fn finish(&mut self, index: u32) -> (u32, Move, Option<OwnedFd>) {
-        let entry = &mut self.entries[index as usize];
-        let socket = entry.socket.take();
-        self.free.push(index);
-        self.accepted -= u32::from(matches!(entry.purpose, Move::Accepted { .. }));
-        // SAFETY: a place that the kernel has written to since the compiler last saw it.
-        (unsafe { (&raw const entry.fd).read_volatile() } as u32, entry.purpose, socket)
-    }
-}
-
-/// What submissions point to until they are submitted: the kernel copies message headers, arrays
-/// of parts and addresses then (IORING_FEAT_SUBMIT_STABLE). The vectors never grow beyond what they
-/// were made with, so nothing in them moves.
-struct Gather {
-    messages: Vec<libc::msghdr>,
-    parts: Vec<libc::iovec>,
-    addresses: Vec<SockAddr>,
-}
-
-impl Gather {
-    fn new() -> Gather {
-        Gather {
-            messages: Vec::with_capacity(SUBMISSIONS as usize),
-            parts: Vec::with_capacity(SUBMISSIONS as usize * 4 + SEND_PARTS_MAX),
-            addresses: Vec::with_capacity(SUBMISSIONS as usize),
-        }
-    }
-
-    /// Whether one more message of [`SEND_PARTS_MAX`] parts, or one more address, might not fit.
-    fn is_full(&self) -> bool {
-        self.messages.len() == self.messages.capacity()
-            || self.parts.capacity() - self.parts.len() < SEND_PARTS_MAX
-            || self.addresses.len() == self.addresses.capacity()
-    }
-
-    fn clear(&mut self) {
-        self.messages.clear();
-        self.parts.clear();
-        self.addresses.clear();
-    }
-
-    fn add(&mut self, parts: &[IoSlice<'_>]) -> *const libc::msghdr {
-        assert!(parts.len() <= SEND_PARTS_MAX && !self.is_full());
-        let first = self.parts.len();
-        self.parts.extend(parts.iter().map(|part| libc::iovec {
-            iov_base: part.as_ptr().cast_mut().cast(),
-            iov_len: part.len(),
-        }));
-        // SAFETY: a message header of zeros is a valid one, with no address and no parts.
-        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-        message.msg_iov = (&raw const self.parts[first]).cast_mut();
-        message.msg_iovlen = parts.len();
-        self.messages.push(message);
-        &raw const *self.messages.last().expect("pushed above")
-    }
-
-    fn add_address(&mut self, address: SockAddr) -> (*const libc::sockaddr, libc::socklen_t) {
-        assert!(!self.is_full());
-        self.addresses.push(address);
-        let address = self.addresses.last().expect("pushed above");
-        (address.as_ptr().cast(), address.len())
-    }
-}
-
-/// IOU_PBUF_RING_INC: one buffer takes the data of several receives, one behind the other, so that
-/// small messages share the cache lines that are hot.
-const INCREMENTAL: u16 = 2;
-
-/// A receive buffer where each receive takes a whole one: most messages are smaller, and the larger
-/// the pool in bytes, the colder each buffer.
-const WHOLE_BUFFER_BYTES: u32 = 2048;
-
-/// The ring through which receive buffers are offered to the kernel.
-struct BufferRing {
-    entries: NonNull<BufRingEntry>,
-    layout: std::alloc::Layout,
-    mask: u16,
-    tail: u16,
-    incremental: bool,
-}
-
-impl BufferRing {
-    /// The pool that the options ask for. Where the kernel gives a whole buffer to each receive,
-    /// however short, the same memory is cut into many small ones instead.
-    fn with_pool(ring: &IoUring, options: &Options) -> Result<(Pool, BufferRing), SetupError> {
-        if options.incremental {
-            let pool = Pool::new(options.buffers, options.buffer_bytes);
-            if let Ok(buffer_ring) = BufferRing::register(ring, &pool, INCREMENTAL) {
-                return Ok((pool, buffer_ring));
-            }
-        }
-        let bytes = u64::from(options.buffers) * u64::from(options.buffer_bytes);
-        let buffer_bytes = options.buffer_bytes.min(WHOLE_BUFFER_BYTES);
-        let count = (bytes / u64::from(buffer_bytes)).clamp(1, 32_768) as u16;
-        let count = if count.is_power_of_two() { count } else { count.next_power_of_two() / 2 };
-        let pool = Pool::new(count, buffer_bytes);
-        let buffer_ring = BufferRing::register(ring, &pool, 0)
-            .map_err(|error| SetupError::new("a ring of receive buffers", error))?;
-        Ok((pool, buffer_ring))
-    }
-
-    fn register(ring: &IoUring, pool: &Pool, flags: u16) -> io::Result<BufferRing> {
-        let bytes = usize::from(pool.count()) * size_of::<BufRingEntry>();
-        // Page-aligned, as the kernel asks.
-        let layout = std::alloc::Layout::from_size_align(bytes, 4096).expect("a size in range");
-        // SAFETY: the layout has a size above zero.
-        let memory = unsafe { std::alloc::alloc_zeroed(layout) };
-        let Some(entries) = NonNull::new(memory.cast::<BufRingEntry>()) else {
-            std::alloc::handle_alloc_error(layout)
-        };
-        let mut this = BufferRing {
-            entries,
-            layout,
-            mask: pool.count() - 1,
-            tail: 0,
-            incremental: flags == INCREMENTAL,
-        };
-        // SAFETY: the memory is ours, aligned, zeroed, and outlives the ring (field order of
-        // `LinuxRing`).
-        unsafe {
-            let address = entries.as_ptr() as u64;
-            let submitter = ring.submitter();
-            submitter.register_buf_ring_with_flags(address, pool.count(), BUFFER_GROUP, flags)?;
-        }
-        for id in 0..pool.count() {
-            this.offer(pool, id);
-        }
-        this.publish();
-        Ok(this)
-    }
-
-    /// Offers every buffer that has come home.
-    fn offer_home(&mut self, pool: &Pool) {
-        let before = self.tail;
-        while let Some(id) = pool.next_home() {
-            self.offer(pool, id);
-        }
-        if self.tail != before {
-            self.publish();
-        }
-    }
-
-    fn offer(&mut self, pool: &Pool, id: u16) {
-        // SAFETY: the masked index is within the ring, and the kernel does not read an entry
-        // before the tail has passed it. There are as many entries as buffers, so this one is free.
-        let entry = unsafe { self.entries.add(usize::from(self.tail & self.mask)).as_mut() };
-        entry.set_addr(pool.address(id).as_ptr() as u64);
-        entry.set_len(pool.buffer_bytes());
-        entry.set_bid(id);
-        self.tail = self.tail.wrapping_add(1);
-    }
-
-    fn publish(&self) {
-        // SAFETY: the tail lies in the first entry, 2-aligned; the kernel reads it concurrently,
-        // so it is only ever touched as an atomic.
-        let tail =
-            unsafe { BufRingEntry::tail(self.entries.as_ptr()).cast::<AtomicU16>().as_ref() };
-        tail.expect("not null").store(self.tail, Ordering::Release);
-    }
-}
-
-impl Drop for BufferRing {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `register` with this layout; the ring that used it is gone.
-        unsafe { std::alloc::dealloc(self.entries.as_ptr().cast(), self.layout) };
-    }
-}
-
-/// How an address is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Claim {
-    /// Nobody may listen there: the first socket of an address.
-    Whole,
-    /// Beside other sockets of this user that share it (`SO_REUSEPORT`, socket(7)).
-    Share,
-}
-
-/// Opens a listener that shares its address with those of the other shards; the kernel spreads
-/// new connections over them by a hash of addresses and ports.
-///
-/// Options are set here because accepted sockets inherit them, which saves a call on each.
-///
-/// # Errors
-///
-/// The failing call's, usually "address in use" or "permission denied" (ports below 1024).
-pub fn listen(
-    address: SocketAddr,
-    send_buffer: usize,
-    receive_buffer: usize,
-    claim: Claim,
-) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(claim == Claim::Share)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(60)))?;
-    // Zero leaves the size to the kernel, which then lends one unread peer megabytes.
-    if send_buffer > 0 {
-        socket.set_send_buffer_size(send_buffer)?;
-    }
-    if receive_buffer > 0 {
-        socket.set_recv_buffer_size(receive_buffer)?;
-    }
-    socket.bind(&SockAddr::from(address))?;
-    // The kernel cuts it down to net.core.somaxconn.
-    socket.listen(65_535)?;
-    // From here on our other shards may share it: the kernel looks at the flag of each socket that
-    // listens when another is bound.
-    socket.set_reuse_port(true)?;
-    Ok(socket.into())
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use crate::makers::Maker;
 use crate::memory::{ARC_BYTES, list_bytes, map_bytes};
 
 use super::Outlet;
-use super::protocol::Position;
+use super::protocol::{ErrorCode, Position};
 
 /// A map by name. Names come from clients, so the hash is keyed.
 pub(super) type Names<T> = HashMap<Arc<str>, T, HashKey>;
@@ -32,6 +32,9 @@ const NONE: u32 = u32::MAX;
 /// next request waits. A join weighs one; a request whose answer may be long (history, presence, a
 /// join that brings either) weighs all of it, so that there is one such answer per client at a time.
 pub(super) const WEIGHT_MAX: u8 = 32;
+
+// The last request that is charged comes on top of less than `WEIGHT_MAX`.
+const _: () = assert!(WEIGHT_MAX <= u8::MAX / 2);
 
 /// Clients and local member lists of one shard.
 pub(super) struct Members {
@@ -53,7 +56,8 @@ pub(super) struct Client {
     pub(super) user: Arc<str>,
     /// Whether the name is the client's own, so that the user directory knows it.
     pub(super) named: bool,
-    /// What its requests weigh whose answers are on the way. Below `2 * WEIGHT_MAX`.
+    /// What its requests weigh whose answers are on the way. Below `2 * WEIGHT_MAX`: only
+    /// `Members::charge` adds to it.
     weight: u8,
     rooms: Vec<Membership>,
     /// What its rooms count with; from its first join on.
@@ -162,12 +166,23 @@ impl Members {
         client
     }
 
-    /// Charges a client for a request whose answer is to come.
-    pub(super) fn charge(&mut self, client: u32, weight: u8) {
-        self.clients.get_mut(client).weight += weight;
+    /// Charges a client for a request whose answer is to come, and returns what it weighs.
+    /// `is_long`: the answer may be.
+    ///
+    /// # Errors
+    ///
+    /// `Busy`: its next request has to wait, as [`Members::is_busy`] says. Nothing is charged then.
+    pub(super) fn charge(&mut self, client: u32, is_long: bool) -> Result<u8, ErrorCode> {
+        let charged = &mut self.clients.get_mut(client).weight;
+        if *charged >= WEIGHT_MAX {
+            return Err(ErrorCode::Busy);
+        }
+        let weight = if is_long { WEIGHT_MAX } else { 1 };
+        *charged += weight;
+        Ok(weight)
     }
 
-    /// The answer has come. False when nobody waits for it any more.
+    /// The answer has come; `weight` is what `charge` returned. False when nobody waits for it any more.
     pub(super) fn discharge(&mut self, conn: ConnId, weight: u8) -> bool {
         let Some(client) = self.find(conn) else { return false };
         self.clients.get_mut(client).weight -= weight;

@@ -205,7 +205,6 @@ impl<R: Ring> Shard<R> {
 
     /// The descriptor is closed: the slot is free, and may be taken again at once.
     pub(super) fn on_closed(&mut self, id: ConnId) {
-        self.release_places(id);
         self.unread.forget(id);
         let Shard { table, stores, delays, metrics, journal, groups, config, now, .. } = self;
         let conn = &mut table[id];
@@ -249,7 +248,9 @@ impl<R: Ring> Shard<R> {
             });
         }
         let counted = conn.counted.filter(|_| conn.side == Side::Upstream);
-        table.vacate(id);
+        // Not before the journal has it: the number of a route that nobody is on may be given away.
+        self.release_places(id);
+        self.table.vacate(id);
         if let Some(counted) = counted {
             self.uncount(counted);
         }

@@ -25,7 +25,7 @@ use super::attempt::{Failing, note_trouble};
 use super::meter::{Allowance, Used, is_counted};
 use super::send::PAUSE_AT_BYTES;
 use super::{RECORDS, Shard};
-use crate::conn::{Conn, ConnId, Connecting, Phase, Refusing, Relay, Side, State};
+use crate::conn::{Conn, ConnId, Connecting, Phase, PongsOwed, Refusing, Relay, Side, State};
 use crate::handshake::{self, UpstreamAnswer};
 use crate::http::{BodyReader, Request, Response};
 use crate::metrics::Cause;
@@ -164,7 +164,7 @@ impl<R: Ring> Shard<R> {
                 other,
                 scanner,
                 asked_at: Time::NEVER,
-                pongs_owed: 0,
+                pongs_owed: PongsOwed::default(),
                 place,
                 pong_awaited: false,
                 frame_awaited: false,
@@ -299,8 +299,7 @@ impl<R: Ring> Shard<R> {
             }
         });
         // The upstream's Pings are the upstream's doing, and so are the answers to them.
-        let owed = scanned.pongs.min(relay.pongs_owed);
-        relay.pongs_owed -= owed;
+        let owed = relay.pongs_owed.take(scanned.pongs);
         let control_frames = scanned.pings + (scanned.pongs - owed);
         let counts = policy.rates.limit_data() || control_frames > 0;
         if counts && conn.side == Side::Client && is_counted(conn) {
@@ -414,7 +413,7 @@ impl<R: Ring> Shard<R> {
             return;
         };
         if let State::Relay(relay) = &mut conn.state {
-            relay.pongs_owed = relay.pongs_owed.saturating_add(pings);
+            relay.pongs_owed.add(pings);
         }
     }
 
@@ -600,7 +599,7 @@ impl<R: Ring> Shard<R> {
         }
         relay.pong_awaited = true;
         let side = conn.side;
-        relay.pongs_owed = relay.pongs_owed.saturating_add(u32::from(side == Side::Client));
+        relay.pongs_owed.add(u32::from(side == Side::Client));
         conn.outbox.write(stores, *now, |out| match side {
             Side::Client => frame::encode_ping(out, ping_payload),
             Side::Upstream => frame::encode_client_ping(out, *ping_payload, mask),
@@ -619,7 +618,7 @@ impl<R: Ring> Shard<R> {
             && let Some(len) = relay.scanner.pong_in_front(buffer, &self.ping_payload)
         {
             relay.pong_awaited = false;
-            relay.pongs_owed = relay.pongs_owed.saturating_sub(1);
+            relay.pongs_owed.take(1);
             drop(buffer.split_to(len));
         }
     }

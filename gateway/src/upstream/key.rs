@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use crate::http::{Headers, Request, query_param, steps};
+use crate::http::{Headers, Request, query_param};
+use crate::steps;
 
 use super::hash::stable_hash;
 

@@ -7,7 +7,9 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::groups::Named;
-use crate::support::{Gateway, HEAD, Peer, Program, Scratch, Upstream, binary, switching, upgrade};
+use crate::support::{
+    Gateway, HEAD, Peer, Program, Scratch, Upstream, binary, free_address, switching, upgrade,
+};
 
 const ECHO: &str = "[backend.echo]\nkind = \"echo\"\n";
 const ROOMS: &str = "[backend.rooms]\nkind = \"local\"\nclient_names = \"trusted\"\n";
@@ -549,4 +551,28 @@ fn three_hundred_reloads_under_two_hundred_connections() {
     for client in &mut relayed {
         assert!(!client.has_bytes(), "nothing was sent, and nothing has ended");
     }
+}
+
+/// The number of a backend that has left the file is given to the next one that comes: what the first
+/// did is told under its own name.
+#[test]
+fn a_backend_that_has_left_is_named_in_its_own_troubles() {
+    let port = free_address([127, 0, 0, 1]).port();
+    let of = |name: &str, url: &str| {
+        let backend = format!("[backend.{name}]\nkind = \"websocket\"\n");
+        route(&format!("/{name}"), name)
+            + &backend
+            + &format!("[[backend.{name}.upstream]]\nurl = \"{url}\"\n")
+    };
+    let rest = route("/a", "echo") + ECHO;
+    let (url, other) = (format!("ws://127.0.0.1:{port}"), "ws://127.0.0.1:9");
+    let mut it = Reloading::start(&(of("gone", &url) + &rest));
+    let told = format!("backend gone: {url}: ");
+    assert_eq!(it.refusal("/gone", ""), "502");
+    it.gateway.log_line_containing(&told);
+    // The next line about it is a second away.
+    assert_eq!(it.refusal("/gone", ""), "502");
+    it.reload(&rest);
+    it.reload(&(of("new", other) + &rest));
+    it.gateway.log_line_containing(&told);
 }

@@ -1,15 +1,16 @@
 //! Every parser of what a peer sends, fed with its worst input: the work is bounded by the bytes.
 //!
-//! Work is counted (`steps`), not timed. For each parser, an input of `n` bytes and one of twice as
+//! Work is counted ([`steps`]), not timed. For each parser, an input of `n` bytes and one of twice as
 //! many: twice the bytes are about twice the work, and at the largest size there is, the work stays
 //! below a number of steps per byte.
 
-use super::body::{BodyReader, Trailers};
-use super::*;
 use crate::client_address::{Cidr, CidrSet, ClientHeader, client_of};
 use crate::handshake::{self, Forwarded, Offer};
+use crate::http::body::{BodyReader, Trailers};
+use crate::http::*;
 use crate::origin::Origins;
 use crate::proxy_protocol;
+use crate::steps;
 use crate::upstream::cookie_value;
 
 /// The largest head that a file can allow, so that nothing else cuts the input short.

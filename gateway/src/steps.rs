@@ -1,4 +1,5 @@
-//! Work counted in tests, so that a test can bound it without a clock: bytes and entries looked at.
+//! Work of parsers, counted in tests so that a test can bound it without a clock: bytes and entries
+//! looked at.
 
 /// So many bytes or entries are looked at. Nothing outside of tests.
 #[cfg(not(test))]
