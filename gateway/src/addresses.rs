@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, MutexGuard};
 
-use crate::memory::{ARC_BYTES, map_bytes};
+use crate::heap::{ARC_BYTES, map_bytes};
 use crate::rate::{Bucket, Rate, SharedBucket};
 use crate::striped::Striped;
 use crate::time::Time;

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use crate::addresses::AddressKey;
-use crate::memory::map_bytes;
+use crate::heap::map_bytes;
 use crate::striped::Striped;
 
 /// An address may always have so many, however few clients there may be in all.

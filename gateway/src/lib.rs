@@ -33,6 +33,7 @@ pub mod config;
 pub mod control;
 pub mod doorstep;
 pub mod families;
+mod heap;
 pub mod histogram;
 pub mod history;
 pub mod interval_log;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::addresses::AddressKey;
-use crate::memory::{ARC_BYTES, map_bytes};
+use crate::heap::{ARC_BYTES, map_bytes};
 use crate::striped::Striped;
 
 /// What a room costs here at most: its maker, when no other room has the same, and its address.

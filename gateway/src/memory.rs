@@ -31,9 +31,7 @@
 //!   without cgroup 2 of all TCP sockets of the machine (/proc/net/sockstat), an upper bound. The
 //!   kernel counts them in pages, and keeps up to a megabyte per CPU that it has not spread yet.
 
-use std::collections::HashMap;
 use std::fs::{self, File};
-use std::hash::BuildHasher;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -180,31 +178,6 @@ impl ShardMemory {
 
 /// The name of what shards count, and of the histograms that they record.
 pub(crate) const HISTOGRAMS: &str = "counters and histograms";
-
-/// What an `Arc` has beside its value.
-pub(crate) const ARC_BYTES: usize = 16;
-
-/// What a vector takes.
-pub(crate) fn list_bytes<T>(list: &Vec<T>) -> usize {
-    list.capacity() * size_of::<T>()
-}
-
-/// What a map takes, without what its entries have on the heap: a power of two of places, of which
-/// seven eighths are used, and a byte beside each.
-pub(crate) fn map_bytes<K, V, S: BuildHasher>(map: &HashMap<K, V, S>) -> usize {
-    match map.capacity() {
-        0 => 0,
-        capacity => {
-            let places = (capacity * 8).div_ceil(7).next_power_of_two();
-            places * (size_of::<(K, V)>() + 1) + 16
-        }
-    }
-}
-
-/// What a set takes, about: a node has room for eleven entries, and is two thirds full.
-pub(crate) fn set_bytes<T>(set: &std::collections::BTreeSet<T>) -> usize {
-    set.len() * size_of::<T>() * 3 / 2
-}
 
 /// The ledger.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -716,18 +689,6 @@ f1000-f2000 rw-p 00000000 00:00 0 [anon:something]\nRss: 1000 kB
         assert_eq!(own_group("4:memory:/x\n0::/a.slice/b\n"), Some("a.slice/b"));
         assert_eq!(own_group("4:memory:/x\n0::/\n"), None);
         assert_eq!(own_group("4:memory:/x\n"), None);
-    }
-
-    #[test]
-    fn maps_and_lists_are_counted_by_their_room() {
-        let mut map: HashMap<u64, u64> = HashMap::new();
-        assert_eq!(map_bytes(&map), 0);
-        // Places are powers of two, from four on; seven eighths of them are used.
-        for (entries, places) in [(1, 4), (3, 4), (4, 8), (7, 8), (8, 16), (14, 16), (15, 32)] {
-            (0..entries).for_each(|key| map.extend([(key, key)]));
-            assert_eq!(map_bytes(&map), places * 17 + 16, "{entries}");
-        }
-        assert_eq!(list_bytes(&Vec::<u32>::with_capacity(10)), 40);
     }
 
     #[test]

@@ -16,8 +16,8 @@
 //! when the first and the last of its deliveries were taken. A member that had not taken everything
 //! before is not waited for, or a slow one would stand for all; it is counted as behind.
 
+use crate::heap::list_bytes;
 use crate::histogram::Durations;
-use crate::memory::list_bytes;
 use crate::recorder::Recorder;
 use crate::time::Time;
 

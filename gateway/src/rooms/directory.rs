@@ -9,8 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::conn::ConnId;
+use crate::heap::{list_bytes, map_bytes, shrink_map};
 use crate::keyed_hash::HashKey;
-use crate::memory::{list_bytes, map_bytes};
 
 use super::Outlet;
 use super::mail::{Letter, Mail};
@@ -66,6 +66,7 @@ impl Directory {
         if conns.is_empty() {
             self.lists_bytes -= list_bytes(conns);
             self.local.remove(user);
+            shrink_map(&mut self.local);
         }
     }
 
@@ -95,6 +96,7 @@ impl Directory {
         if shards.is_empty() {
             self.lists_bytes -= list_bytes(shards);
             self.homes.remove(user);
+            shrink_map(&mut self.homes);
         }
     }
 

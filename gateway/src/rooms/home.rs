@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::heap::{list_bytes, map_bytes, set_bytes, shrink_map};
 use crate::keyed_hash::HashKey;
 use crate::makers::Made;
-use crate::memory::{list_bytes, map_bytes, set_bytes};
 use crate::random::Random;
 use crate::time::Time;
 
@@ -315,6 +315,7 @@ impl Homes {
             while steps > 0 && home.leaving.first().is_some_and(|(at, _)| *at <= now) {
                 let (_, user) = home.leaving.pop_first().expect("looked at above");
                 home.present.remove(&*user);
+                shrink_map(&mut home.present);
                 home.notify(&name, "leave", &user, limits, out);
                 steps -= 1;
             }
@@ -323,6 +324,7 @@ impl Homes {
                 self.held.change(held, HomeBytes::default());
                 self.history_bytes -= home.history_bytes;
                 self.rooms.remove(&*name);
+                shrink_map(&mut self.rooms);
             } else {
                 self.held.change(held, home.held());
                 self.schedule(&name, limits);

@@ -15,9 +15,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::conn::ConnId;
+use crate::heap::{ARC_BYTES, list_bytes, map_bytes, shrink_map};
 use crate::keyed_hash::HashKey;
 use crate::makers::Maker;
-use crate::memory::{ARC_BYTES, list_bytes, map_bytes};
 
 use super::Outlet;
 use super::protocol::{ErrorCode, Position};
@@ -388,6 +388,7 @@ impl Members {
         if local.memberships == 0 {
             *lists_bytes -= rooms.remove(ended.room).held_bytes();
             room_by_name.remove(&*name);
+            shrink_map(room_by_name);
         }
         let joined = ended.member_index != NONE;
         Ended { room: name, presence: ended.presence, joined }
@@ -458,7 +459,11 @@ impl<T> Slab<T> {
     }
 
     fn remove(&mut self, index: u32) -> T {
+        let removed = self.places[index as usize].take();
         self.free.push(index);
-        self.places[index as usize].take().expect("indices are kept only while in use")
+        if self.free.len() == self.places.len() {
+            *self = Slab::default(); // What it has grown to goes with the last.
+        }
+        removed.expect("indices are kept only while in use")
     }
 }

@@ -17,7 +17,7 @@ use std::collections::{HashMap, VecDeque};
 use super::Shard;
 use super::send::PAUSE_AT_BYTES;
 use crate::conn::{ConnId, Phase, State};
-use crate::memory::{list_bytes, map_bytes};
+use crate::heap::{list_bytes, map_bytes};
 use crate::metrics::Cause;
 use crate::ring::Ring;
 

@@ -31,7 +31,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::time::Duration;
 
-use crate::memory::map_bytes;
+use crate::heap::map_bytes;
 use crate::time::Time;
 
 use super::address::UpstreamName;
