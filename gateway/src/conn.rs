@@ -158,6 +158,8 @@ pub enum Side {
 pub struct Flags {
     /// A receive is armed. A slot is not free before it has ended.
     pub recv_armed: bool,
+    /// A watch for the peer's reset is armed, as it is not read.
+    pub watch_armed: bool,
     /// A send has been submitted and not answered.
     pub send_in_flight: bool,
     /// That send may not wait for room in the socket.
@@ -547,12 +549,14 @@ impl Conn {
     pub fn is_busy(&self) -> bool {
         let Flags {
             recv_armed,
+            watch_armed,
             send_in_flight,
             connect_in_flight,
             socket_in_flight,
             shutdown_in_flight,
             ..
         } = self.flags;
-        recv_armed || send_in_flight || connect_in_flight || socket_in_flight || shutdown_in_flight
+        let is_read = recv_armed || watch_armed;
+        is_read || send_in_flight || connect_in_flight || socket_in_flight || shutdown_in_flight
     }
 }

@@ -328,6 +328,7 @@ impl<R: Ring> Shard<R> {
                 self.on_accept_ended(listener, failure);
             }
             Completion::Received { id, result, more } => self.on_received(id, result, more),
+            Completion::Watched { id, gone, more } => self.on_watched(id, gone, more),
             Completion::Sent { id, result } => self.on_sent(id, result),
             Completion::SocketOpened { owner, result } => self.on_socket_opened(owner, result),
             Completion::Connected { id, result } => self.on_connected(id, result),

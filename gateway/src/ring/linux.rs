@@ -84,6 +84,8 @@ enum Op {
     Wake,
     /// Its completion says nothing that its target's does not.
     Cancel,
+    /// Polls a connection for a reset, until it is cancelled.
+    Watch,
 }
 
 /// What a completion belongs to, packed into the 64 bits that the kernel carries for us:
@@ -112,6 +114,7 @@ impl Token {
             7 => Op::Close,
             8 => Op::Wake,
             9 => Op::Cancel,
+            10 => Op::Watch,
             other => unreachable!("a completion for operation {other}, which nobody submits"),
         }
     }
@@ -335,6 +338,15 @@ impl LinuxRing {
                 }
             }
             Op::Send => Completion::Sent { id, result: result.map(|bytes| bytes as usize) },
+            Op::Watch => {
+                // The end of the peer's stream wakes every poll (POLLRDHUP), and means nothing here.
+                let gone = (libc::POLLERR | libc::POLLHUP) as u32;
+                let gone = result.is_ok_and(|events| events & gone != 0);
+                if more && !gone {
+                    return None;
+                }
+                Completion::Watched { id, gone, more }
+            }
             Op::Connect => Completion::Connected { id, result: result.map(drop) },
             Op::Shutdown => Completion::ShutDown { id },
             Op::Close => Completion::Closed { id },
@@ -510,6 +522,18 @@ impl Ring for LinuxRing {
         // By exact token: the kernel finds it in a hash. By descriptor it would walk every armed
         // request of the ring.
         let target = Token::of(Op::Recv, id);
+        self.push(&opcode::AsyncCancel::new(target.0).build(), Token::of(Op::Cancel, id));
+    }
+
+    fn arm_watch(&mut self, id: ConnId) {
+        // No events are asked for: POLLERR and POLLHUP are always told (poll(2)). Multishot, which is by
+        // edges: with one shot, a stream that has ended would complete every watch that is armed after it.
+        let entry = opcode::PollAdd::new(Fixed(id.slot), 0).multi(true).build();
+        self.push(&entry, Token::of(Op::Watch, id));
+    }
+
+    fn cancel_watch(&mut self, id: ConnId) {
+        let target = Token::of(Op::Watch, id);
         self.push(&opcode::AsyncCancel::new(target.0).build(), Token::of(Op::Cancel, id));
     }
 
@@ -1034,5 +1058,53 @@ mod tests {
             }
         }
         panic!("it was not accepted");
+    }
+
+    /// A reset is told without a receive; the end of a stream is not, and is no reason to wake again.
+    #[test]
+    fn a_watch_tells_of_a_reset_and_of_no_end_of_a_stream() {
+        let options = Options { slots: 8, buffers: 4, buffer_bytes: 4096, incremental: false };
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
+        let address = listener.local_addr().expect("it is bound");
+        let mut ring = LinuxRing::new(&options, vec![listener]).expect("a ring");
+        ring.arm_accept(0);
+        for ends_first in [false, true] {
+            let mut client = TcpStream::connect(address).expect("it listens");
+            ring.allow_accepts(1);
+            let Some(Completion::Accepted { slot, .. }) = ring.wait_for_one() else {
+                panic!("not accepted")
+            };
+            let id = ConnId { slot, generation: 1 };
+            ring.arm_watch(id);
+            io::Write::write_all(&mut client, b"unread").expect("room");
+            if ends_first {
+                client.shutdown(std::net::Shutdown::Write).expect("it is connected");
+            }
+            let deadline = ring.now() + Duration::from_millis(50);
+            let mut turns = 0;
+            while ring.now() < deadline {
+                ring.submit_and_wait(Wait::Until(deadline));
+                let taken = ring.next_completion();
+                assert!(taken.is_none(), "{taken:?}");
+                turns += 1;
+            }
+            // One for each event, one for the deadline, and some to spare.
+            assert!(turns <= 8, "{turns} turns");
+            Socket::from(client).set_linger(Some(Duration::ZERO)).expect("it is open");
+            let taken = ring.wait_for_one();
+            let Some(Completion::Watched { id: of, gone: true, more }) = taken else {
+                panic!("{taken:?}")
+            };
+            assert_eq!(of, id);
+            if more {
+                ring.cancel_watch(id);
+                let taken = ring.wait_for_one();
+                let Some(Completion::Watched { more: false, .. }) = taken else {
+                    panic!("{taken:?}")
+                };
+            }
+            ring.submit_close(id);
+            assert!(matches!(ring.wait_for_one(), Some(Completion::Closed { .. })));
+        }
     }
 }

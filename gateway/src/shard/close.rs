@@ -184,6 +184,9 @@ impl<R: Ring> Shard<R> {
         if conn.flags.recv_armed {
             self.ring.cancel_recv(id);
         }
+        if conn.flags.watch_armed {
+            self.ring.cancel_watch(id);
+        }
         if conn.flags.send_in_flight {
             self.ring.cancel_send(id);
         }

@@ -43,6 +43,7 @@ impl<R: Ring> Shard<R> {
     /// The wheel gave this connection: looks at what it is really waiting for.
     fn on_deadline(&mut self, id: ConnId) {
         self.meter_due(id);
+        self.watch_unread(id);
         let (deadline, due) = self.next_deadline(id);
         if deadline > self.now {
             return;
