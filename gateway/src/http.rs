@@ -436,10 +436,16 @@ pub(crate) fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Digits only: `parse` alone would take a plus sign.
+/// A length as every reader takes it: digits alone, as `parse` would take a plus sign; no leading zero, by
+/// which some read octal; at most 2^63 - 1, as others count in signed 64 bits (RFC 9112 §6.3, RFC 9110
+/// §8.6, which has any number of digits). It passes as it was sent, so who is behind has to read the same.
 pub(crate) fn content_length(value: &str) -> Option<u64> {
-    value.bytes().all(|byte| byte.is_ascii_digit()).then(|| value.parse().ok()).flatten()
+    let is_plain = value == "0" || !value.starts_with('0');
+    let digits = is_plain && value.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| value.parse().ok()).flatten().filter(|length| *length <= CONTENT_LENGTH_MAX)
 }
+
+const CONTENT_LENGTH_MAX: u64 = i64::MAX as u64;
 
 /// Why a request is refused, or a response not understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -474,7 +480,8 @@ pub enum HttpError {
     TooManyNominations,
     /// A trailer that is no header line, or that may not stand there (RFC 9110 §6.5.1).
     BadTrailer,
-    /// Content-Length that is repeated, garbled, or beside Transfer-Encoding (RFC 9112 §6.3).
+    /// Content-Length that is repeated, garbled, written with leading zeros, above 2^63 - 1, or beside
+    /// Transfer-Encoding (RFC 9112 §6.3).
     BadLength,
     /// Not HTTP/1.0 or 1.1.
     BadVersion,
@@ -544,7 +551,8 @@ impl HttpError {
             HttpError::TooManyNominations => "Connection names too many headers.",
             HttpError::BadTrailer => "A trailer is no header line, or may not stand there.",
             HttpError::BadLength => {
-                "Content-Length or Transfer-Encoding is garbled, repeated or contradicted."
+                "Content-Length or Transfer-Encoding is garbled, repeated or contradicted; a length has no \
+                 leading zero and is below 2^63."
             }
             HttpError::BadVersion => "Use HTTP/1.1.",
             HttpError::BodyWithUpgrade => "An upgrade request cannot have a body.",
@@ -595,7 +603,7 @@ impl fmt::Display for HttpError {
             HttpError::LoosePath => "the path is not written plainly",
             HttpError::TooManyNominations => "Connection names more than 32 headers",
             HttpError::BadTrailer => "a trailer is no header line, or may not stand there",
-            HttpError::BadLength => "the length of the body is garbled or said twice",
+            HttpError::BadLength => "the length of the body is garbled, too large or said twice",
             HttpError::BadVersion => "it is not HTTP/1.0 or HTTP/1.1",
             HttpError::BodyWithUpgrade => "an upgrade request has a body",
             HttpError::MethodNotAllowed => "the method is not allowed",
@@ -824,7 +832,8 @@ mod tests {
             read(&format!("POST / HTTP/1.{version}\r\nHost: x\r\n{headers}\r\n")).map(|_| ())
         };
         assert_eq!(body(1, "Transfer-Encoding: Chunked\r\n"), Ok(()));
-        assert_eq!(body(1, "Content-Length: 18446744073709551615\r\n"), Ok(()));
+        assert_eq!(body(1, "Content-Length: 9223372036854775807\r\n"), Ok(()));
+        assert_eq!(body(1, "Content-Length: 0\r\n"), Ok(()));
         for bad in [
             "Transfer-Encoding: gzip\r\n",
             "Transfer-Encoding: gzip, chunked\r\n",
@@ -836,7 +845,12 @@ mod tests {
             "Content-Length: +1\r\n",
             "Content-Length: 0x1\r\n",
             "Content-Length:\r\n",
+            // Others count in signed 64 bits, or read octal.
+            "Content-Length: 9223372036854775808\r\n",
+            "Content-Length: 18446744073709551615\r\n",
             "Content-Length: 18446744073709551616\r\n",
+            "Content-Length: 00\r\n",
+            "Content-Length: 010\r\n",
         ] {
             assert_eq!(body(1, bad), Err(HttpError::BadLength), "{bad:?}");
         }
