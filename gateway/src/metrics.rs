@@ -239,7 +239,7 @@ macro_rules! counters {
 counters! {
     /// Clients accepted.
     accepted,
-    /// Accepts that ended because there was no descriptor to give.
+    /// Accepts that failed, mostly for want of descriptors; a listener tries again after 100 ms.
     accept_failures,
     /// Clients that got their 101.
     upgraded,

@@ -111,7 +111,7 @@ pub struct Shard<R: Ring> {
     // Clients that come.
     accepting: Vec<Accepting>,
     accept_limits: AcceptLimits,
-    /// When to accept again after the system had no descriptor to give.
+    /// When to look again whether clients can be accepted.
     accept_retry_at: Time,
     /// Clients above `connections_max` that are here to be told so (`Flags::surplus`).
     surplus: u32,

@@ -414,13 +414,15 @@ impl LinuxRing {
                 }
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => self.poll_listener(listener),
-                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                    Some(errno) if is_of_one_client(errno) => self.accepts_left -= 1,
+                    errno => {
                         self.listeners[listener].state = AcceptState::No;
-                        let failure = Some(Failure::TableFull);
+                        let failure = Some(match errno {
+                            Some(libc::EMFILE | libc::ENFILE) => Failure::TableFull,
+                            errno => Failure::Other(errno.unwrap_or(libc::EIO)),
+                        });
                         self.ready.push_back(Completion::AcceptEnded { listener, failure });
                     }
-                    // The one that was next is gone (accept(2)).
-                    _ => self.accepts_left -= 1,
                 },
             }
         }
@@ -617,6 +619,26 @@ impl Ring for LinuxRing {
     fn buffers_free_percent(&self) -> u32 {
         self.pool.free_percent()
     }
+}
+
+/// Whether this error of an accept is that of the client which was next, and is gone: the listener may have
+/// others (accept(2), "Error handling"; EPERM is a firewall's).
+fn is_of_one_client(errno: i32) -> bool {
+    matches!(
+        errno,
+        libc::EINTR
+            | libc::ECONNABORTED
+            | libc::EPERM
+            | libc::ENETDOWN
+            | libc::EPROTO
+            | libc::ENOPROTOOPT
+            | libc::EHOSTDOWN
+            | libc::ENONET
+            | libc::EHOSTUNREACH
+            | libc::EOPNOTSUPP
+            | libc::ENETUNREACH
+            | libc::ETIMEDOUT
+    )
 }
 
 /// The kernel's monotonic clock.
@@ -1058,6 +1080,30 @@ mod tests {
             }
         }
         panic!("it was not accepted");
+    }
+
+    /// A listener that goes on failing says so, and is left alone until it is armed again.
+    #[test]
+    fn a_broken_listener_ends_its_accept() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
+        let broken = Socket::from(listener.try_clone().expect("a descriptor"));
+        let options = Options { slots: 8, buffers: 4, buffer_bytes: 4096, incremental: false };
+        let mut ring = LinuxRing::new(&options, vec![listener]).expect("a ring");
+        broken.shutdown(std::net::Shutdown::Both).expect("it listens");
+        for _ in 0..2 {
+            ring.arm_accept(0);
+            let taken = ring.wait_for_one();
+            assert!(
+                matches!(
+                    taken,
+                    Some(Completion::AcceptEnded {
+                        listener: 0,
+                        failure: Some(Failure::Other(libc::EINVAL))
+                    })
+                ),
+                "{taken:?}"
+            );
+        }
     }
 
     /// A reset is told without a receive; the end of a stream is not, and is no reason to wake again.

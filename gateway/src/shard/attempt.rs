@@ -236,6 +236,7 @@ impl<R: Ring> Shard<R> {
             (Ok(slot), None) => {
                 let id = self.table.occupy(slot, Side::Upstream, NOWHERE, self.now);
                 self.start_close(id, Cause::ClientGone);
+                self.stop_accepting_when_full();
                 if is_open {
                     self.refuse_neutrally(client, 503, Cause::BackendGone);
                 }
@@ -289,6 +290,7 @@ impl<R: Ring> Shard<R> {
         self.timers.set(id.slot, deadline);
         self.table[id].flags.connect_in_flight = true;
         self.ring.submit_connect(id, address);
+        self.stop_accepting_when_full();
     }
 
     pub(super) fn on_connected(&mut self, id: ConnId, result: Result<(), Failure>) {

@@ -265,11 +265,6 @@ impl<R: Ring> Shard<R> {
         // What is queued ahead of a Close frame would have to be read first, so none is sent.
         self.start_close(id, Cause::SlowConsumer);
     }
-
-    /// Tries to accept again soon, after the system had no descriptor to give.
-    pub(super) fn timers_retry_accept(&mut self) {
-        self.accept_retry_at = self.now + Duration::from_millis(100);
-    }
 }
 
 /// What may be due of a connection.
