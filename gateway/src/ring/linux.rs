@@ -1091,6 +1091,7 @@ mod tests {
         let mut ring = LinuxRing::new(&options, vec![listener]).expect("a ring");
         broken.shutdown(std::net::Shutdown::Both).expect("it listens");
         for _ in 0..2 {
+            ring.allow_accepts(4);
             ring.arm_accept(0);
             let taken = ring.wait_for_one();
             assert!(

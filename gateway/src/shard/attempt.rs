@@ -768,8 +768,13 @@ pub(super) fn upstreams_of(websocket: &Websocket, index: u16, shards: u16) -> Ve
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::conn::Connecting;
+    use crate::ring::sim::{Fault, Faults, Network};
+    use crate::shard::Setup;
+    use crate::shard::mailbox::Inbox;
 
     const CONFIG: &str = r#"
 [[listener]]
@@ -814,5 +819,45 @@ url = "ws://127.0.0.1:9002"
         assert_eq!(health(second), Health::Up, "it was not asked");
         let metrics = shard.metrics();
         assert_eq!((metrics.upstream_shortages, metrics.upstream_failures), (2, 0));
+    }
+    /// What a client of one upstream is answered, and what counts: failures of the upstream, and lacks of
+    /// ours. The upstream says `answer` to the request.
+    fn counts(faults: Faults, listens: bool, answer: &[u8]) -> (String, u64, u64) {
+        let config =
+            CONFIG.replace("[[backend.app.upstream]]\nurl = \"ws://127.0.0.1:9002\"\n", "");
+        let address = SocketAddr::from(([127, 0, 0, 1], 9001));
+        let network = Network::new(1, faults);
+        if listens {
+            network.listen(address);
+        }
+        let setup = Setup::of_test(&config, &[Inbox::default()].into());
+        let mut shard = Shard::new(network.ring(16, 8, 4096, 1), setup);
+        shard.start();
+        let mut client = network.connect(0, 0);
+        client.send(b"GET / HTTP/1.1\r\nHost: t\r\n\r\n");
+        let (mut got, mut servers) = (Vec::new(), Vec::new());
+        network.run(Duration::from_secs(1), || {
+            shard.turn();
+            while let Some(mut server) = network.accept(address) {
+                server.send(answer);
+                servers.push(server);
+            }
+            client.receive(&mut got, 4096);
+            got.len() > 12
+        });
+        let metrics = shard.metrics();
+        let status = String::from_utf8_lossy(&got[..12]).into_owned();
+        (status, metrics.upstream_failures, metrics.upstream_shortages)
+    }
+
+    #[test]
+    fn what_we_lack_is_no_failure_of_the_upstream() {
+        let (calm, status) = (Faults::none(), |status: &str| format!("HTTP/1.1 {status}"));
+        let no_port = calm.with(Fault::NoLocalPort, 1000);
+        assert_eq!(counts(no_port, true, b""), (status("503"), 0, 1));
+        let large = [b"HTTP/1.1 200 OK\r\nX: ", &[b'x'; 20_000][..]].concat();
+        assert_eq!(counts(calm, true, &large), (status("502"), 0, 0));
+        assert_eq!(counts(calm, true, b"nonsense\r\n\r\n"), (status("502"), 1, 0));
+        assert_eq!(counts(calm, false, b""), (status("502"), 1, 0));
     }
 }

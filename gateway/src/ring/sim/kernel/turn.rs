@@ -73,7 +73,9 @@ impl World {
                 self.descriptor(ring, owner.slot as usize).socket = Some(waiting);
             }
             Submission::Connect(id, address) => {
-                let (at, outcome) = if self.fires(Fault::ConnectTimeout) {
+                let (at, outcome) = if self.fires(Fault::NoLocalPort) {
+                    (now, Outcome::Failed(Failure::NoLocalPort))
+                } else if self.fires(Fault::ConnectTimeout) {
                     (now + CONNECT_TIMEOUT, Outcome::Failed(Failure::TimedOut))
                 } else if !self.servers.contains_key(&address) || self.fires(Fault::ConnectRefused)
                 {
