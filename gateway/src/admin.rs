@@ -376,6 +376,7 @@ async fn status(State(control): State<Arc<Control>>) -> Response {
         "upstream_shortages": metrics.upstream_shortages,
         "received_bytes": metrics.received_bytes,
         "memory": {
+            "age_ms": ledger.age_ms(),
             "rss_bytes": ledger.rss_bytes,
             "ledger_bytes": ledger.ledger_bytes,
             "kernel_bytes": ledger.kernel_bytes,

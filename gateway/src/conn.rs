@@ -21,6 +21,7 @@ use crate::journal::Traffic;
 use crate::limits::PONGS_OWED_MAX;
 use crate::metrics::Cause;
 use crate::rate::Bucket;
+use crate::ring::SendMode;
 use crate::time::Time;
 use crate::upstream::{OpenScanner, Sticky, Tried, UpstreamId};
 use crate::ws::Decoder;
@@ -159,10 +160,10 @@ pub enum Side {
 pub struct Flags {
     /// A receive is armed. A slot is not free before it has ended.
     pub recv_armed: bool,
-    /// A send has been submitted and not answered.
-    pub send_in_flight: bool,
-    /// That send may not wait for room in the socket.
-    pub send_try_now: bool,
+    /// A watch for the peer's reset is armed, as it is not read.
+    pub watch_armed: bool,
+    /// A send has been submitted and not answered: whether it waits for room in the socket.
+    pub sending: Option<SendMode>,
     /// A connect has been submitted and not answered.
     pub connect_in_flight: bool,
     /// A socket is being opened on behalf of this connection.
@@ -561,20 +562,22 @@ impl Conn {
 
     /// Whether a send is in flight that waits for the peer as long as it takes.
     pub fn has_waiting_send(&self) -> bool {
-        self.flags.send_in_flight && !self.flags.send_try_now
+        self.flags.sending == Some(SendMode::All)
     }
 
     /// Whether the ring owes an answer, so that the slot cannot be closed yet.
     pub fn is_busy(&self) -> bool {
         let Flags {
             recv_armed,
-            send_in_flight,
+            watch_armed,
+            sending,
             connect_in_flight,
             socket_in_flight,
             shutdown_in_flight,
             ..
         } = self.flags;
-        recv_armed || send_in_flight || connect_in_flight || socket_in_flight || shutdown_in_flight
+        let is_read = recv_armed || watch_armed;
+        is_read || sending.is_some() || connect_in_flight || socket_in_flight || shutdown_in_flight
     }
 }
 

@@ -33,7 +33,7 @@ use crate::random::Random;
 use crate::server::Gateway;
 use crate::shard::drain::pace;
 use crate::shard::mailbox::{Letter, Order};
-use crate::troubles::Troubles;
+use crate::troubles::{AcceptFailures, Troubles};
 use crate::upstream::UpstreamSpec;
 use crate::{admin, allocator, log, memory, resolve};
 
@@ -86,7 +86,7 @@ pub struct Control {
     access: std::sync::Mutex<AccessLog>,
     history: std::sync::Mutex<History>,
     closes: std::sync::Mutex<Closes>,
-    troubles: std::sync::Mutex<Troubles>,
+    troubles: std::sync::Mutex<(Troubles, AcceptFailures)>,
     /// Held from reading a file until every shard goes by it.
     reloading: Mutex<()>,
 }
@@ -431,6 +431,7 @@ impl Control {
         let config = self.config();
         let (mut log, mut closes) = (self.access(), self.closes());
         let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        let (troubles, accept_failures) = &mut *troubles;
         let (mut lost, mut troubles_lost) = (0, 0);
         for (shard, journal) in (0..=u16::MAX).zip(self.gateway.journals()) {
             while let Some(closed) = journal.pop() {
@@ -442,10 +443,14 @@ impl Control {
                 troubles.push(trouble, &config);
             }
             troubles_lost += journal.take_troubles_lost();
+            while let Some(failure) = journal.pop_accept_failure() {
+                accept_failures.push(failure);
+            }
         }
         log.end_of_tick(lost, Instant::now());
         closes.end_of_tick(&config);
         troubles.end_of_tick(troubles_lost, Instant::now());
+        accept_failures.end_of_tick(&config, Instant::now());
     }
 }
 

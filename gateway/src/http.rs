@@ -314,7 +314,13 @@ pub(crate) fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Digits only: `parse` alone would take a plus sign.
+/// A length as every reader takes it: digits alone, as `parse` would take a plus sign; no leading zero, by
+/// which some read octal; at most 2^63 - 1, as others count in signed 64 bits (RFC 9112 §6.3, RFC 9110
+/// §8.6, which has any number of digits). It passes as it was sent, so who is behind has to read the same.
 pub(crate) fn content_length(value: &str) -> Option<u64> {
-    value.bytes().all(|byte| byte.is_ascii_digit()).then(|| value.parse().ok()).flatten()
+    let is_plain = value == "0" || !value.starts_with('0');
+    let digits = is_plain && value.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| value.parse().ok()).flatten().filter(|length| *length <= CONTENT_LENGTH_MAX)
 }
+
+const CONTENT_LENGTH_MAX: u64 = i64::MAX as u64;

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::conn::ConnId;
 use crate::metrics::Cause;
+use crate::ring::Failure;
 use crate::time::Time;
 use crate::upstream::UpstreamName;
 
@@ -20,6 +21,9 @@ const ENTRIES_MAX: usize = 1024;
 
 /// Failures of upstreams that one shard may note before the control thread looks.
 const TROUBLES_MAX: usize = 256;
+
+/// Accepts of one shard that failed, before the control thread looks. A listener has one in that time.
+const ACCEPT_FAILURES_MAX: usize = 16;
 
 /// A client's connection that is over.
 #[derive(Clone, Debug)]
@@ -92,6 +96,7 @@ impl Traffic {
 pub struct Journal {
     closed: ArrayQueue<Closed>,
     troubles: ArrayQueue<Trouble>,
+    accept_failures: ArrayQueue<(usize, Failure)>,
     troubles_lost: AtomicU64,
     lost: AtomicU64,
 }
@@ -101,6 +106,7 @@ impl Default for Journal {
         Journal {
             closed: ArrayQueue::new(ENTRIES_MAX),
             troubles: ArrayQueue::new(TROUBLES_MAX),
+            accept_failures: ArrayQueue::new(ACCEPT_FAILURES_MAX),
             troubles_lost: AtomicU64::new(0),
             lost: AtomicU64::new(0),
         }
@@ -113,6 +119,7 @@ impl Journal {
         // Each place has a stamp beside the entry.
         self.closed.capacity() * (size_of::<Closed>() + size_of::<usize>())
             + self.troubles.capacity() * (size_of::<Trouble>() + size_of::<usize>())
+            + self.accept_failures.capacity() * (size_of::<(usize, Failure)>() + size_of::<usize>())
     }
 
     /// Writes an entry down, or counts it as lost.
@@ -135,6 +142,17 @@ impl Journal {
     /// The oldest trouble that nobody has taken.
     pub fn pop_trouble(&self) -> Option<Trouble> {
         self.troubles.pop()
+    }
+
+    /// Notes that a listener, by its number, could not accept. What finds no room is left out: the counter
+    /// has it.
+    pub fn note_accept_failure(&self, listener: usize, failure: Failure) {
+        let _ = self.accept_failures.push((listener, failure));
+    }
+
+    /// The oldest failure of an accept that nobody has taken.
+    pub fn pop_accept_failure(&self) -> Option<(usize, Failure)> {
+        self.accept_failures.pop()
     }
 
     /// Troubles that were not written since this was asked last.

@@ -203,6 +203,14 @@ pub struct Ledger {
     pub heap_in_use_bytes: u64,
 }
 
+impl Ledger {
+    /// How long ago it was measured, in milliseconds; `None` while nothing has been.
+    pub fn age_ms(&self) -> Option<u64> {
+        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        (self.unix_ms > 0).then(|| (now_ms as u64).saturating_sub(self.unix_ms))
+    }
+}
+
 /// Kernel memory for sockets; how exact each part is stands at the top of this module.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Kernel {

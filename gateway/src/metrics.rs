@@ -239,7 +239,7 @@ macro_rules! counters {
 counters! {
     /// Clients accepted.
     accepted,
-    /// Accepts that ended because there was no descriptor to give.
+    /// Accepts that failed, mostly for want of descriptors; a listener tries again after 100 ms.
     accept_failures,
     /// Clients that got their 101.
     upgraded,
@@ -251,7 +251,7 @@ counters! {
     frames_sent,
     /// Messages relayed, both ways.
     messages_relayed,
-    /// Attempts at upstreams that failed before an answer; the client may have got another.
+    /// Attempts that upstreams failed before an answer, not for a lack of ours; the client may have got another.
     upstream_failures,
     /// Clients that got 503 as there was no local port, descriptor or memory for an upstream connection.
     upstream_shortages,

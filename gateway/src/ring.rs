@@ -64,6 +64,14 @@ pub trait Ring {
     /// without `more`; what had arrived before is still delivered.
     fn cancel_recv(&mut self, id: ConnId);
 
+    /// Watches a connection that is not read for its peer's reset. Answers with
+    /// [`Completion::Watched`]; it has to be armed again once one came without `more`. The end of the
+    /// peer's stream is no answer: it is read.
+    fn arm_watch(&mut self, id: ConnId);
+
+    /// Ends an armed watch; its last completion comes without `more`.
+    fn cancel_watch(&mut self, id: ConnId);
+
     /// Sends `parts`, in order. Answers with one [`Completion::Sent`].
     ///
     /// # Safety
@@ -157,6 +165,15 @@ pub enum Completion {
         /// `None` is the end of the stream.
         result: Result<Option<Buffer>, Failure>,
         /// Whether the receive is still armed.
+        more: bool,
+    },
+    /// A watched connection was reset, or its watch has ended.
+    Watched {
+        /// On which connection.
+        id: ConnId,
+        /// The peer has reset the connection or is gone.
+        gone: bool,
+        /// Whether the watch is still armed.
         more: bool,
     },
     /// A send is over.

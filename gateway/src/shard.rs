@@ -112,7 +112,7 @@ pub struct Shard<R: Ring> {
     // Clients that come.
     accepting: Vec<Accepting>,
     accept_limits: AcceptLimits,
-    /// When to accept again after the system had no descriptor to give.
+    /// When to look again whether clients can be accepted.
     accept_retry_at: Time,
     /// Clients above `connections_max` that are here to be told so (`Flags::surplus`).
     surplus: u32,
@@ -329,6 +329,7 @@ impl<R: Ring> Shard<R> {
                 self.on_accept_ended(listener, failure);
             }
             Completion::Received { id, result, more } => self.on_received(id, result, more),
+            Completion::Watched { id, gone, more } => self.on_watched(id, gone, more),
             Completion::Sent { id, result } => self.on_sent(id, result),
             Completion::SocketOpened { owner, result } => self.on_socket_opened(owner, result),
             Completion::Connected { id, result } => self.on_connected(id, result),

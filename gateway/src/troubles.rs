@@ -1,4 +1,5 @@
-//! A warning when an upstream has failed a client: which one, and over what.
+//! A warning when an upstream has failed a client: which one, and over what; and when clients cannot be
+//! accepted.
 //!
 //! A line per upstream and second at most: what is more in that second is counted in the next line. Of
 //! what happens within one second an ejection is told first, as it is what the rest has led to.
@@ -15,6 +16,7 @@ use tracing::warn;
 use crate::access::url_of;
 use crate::config::Config;
 use crate::journal::Trouble;
+use crate::ring::Failure;
 use crate::upstream::UpstreamName;
 
 /// From one line of an upstream to its next.
@@ -84,6 +86,46 @@ impl Troubles {
     }
 }
 
+/// Accepts that have failed, whichever the listener.
+#[derive(Debug, Default)]
+pub struct AcceptFailures {
+    told_at: Option<Instant>,
+    last: Option<(usize, Failure)>,
+    /// Those in no line yet.
+    count: u64,
+}
+
+impl AcceptFailures {
+    /// Takes an entry of a journal.
+    pub fn push(&mut self, failure: (usize, Failure)) {
+        self.last = Some(failure);
+        self.count += 1;
+    }
+
+    /// Writes the line, if one is due: one a second at most.
+    pub fn end_of_tick(&mut self, config: &Config, now: Instant) {
+        if let Some(line) = self.line(config, now) {
+            warn!("{line}");
+        }
+    }
+
+    fn line(&mut self, config: &Config, now: Instant) -> Option<String> {
+        let is_due = self.told_at.is_none_or(|told_at| now >= told_at + PACE);
+        let (listener, failure) = self.last.take_if(|_| is_due)?;
+        self.told_at = Some(now);
+        let count = mem::take(&mut self.count);
+        let address = config.listeners.get(listener).map(|it| it.address.to_string());
+        let address = address.as_deref().unwrap_or("a listener");
+        let advice = match failure {
+            Failure::TableFull => "raise LimitNOFILE, or fs.file-max of the machine",
+            _ => "clients wait in its backlog",
+        };
+        let more =
+            if count > 1 { format!(" (and {} more like it)", count - 1) } else { String::new() };
+        Some(format!("{address}: no client can be accepted: {failure}; {advice}{more}"))
+    }
+}
+
 fn line(backend: &str, url: Option<&str>, trouble: &Trouble, more: u64) -> String {
     let url = url.unwrap_or("an upstream that has left the list");
     let what = if trouble.is_ejection { " is ejected" } else { "" };
@@ -113,6 +155,25 @@ mod tests {
         let spec = &websocket.upstreams[index];
         let upstream = (0, UpstreamName::new(&spec.url, &spec.address));
         Trouble { upstream, is_ejection, why: why.into() }
+    }
+
+    #[test]
+    fn one_line_a_second_of_accepts_that_fail() {
+        let text = "[[listener]]\naddress = \"127.0.0.1:7\"\n[[route]]\nbackend = \"echo\"\n\
+                    [backend.echo]\nkind = \"echo\"\n";
+        let config = Config::parse("test", text).expect("it is in order");
+        let (mut failures, start) = (AcceptFailures::default(), Instant::now());
+        let mut at = |ms, count| {
+            (0..count).for_each(|_| failures.push((0, Failure::TableFull)));
+            failures.line(&config, start + Duration::from_millis(ms))
+        };
+        let line = "127.0.0.1:7: no client can be accepted: descriptor table full; raise LimitNOFILE, \
+                    or fs.file-max of the machine";
+        assert_eq!(at(0, 1).as_deref(), Some(line));
+        assert_eq!(at(100, 1), None);
+        assert_eq!(at(999, 8), None);
+        assert_eq!(at(1000, 1), Some(format!("{line} (and 9 more like it)")));
+        assert_eq!(at(5000, 0), None);
     }
 
     #[test]

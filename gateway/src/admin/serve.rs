@@ -9,6 +9,8 @@
 //! | time for a request's head, silence between two requests included | closed |
 //! | bytes of a head | 431 |
 //! | a request's body | no request has one; it is not read, and the connection ends after the answer |
+//! | requests of one connection that are there already | one is answered, then everybody else has a turn; a health probe that is the first of its connection's goes before them |
+//! | the same, in one read | the last that is answered ends the connection: whoever sends so many before it reads its answers |
 //! | time from a whole request until its answer was taken | cut off |
 //! | time in which a client over TCP takes nothing of its answer | cut off (`TCP_USER_TIMEOUT`) |
 //!
@@ -20,6 +22,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -77,6 +80,8 @@ pub(super) struct Bounds {
     pub(super) answer: Duration,
     /// For the next bytes of an answer to be taken.
     pub(super) stall: Duration,
+    /// Requests that are answered of what one read has brought.
+    pub(super) pipelined: u32,
 }
 
 impl Default for Bounds {
@@ -90,6 +95,7 @@ impl Default for Bounds {
             head: seconds(10),
             answer: seconds(60),
             stall: seconds(30),
+            pipelined: 16,
         }
     }
 }
@@ -135,14 +141,22 @@ async fn serve<L: Listener>(
         tokio::spawn(async move {
             let place = Arc::new(place);
             let service = service_fn(|request: hyper::Request<Incoming>| {
-                let answer = place.ask(request.uri().path()).then(|| service.call(request));
+                let is_probe = request.uri().path().starts_with(HEALTH);
+                let answer = place.ask(is_probe).then(|| service.call(request));
                 let place = Arc::clone(&place);
+                // Those that were read together, this one included.
+                let count = place.unread.fetch_add(1, Ordering::Relaxed) + 1;
                 async move {
+                    // One request of each connection at a time. Otherwise hyper answers many that are
+                    // there already before it lets go, and who has come meanwhile waits for all of them.
+                    if !is_probe || count > 1 {
+                        tokio::task::yield_now().await;
+                    }
                     let mut response = match answer {
                         Some(answer) => answer.await?,
                         None => no_place(),
                     };
-                    if place.is_kept() {
+                    if place.is_kept() || count >= bounds.pipelined {
                         let last = HeaderValue::from_static("close");
                         response.headers_mut().insert(CONNECTION, last);
                     }
@@ -151,6 +165,8 @@ async fn serve<L: Listener>(
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
+                // Who ends its stream behind a request waits for the answer.
+                .half_close(true)
                 .header_read_timeout(bounds.head)
                 .max_header_size(HEAD_BYTES_MAX)
                 .max_buf_size(4 * HEAD_BYTES_MAX)
@@ -207,6 +223,8 @@ struct Place {
     guests: Arc<Guests>,
     /// Tells it to go. Its address in memory is the place's name.
     dismissed: Arc<Notify>,
+    /// Requests that have begun since its connection was read last.
+    unread: AtomicU32,
 }
 
 impl Guests {
@@ -221,7 +239,7 @@ impl Guests {
         let doing = Doing::Idle(Instant::now());
         present.push(Guest { dismissed: Arc::clone(&dismissed), ip, is_kept, doing });
         drop(present);
-        Some(Place { guests: Arc::clone(guests), dismissed })
+        Some(Place { guests: Arc::clone(guests), dismissed, unread: AtomicU32::new(0) })
     }
 
     /// Sends away at most one of each sort that there would be too many of. `false`: all are being
@@ -257,12 +275,12 @@ fn dismiss(present: &mut Vec<Guest>, among: impl Fn(&Guest) -> bool) -> bool {
 impl Place {
     /// A request is whole. Whether it is to be answered: not where nothing but a kept place was there for
     /// what is no health probe.
-    fn ask(&self, path: &str) -> bool {
+    fn ask(&self, is_probe: bool) -> bool {
         let mut present = self.guests.lock();
         // Once it was sent away nothing of its answer goes out.
         let Some(at) = self.at(&present) else { return false };
         present[at].doing = Doing::Asking(Instant::now());
-        if !present[at].is_kept || path.starts_with(HEALTH) {
+        if !present[at].is_kept || is_probe {
             return true;
         }
         let ip = present[at].ip;
@@ -368,8 +386,8 @@ impl Drop for AnswerBody {
     }
 }
 
-/// A connection, which tells the place when the kernel has all that was to be sent: hyper flushes when it
-/// has nothing left itself.
+/// A connection, which tells the place when it was read, and when the kernel has all that was to be sent:
+/// hyper flushes when it has nothing left itself.
 struct Watched<S> {
     stream: S,
     place: Arc<Place>,
@@ -381,7 +399,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(cx, buffer)
+        let (this, before) = (self.get_mut(), buffer.filled().len());
+        ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
+        if buffer.filled().len() > before {
+            this.place.unread.store(0, Ordering::Relaxed);
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -554,6 +577,56 @@ mod tests {
         let mut probe = connect_from(9).await;
         assert!(ask(&mut probe, PROBE).await.starts_with("HTTP/1.1 200 "));
         assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    }
+
+    #[tokio::test]
+    async fn requests_behind_each_other_are_a_bounded_number() {
+        let address = start(Bounds { pipelined: 5, ..Bounds::default() }).await;
+        for (count, answers) in [(4, 4), (5, 5), (100, 5)] {
+            let mut client = connect(address).await;
+            client.write_all(&GET.repeat(count)).await.expect("the kernel takes it");
+            if count < 5 {
+                client.shutdown().await.expect("it is connected");
+            }
+            let got = rest(&mut client).await;
+            assert_eq!(got.matches("HTTP/1.1 200 OK").count(), answers, "of {count}: {got}");
+            assert_eq!(got.matches("connection: close").count(), usize::from(count >= 5), "{got}");
+        }
+        // One after the other they are as many as anybody likes.
+        let mut client = connect(address).await;
+        for _ in 0..20 {
+            assert!(ask(&mut client, GET).await.starts_with("HTTP/1.1 200 OK"));
+        }
+    }
+
+    /// Counts what is answered while a probe waits.
+    #[tokio::test]
+    async fn a_probe_does_not_wait_for_requests_behind_each_other() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a socket");
+        let address = listener.local_addr().expect("it is bound");
+        let served = Arc::new(AtomicU32::new(0));
+        let counter = Arc::clone(&served);
+        let count = move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+            async {}
+        };
+        let router = Router::new()
+            .route("/", get(count))
+            .route("/api/v1/health/ready", get(async || "ready"));
+        let bounds = Bounds { pipelined: u32::MAX, ..Bounds::default() };
+        tokio::spawn(tcp(listener, router, bounds));
+        let mut probe = connect(address).await;
+        assert!(ask(&mut probe, PROBE).await.starts_with("HTTP/1.1 200 OK"));
+        let mut busy = connect(address).await;
+        busy.write_all(&GET.repeat(1000)).await.expect("the kernel takes it");
+        while served.load(Ordering::Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+        let before = served.load(Ordering::Relaxed);
+        assert!(ask(&mut probe, PROBE).await.starts_with("HTTP/1.1 200 OK"));
+        let meanwhile = served.load(Ordering::Relaxed) - before;
+        assert!(meanwhile < 10, "{meanwhile} of the other's requests came first");
+        assert!(served.load(Ordering::Relaxed) < 1000, "they were over");
     }
 
     #[tokio::test]

@@ -461,7 +461,12 @@ mod tests {
             (403, "Transfer-Encoding:\r\n", "GET", "BadLength"),
             (200, "Content-Length: 5\r\nContent-Length: 5\r\n", "GET", "BadLength"),
             (200, "Content-Length: 5, 5\r\n", "GET", "BadLength"),
+            (200, "Content-Length: 9223372036854775807\r\n", "GET", "9223372036854775807"),
+            (200, "Content-Length: 9223372036854775808\r\n", "GET", "BadLength"),
+            (200, "Content-Length: 18446744073709551615\r\n", "HEAD", "BadLength"),
             (200, "Content-Length: 18446744073709551616\r\n", "GET", "BadLength"),
+            (200, "Content-Length: 05\r\n", "GET", "BadLength"),
+            (304, "Content-Length: 05\r\n", "GET", "BadLength"),
         ] {
             assert_eq!(framing(status, headers, method), want, "{status} {headers:?} {method}");
         }

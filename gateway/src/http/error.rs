@@ -35,7 +35,8 @@ pub enum HttpError {
     TooManyNominations,
     /// A trailer that is no header line, or that may not stand there (RFC 9110 §6.5.1).
     BadTrailer,
-    /// Content-Length that is repeated, garbled, or beside Transfer-Encoding (RFC 9112 §6.3).
+    /// Content-Length that is repeated, garbled, written with leading zeros, above 2^63 - 1, or beside
+    /// Transfer-Encoding (RFC 9112 §6.3).
     BadLength,
     /// Not HTTP/1.0 or 1.1.
     BadVersion,
@@ -105,7 +106,8 @@ impl HttpError {
             HttpError::TooManyNominations => "Connection names too many headers.",
             HttpError::BadTrailer => "A trailer is no header line, or may not stand there.",
             HttpError::BadLength => {
-                "Content-Length or Transfer-Encoding is garbled, repeated or contradicted."
+                "Content-Length or Transfer-Encoding is garbled, repeated or contradicted; a length has no \
+                 leading zero and is below 2^63."
             }
             HttpError::BadVersion => "Use HTTP/1.1.",
             HttpError::BodyWithUpgrade => "An upgrade request cannot have a body.",
@@ -156,7 +158,7 @@ impl fmt::Display for HttpError {
             HttpError::LoosePath => "the path is not written plainly",
             HttpError::TooManyNominations => "Connection names more than 32 headers",
             HttpError::BadTrailer => "a trailer is no header line, or may not stand there",
-            HttpError::BadLength => "the length of the body is garbled or said twice",
+            HttpError::BadLength => "the length of the body is garbled, too large or said twice",
             HttpError::BadVersion => "it is not HTTP/1.0 or HTTP/1.1",
             HttpError::BodyWithUpgrade => "an upgrade request has a body",
             HttpError::MethodNotAllowed => "the method is not allowed",

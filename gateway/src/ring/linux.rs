@@ -92,6 +92,8 @@ enum Op {
     Wake,
     /// Its completion says nothing that its target's does not.
     Cancel,
+    /// Polls a connection for a reset, until it is cancelled.
+    Watch,
 }
 
 /// What a completion belongs to, packed into the 64 bits that the kernel carries for us:
@@ -120,6 +122,7 @@ impl Token {
             7 => Op::Close,
             8 => Op::Wake,
             9 => Op::Cancel,
+            10 => Op::Watch,
             other => unreachable!("a completion for operation {other}, which nobody submits"),
         }
     }
@@ -343,6 +346,15 @@ impl LinuxRing {
                 }
             }
             Op::Send => Completion::Sent { id, result: result.map(|bytes| bytes as usize) },
+            Op::Watch => {
+                // The end of the peer's stream wakes every poll (POLLRDHUP), and means nothing here.
+                let gone = (libc::POLLERR | libc::POLLHUP) as u32;
+                let gone = result.is_ok_and(|events| events & gone != 0);
+                if more && !gone {
+                    return None;
+                }
+                Completion::Watched { id, gone, more }
+            }
             Op::Connect => Completion::Connected { id, result: result.map(drop) },
             Op::Shutdown => Completion::ShutDown { id },
             Op::Close => Completion::Closed { id },
@@ -410,13 +422,15 @@ impl LinuxRing {
                 }
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN) => self.poll_listener(listener),
-                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                    Some(errno) if is_of_one_client(errno) => self.accepts_left -= 1,
+                    errno => {
                         self.listeners[listener].state = AcceptState::No;
-                        let failure = Some(Failure::TableFull);
+                        let failure = Some(match errno {
+                            Some(libc::EMFILE | libc::ENFILE) => Failure::TableFull,
+                            errno => Failure::Other(errno.unwrap_or(libc::EIO)),
+                        });
                         self.ready.push_back(Completion::AcceptEnded { listener, failure });
                     }
-                    // The one that was next is gone (accept(2)).
-                    _ => self.accepts_left -= 1,
                 },
             }
         }
@@ -521,6 +535,18 @@ impl Ring for LinuxRing {
         self.push(&opcode::AsyncCancel::new(target.0).build(), Token::of(Op::Cancel, id));
     }
 
+    fn arm_watch(&mut self, id: ConnId) {
+        // No events are asked for: POLLERR and POLLHUP are always told (poll(2)). Multishot, which is by
+        // edges: with one shot, a stream that has ended would complete every watch that is armed after it.
+        let entry = opcode::PollAdd::new(Fixed(id.slot), 0).multi(true).build();
+        self.push(&entry, Token::of(Op::Watch, id));
+    }
+
+    fn cancel_watch(&mut self, id: ConnId) {
+        let target = Token::of(Op::Watch, id);
+        self.push(&opcode::AsyncCancel::new(target.0).build(), Token::of(Op::Cancel, id));
+    }
+
     unsafe fn submit_send(&mut self, id: ConnId, parts: &[IoSlice<'_>], mode: SendMode) {
         // NOSIGNAL: a peer that has gone is a failure of this send, not of the process.
         // WAITALL: a short send goes on in the kernel instead of coming back half done.
@@ -601,6 +627,26 @@ impl Ring for LinuxRing {
     fn buffers_free_percent(&self) -> u32 {
         self.pool.free_percent()
     }
+}
+
+/// Whether this error of an accept is that of the client which was next, and is gone: the listener may have
+/// others (accept(2), "Error handling"; EPERM is a firewall's).
+fn is_of_one_client(errno: i32) -> bool {
+    matches!(
+        errno,
+        libc::EINTR
+            | libc::ECONNABORTED
+            | libc::EPERM
+            | libc::ENETDOWN
+            | libc::EPROTO
+            | libc::ENOPROTOOPT
+            | libc::EHOSTDOWN
+            | libc::ENONET
+            | libc::EHOSTUNREACH
+            | libc::EOPNOTSUPP
+            | libc::ENETUNREACH
+            | libc::ETIMEDOUT
+    )
 }
 
 /// The kernel's monotonic clock.
@@ -724,5 +770,78 @@ mod tests {
             }
         }
         panic!("it was not accepted");
+    }
+
+    /// A listener that goes on failing says so, and is left alone until it is armed again.
+    #[test]
+    fn a_broken_listener_ends_its_accept() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
+        let broken = Socket::from(listener.try_clone().expect("a descriptor"));
+        let options = Options { slots: 8, buffers: 4, buffer_bytes: 4096, incremental: false };
+        let mut ring = LinuxRing::new(&options, vec![listener]).expect("a ring");
+        broken.shutdown(std::net::Shutdown::Both).expect("it listens");
+        for _ in 0..2 {
+            ring.allow_accepts(4);
+            ring.arm_accept(0);
+            let taken = ring.wait_for_one();
+            assert!(
+                matches!(
+                    taken,
+                    Some(Completion::AcceptEnded {
+                        listener: 0,
+                        failure: Some(Failure::Other(libc::EINVAL))
+                    })
+                ),
+                "{taken:?}"
+            );
+        }
+    }
+
+    /// A reset is told without a receive; the end of a stream is not, and is no reason to wake again.
+    #[test]
+    fn a_watch_tells_of_a_reset_and_of_no_end_of_a_stream() {
+        let options = Options { slots: 8, buffers: 4, buffer_bytes: 4096, incremental: false };
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
+        let address = listener.local_addr().expect("it is bound");
+        let mut ring = LinuxRing::new(&options, vec![listener]).expect("a ring");
+        ring.arm_accept(0);
+        for ends_first in [false, true] {
+            let mut client = TcpStream::connect(address).expect("it listens");
+            ring.allow_accepts(1);
+            let Some(Completion::Accepted { slot, .. }) = ring.wait_for_one() else {
+                panic!("not accepted")
+            };
+            let id = ConnId { slot, generation: 1 };
+            ring.arm_watch(id);
+            io::Write::write_all(&mut client, b"unread").expect("room");
+            if ends_first {
+                client.shutdown(std::net::Shutdown::Write).expect("it is connected");
+            }
+            let deadline = ring.now() + Duration::from_millis(50);
+            let mut turns = 0;
+            while ring.now() < deadline {
+                ring.submit_and_wait(Wait::Until(deadline));
+                let taken = ring.next_completion();
+                assert!(taken.is_none(), "{taken:?}");
+                turns += 1;
+            }
+            // One for each event, one for the deadline, and some to spare.
+            assert!(turns <= 8, "{turns} turns");
+            Socket::from(client).set_linger(Some(Duration::ZERO)).expect("it is open");
+            let taken = ring.wait_for_one();
+            let Some(Completion::Watched { id: of, gone: true, more }) = taken else {
+                panic!("{taken:?}")
+            };
+            assert_eq!(of, id);
+            if more {
+                ring.cancel_watch(id);
+                let taken = ring.wait_for_one();
+                let Some(Completion::Watched { more: false, .. }) = taken else {
+                    panic!("{taken:?}")
+                };
+            }
+            ring.submit_close(id);
+            assert!(matches!(ring.wait_for_one(), Some(Completion::Closed { .. })));
+        }
     }
 }

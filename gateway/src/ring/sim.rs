@@ -344,6 +344,14 @@ impl Ring for SimRing {
         self.submit(Submission::Cancel(id, Op::Recv));
     }
 
+    fn arm_watch(&mut self, id: ConnId) {
+        self.submit(Submission::Watch(id));
+    }
+
+    fn cancel_watch(&mut self, id: ConnId) {
+        self.submit(Submission::Cancel(id, Op::Watch));
+    }
+
     unsafe fn submit_send(&mut self, id: ConnId, parts: &[IoSlice<'_>], mode: SendMode) {
         let parts = parts.iter().map(|part| (part.as_ptr(), part.len())).collect();
         // SAFETY: the caller keeps the memory as it is until the completion has been taken, and
@@ -514,6 +522,7 @@ mod tests {
                     }
                 }
                 Completion::ShutDown { id } => self.conn(id).busy -= 1,
+                Completion::Watched { id, .. } => panic!("{id:?} is not watched"),
                 Completion::Closed { id } => {
                     self.conn(id);
                     self.open.remove(&id.slot);

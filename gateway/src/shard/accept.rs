@@ -20,6 +20,7 @@ use crate::conn::table::Table;
 use crate::conn::{Conn, ConnId, Side};
 use crate::metrics::Cause;
 use crate::ring::{Failure, Ring};
+use crate::time::Time;
 
 /// Slots kept free of clients: for a burst that was on its way when we stopped accepting.
 const SLOTS_RESERVED: u32 = 64;
@@ -39,6 +40,9 @@ const SILENCE: Duration = Duration::from_millis(250);
 /// How often a shard without room looks for clients that were silent for that long.
 const ROOM_WAIT: Duration = Duration::from_millis(100);
 
+/// How long a listener rests after an accept that failed: what it lacks is rarely there at once.
+const FAILURE_WAIT: Duration = Duration::from_millis(100);
+
 /// Silent clients that are sent away at a time.
 const SENT_AWAY: usize = 4;
 
@@ -57,6 +61,8 @@ pub(super) struct Silent {
 pub(super) struct Accepting {
     armed: bool,
     cancelling: bool,
+    /// It has failed, and rests until then.
+    rests_until: Time,
 }
 
 /// Where a shard stops serving newcomers, and where it stops accepting them.
@@ -151,17 +157,18 @@ impl<R: Ring> Shard<R> {
         ACCEPTS_PER_TURN.min(self.accept_limits.open_max.saturating_sub(self.table.open()))
     }
 
-    /// An accept ends when it is cancelled, and when the system has no descriptor to give. It is
-    /// armed again whenever there is room.
+    /// An accept ends when it is cancelled, and when it fails: the system has no descriptor to give, or the
+    /// listener is broken. It is armed again whenever there is room, after a failure when it has rested.
     pub(super) fn on_accept_ended(&mut self, listener: usize, failure: Option<Failure>) {
         let accepting = &mut self.accepting[listener];
         accepting.armed = false;
         accepting.cancelling = false;
-        if failure == Some(Failure::TableFull) {
+        if let Some(failure) = failure.filter(|failure| *failure != Failure::Cancelled) {
+            // Armed at once it would fail at once.
+            accepting.rests_until = self.now + FAILURE_WAIT;
+            self.accept_retry_at = self.accept_retry_at.min(self.now + FAILURE_WAIT);
             self.metrics.accept_failures.add(1);
-            // Without descriptors an accept armed at once would fail at once. `on_closed` tries
-            // again, and so does the clock.
-            return self.timers_retry_accept();
+            self.journal.note_accept_failure(listener, failure);
         }
         self.accept_again_when_room();
     }
@@ -175,8 +182,14 @@ impl<R: Ring> Shard<R> {
             return self.make_room();
         }
         for listener in 0..self.accepting.len() {
-            if !self.accepting[listener].armed {
+            let Accepting { armed, rests_until, .. } = self.accepting[listener];
+            if armed {
+                continue;
+            }
+            if rests_until <= self.now {
                 self.arm_accept(listener);
+            } else {
+                self.accept_retry_at = self.accept_retry_at.min(rests_until);
             }
         }
     }
@@ -195,7 +208,8 @@ impl<R: Ring> Shard<R> {
         self.accepting.iter().any(|accepting| accepting.armed)
     }
 
-    fn stop_accepting_when_full(&mut self) {
+    /// Called when a slot has been taken, by a client or by an upstream.
+    pub(super) fn stop_accepting_when_full(&mut self) {
         if self.accept_limits.are_met(&self.table, self.surplus) {
             self.stop_accepting();
             self.make_room();
@@ -236,4 +250,82 @@ impl<R: Ring> Shard<R> {
 
 fn is_silent(table: &Table, id: ConnId) -> bool {
     table.get(id).is_some_and(Conn::is_silent)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::ring::sim::{Faults, Network};
+    use crate::shard::Setup;
+    use crate::shard::mailbox::Inbox;
+
+    const CONFIG: &str = r#"
+[[listener]]
+address = "127.0.0.1:0"
+[[route]]
+backend = "app"
+[backend.app]
+kind = "websocket"
+url = "ws://127.0.0.1:9000"
+"#;
+
+    fn shard(network: &Network, slots: u32) -> Shard<crate::ring::sim::SimRing> {
+        let setup = Setup::of_test(CONFIG, &[Inbox::default()].into());
+        let mut shard = Shard::new(network.ring(slots, 8, 4096, 1), setup);
+        shard.accept_limits = AcceptLimits::new(slots);
+        shard.start();
+        shard
+    }
+
+    /// A table that upstreams have filled is as full as one that clients have: who says nothing makes room
+    /// for the next, and does not keep it waiting for the deadline of its handshake.
+    #[test]
+    fn a_table_that_upstreams_fill_makes_room() {
+        let network = Network::new(1, Faults::none());
+        network.listen(([127, 0, 0, 1], 9000).into());
+        let mut shard = shard(&network, 6); // Five of them, before accepting stops.
+        let mut clients: Vec<_> = (0..3).map(|_| network.connect(0, 0)).collect();
+        let run = |shard: &mut Shard<_>, time| {
+            network.run(time, || {
+                shard.turn();
+                false
+            });
+        };
+        run(&mut shard, Duration::from_millis(10));
+        for client in &mut clients[1..] {
+            client.send(b"GET / HTTP/1.1\r\nHost: t\r\n\r\n");
+        }
+        run(&mut shard, Duration::from_millis(10));
+        assert_eq!((shard.table.open(), shard.table.clients()), (5, 3));
+        assert!(!shard.is_accepting());
+        let _next = network.connect(0, 0);
+        run(&mut shard, SILENCE + 2 * ROOM_WAIT);
+        assert_eq!(shard.metrics().accepted, 4, "it still waits");
+        assert_eq!(shard.metrics().closed(Cause::ClientTimeoutHandshake), 1);
+        drop(clients);
+    }
+
+    /// An accept that goes on failing is tried ten times a second, counted each time, and noted.
+    #[test]
+    fn an_accept_that_failed_rests() {
+        let network = Network::new(1, Faults::none());
+        let mut shard = shard(&network, 16);
+        let journal = Arc::clone(&shard.journal);
+        for count in 1..=3 {
+            shard.accepting[0].armed = false;
+            shard.on_accept_ended(0, Some(Failure::Other(libc::EINVAL)));
+            assert!(!shard.is_accepting(), "at once");
+            // A slot that becomes free is nothing that it waits for.
+            shard.accept_again_when_room();
+            assert!(!shard.is_accepting(), "at once");
+            assert_eq!(shard.metrics().accept_failures, count);
+            assert_eq!(journal.pop_accept_failure(), Some((0, Failure::Other(libc::EINVAL))));
+            assert_eq!(shard.accept_retry_at, shard.now + FAILURE_WAIT);
+            shard.now = shard.now + FAILURE_WAIT;
+            shard.accept_retry_at = Time::NEVER;
+            shard.accepting[0].armed = true; // As `accept_again_when_room` would, of a ring.
+        }
+    }
 }

@@ -236,7 +236,9 @@ impl<R: Ring> Shard<R> {
             (Ok(slot), None) => {
                 let id = self.table.occupy(slot, Side::Upstream, NOWHERE, self.now);
                 self.start_close(id, Cause::ClientGone);
+                self.stop_accepting_when_full();
                 if is_open {
+                    self.book_suspect(client);
                     self.refuse_neutrally(client, 503, Cause::BackendGone);
                 }
             }
@@ -245,6 +247,7 @@ impl<R: Ring> Shard<R> {
                 let why = format!("no socket for the upstream: {failure}");
                 let picked = picked_of(&mut self.table[client].state);
                 note_trouble(&self.groups, &self.journal, picked, &why);
+                self.book_suspect(client);
                 self.refuse_neutrally(client, 503, Cause::MemoryPressure);
             }
             (Err(_), _) => {}
@@ -289,6 +292,7 @@ impl<R: Ring> Shard<R> {
         self.timers.set(id.slot, deadline);
         self.table[id].flags.connect_in_flight = true;
         self.ring.submit_connect(id, address);
+        self.stop_accepting_when_full();
     }
 
     pub(super) fn on_connected(&mut self, id: ConnId, result: Result<(), Failure>) {
@@ -433,26 +437,27 @@ impl<R: Ring> Shard<R> {
         let Some(attempt) = attempt_of(&mut conn.state) else { return };
         attempt.upstream = None;
         let is_first = attempt.suspect.is_none();
-        match failing {
-            Failing::Connect | Failing::ConnectLate => {
-                self.picked_failed(client, Some(Evidence::Connect));
-            }
-            Failing::Shortage | Failing::OurLimit => self.picked_failed(client, None),
+        let evidence = match failing {
+            Failing::Connect | Failing::ConnectLate => Some(Evidence::Connect),
+            Failing::Shortage | Failing::OurLimit => None,
             _ if !is_first => {
                 // Two servers in a row, one request: it is the request.
                 attempt.suspect = None;
-                self.picked_failed(client, None);
+                None
             }
             Failing::BrokeOff | Failing::BadAnswer if !is_sent && attempt.sent < SENT_MAX => {
                 attempt.suspect = attempt.picked.filter(|_| !attempt.picked_unfit);
-                self.picked_failed(client, None);
+                None
             }
             Failing::BrokeOff | Failing::BadAnswer | Failing::Late => {
-                self.picked_failed(client, Some(Evidence::Client(address)));
+                Some(Evidence::Client(address))
             }
-        }
-        if matches!(failing, Failing::Shortage) {
-            self.metrics.upstream_shortages.add(1);
+        };
+        let was_picked = self.picked_failed(client, evidence);
+        match failing {
+            Failing::Shortage => self.metrics.upstream_shortages.add(1),
+            Failing::OurLimit => {}
+            _ => self.metrics.upstream_failures.add(u64::from(was_picked)),
         }
         let Some(attempt) = attempt_of(&mut self.table[client].state) else { return };
         let may_repeat = match failing {
@@ -521,30 +526,31 @@ impl<R: Ring> Shard<R> {
         let is_evident = upstream.is_some_and(|conn| conn.opened_at + patience <= self.now);
         let picked = picked_of(&mut self.table[client].state);
         note_trouble(&self.groups, &self.journal, picked, why);
-        self.picked_failed(client, is_evident.then_some(Evidence::Connect));
+        let was_picked = self.picked_failed(client, is_evident.then_some(Evidence::Connect));
+        self.metrics.upstream_failures.add(u64::from(was_picked && is_evident));
         self.book_suspect(client);
         self.refuse(client, status, Cause::BackendTimeout, why);
     }
 
     /// Tells the group that the upstream which was picked for a client, if one was, did not take it;
     /// it is not picked for this client again. `evidence` is what speaks against it; what was sent to one
-    /// that was ejected or down, because nobody else was left, does not.
-    fn picked_failed(&mut self, client: ConnId, evidence: Option<Evidence>) {
-        let Shard { table, groups, metrics, .. } = self;
-        let Some(attempt) = attempt_of(&mut table[client].state) else { return };
-        let Some(upstream) = attempt.picked.take() else { return };
+    /// that was ejected or down, because nobody else was left, does not. Returns whether one was picked.
+    fn picked_failed(&mut self, client: ConnId, evidence: Option<Evidence>) -> bool {
+        let Shard { table, groups, .. } = self;
+        let Some(attempt) = attempt_of(&mut table[client].state) else { return false };
+        let Some(upstream) = attempt.picked.take() else { return false };
         let counted = Counted { backend: attempt.backend, upstream };
         let group = groups[usize::from(attempt.backend)].as_mut().expect("a websocket backend");
         group.on_abandoned(upstream);
         let evidence = evidence.filter(|_| !attempt.picked_unfit);
         attempt.tried.push(upstream);
-        metrics.upstream_failures.add(1);
         // Of a client this only says where it was: see `Conn::counted`.
         table[client].counted = Some(counted);
         self.room_made = true;
         if let Some(evidence) = evidence {
             self.on_evidence(counted, evidence);
         }
+        true
     }
 
     /// The upstream has taken the client: its connection counts until it is closed. Returns the
@@ -591,7 +597,9 @@ impl<R: Ring> Shard<R> {
         }
     }
 
-    /// The client is going, or is told that it does not get an upstream.
+    /// The client is going, or is told that it does not get an upstream. Where it goes by itself, nobody
+    /// will say whose fault it was that the first upstream broke off, so that counts against nobody: a
+    /// client could have others think ill of an upstream by not waiting.
     pub(super) fn abandon_attempt(&mut self, client: ConnId) {
         let Shard { table, groups, stores, .. } = self;
         let Some(attempt) = attempt_of(&mut table[client].state) else { return };
@@ -756,4 +764,100 @@ pub(super) fn upstreams_of(websocket: &Websocket, index: u16, shards: u16) -> Ve
         upstream.connections_max = connections_share(upstream.connections_max, index, shards);
     }
     list
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::conn::Connecting;
+    use crate::ring::sim::{Fault, Faults, Network};
+    use crate::shard::Setup;
+    use crate::shard::mailbox::Inbox;
+
+    const CONFIG: &str = r#"
+[[listener]]
+address = "127.0.0.1:0"
+[[route]]
+backend = "app"
+[backend.app]
+kind = "websocket"
+eject_failures = 2
+[[backend.app.upstream]]
+url = "ws://127.0.0.1:9001"
+[[backend.app.upstream]]
+url = "ws://127.0.0.1:9002"
+"#;
+
+    /// An upstream that broke off, and no other that could tell whose fault it was, as there is no socket
+    /// for it or it has left the list: it was the upstream's.
+    #[test]
+    fn without_a_socket_for_the_next_the_first_is_at_fault() {
+        let mut shard = Shard::of_test(CONFIG, 16);
+        let group = shard.groups[0].as_mut().expect("a group");
+        let [first, second] = [0, 1].map(|at: usize| group.upstreams()[at].id());
+        for slot in 0..2 {
+            let peer = SocketAddr::from(([192, 0, 2, slot as u8], 5));
+            let client = shard.table.occupy(slot, Side::Client, peer, shard.now);
+            let head = b"GET / HTTP/1.1\r\nHost: t\r\n\r\n";
+            let request = http::parse_request(head, &shard.head_limits()).expect("it is in order");
+            let attempt = shard.start_attempt(client, 0, &request, head);
+            let attempt = Attempt { suspect: Some(first), picked: Some(second), ..attempt };
+            shard.groups[0].as_mut().expect("a group").on_picked(second);
+            let conn = &mut shard.table[client];
+            conn.state =
+                State::Connecting(Box::new(Connecting { attempt, offer: None, early: Vec::new() }));
+            conn.flags.socket_in_flight = true;
+            // It is in no ring.
+            conn.flags.read_done = true;
+            shard.on_socket_opened(client, Err(Failure::TableFull));
+        }
+        let group = shard.groups[0].as_ref().expect("a group");
+        let health = |upstream| group.get(upstream).expect("it is there").health(shard.now);
+        assert!(matches!(health(first), Health::Ejected { .. }), "{:?}", health(first));
+        assert_eq!(health(second), Health::Up, "it was not asked");
+        let metrics = shard.metrics();
+        assert_eq!((metrics.upstream_shortages, metrics.upstream_failures), (2, 0));
+    }
+    /// What a client of one upstream is answered, and what counts: failures of the upstream, and lacks of
+    /// ours. The upstream says `answer` to the request.
+    fn counts(faults: Faults, listens: bool, answer: &[u8]) -> (String, u64, u64) {
+        let config =
+            CONFIG.replace("[[backend.app.upstream]]\nurl = \"ws://127.0.0.1:9002\"\n", "");
+        let address = SocketAddr::from(([127, 0, 0, 1], 9001));
+        let network = Network::new(1, faults);
+        if listens {
+            network.listen(address);
+        }
+        let setup = Setup::of_test(&config, &[Inbox::default()].into());
+        let mut shard = Shard::new(network.ring(16, 8, 4096, 1), setup);
+        shard.start();
+        let mut client = network.connect(0, 0);
+        client.send(b"GET / HTTP/1.1\r\nHost: t\r\n\r\n");
+        let (mut got, mut servers) = (Vec::new(), Vec::new());
+        network.run(Duration::from_secs(1), || {
+            shard.turn();
+            while let Some(mut server) = network.accept(address) {
+                server.send(answer);
+                servers.push(server);
+            }
+            client.receive(&mut got, 4096);
+            got.len() > 12
+        });
+        let metrics = shard.metrics();
+        let status = String::from_utf8_lossy(&got[..12]).into_owned();
+        (status, metrics.upstream_failures, metrics.upstream_shortages)
+    }
+
+    #[test]
+    fn what_we_lack_is_no_failure_of_the_upstream() {
+        let (calm, status) = (Faults::none(), |status: &str| format!("HTTP/1.1 {status}"));
+        let no_port = calm.with(Fault::NoLocalPort, 1000);
+        assert_eq!(counts(no_port, true, b""), (status("503"), 0, 1));
+        let large = [b"HTTP/1.1 200 OK\r\nX: ", &[b'x'; 20_000][..]].concat();
+        assert_eq!(counts(calm, true, &large), (status("502"), 0, 0));
+        assert_eq!(counts(calm, true, b"nonsense\r\n\r\n"), (status("502"), 1, 0));
+        assert_eq!(counts(calm, false, b""), (status("502"), 1, 0));
+    }
 }

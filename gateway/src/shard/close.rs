@@ -78,7 +78,7 @@ impl<R: Ring> Shard<R> {
     /// The outbox is empty: goes on with whatever waited for that.
     pub(super) fn flushed(&mut self, id: ConnId) {
         let conn = &mut self.table[id];
-        if !conn.outbox.is_empty() || conn.flags.send_in_flight {
+        if !conn.outbox.is_empty() || conn.flags.sending.is_some() {
             return;
         }
         conn.flags.pong_waits = false;
@@ -184,7 +184,10 @@ impl<R: Ring> Shard<R> {
         if conn.flags.recv_armed {
             self.ring.cancel_recv(id);
         }
-        if conn.flags.send_in_flight {
+        if conn.flags.watch_armed {
+            self.ring.cancel_watch(id);
+        }
+        if conn.flags.sending.is_some() {
             self.ring.cancel_send(id);
         }
         if conn.flags.connect_in_flight {

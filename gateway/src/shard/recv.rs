@@ -1,11 +1,12 @@
 //! Bytes arrive, and messages of the clients that we talk to ourselves.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::meter::{Allowance, REST, Used, is_counted};
 use super::send::PAUSE_AT_BYTES;
 use super::{RECORDS, Shard};
-use crate::conn::{ConnId, Phase, State};
+use crate::conn::{ConnId, Phase, Side, State};
 use crate::metrics::Cause;
 use crate::policy::Policy;
 use crate::ring::{Buffer, Failure, Ring};
@@ -27,6 +28,10 @@ const DISCARD_BYTES_MAX: u64 = 256 * 1024;
 /// Bytes of the body of a request that was refused for its head, beyond those, where no limit is set:
 /// enough for what a page sends, which reads its answer behind the whole of it.
 const REFUSED_BODY_BYTES_MAX: u64 = 1 << 20;
+
+/// How long a client is not read before it is watched for a reset. Those who are read again sooner, as all
+/// are whose bytes are taken, cost no watch.
+const UNWATCHED: Duration = Duration::from_secs(1);
 
 /// Bytes in an outbox beyond which no second Pong joins one that waits there.
 const PONG_BYTES_MAX: usize = 4096;
@@ -153,6 +158,40 @@ impl<R: Ring> Shard<R> {
             if flags.recv_armed {
                 self.ring.cancel_recv(id);
             }
+            if self.table[id].side == Side::Client {
+                self.timers.set(id.slot, self.now + UNWATCHED);
+            }
+        }
+    }
+
+    /// A client that has not been read for a while: nothing else would tell that it is gone, and what it
+    /// has filled would be kept for it until that is too old.
+    pub(super) fn watch_unread(&mut self, id: ConnId) {
+        let conn = &mut self.table[id];
+        let is_read = !conn.flags.paused || conn.side == Side::Upstream;
+        if is_read || conn.flags.watch_armed || conn.phase >= Phase::Closing {
+            return;
+        }
+        conn.flags.watch_armed = true;
+        self.ring.arm_watch(id);
+    }
+
+    /// A client that is not read was reset, or its watch has ended.
+    pub(super) fn on_watched(&mut self, id: ConnId, gone: bool, more: bool) {
+        let conn = &mut self.table[id];
+        conn.flags.watch_armed = more;
+        if conn.phase >= Phase::Closing {
+            return self.close_join(id);
+        }
+        if !conn.flags.paused {
+            // It is read again: what it had sent comes first, and behind it the reset.
+            return;
+        }
+        if gone {
+            return self.on_transport_lost(id);
+        }
+        if !more {
+            self.timers.set(id.slot, self.now + UNWATCHED);
         }
     }
 
@@ -165,6 +204,9 @@ impl<R: Ring> Shard<R> {
         if flags.paused && !flags.orphan {
             flags.paused = false;
             self.metrics.slow_consumers.sub(1);
+            if flags.watch_armed {
+                self.ring.cancel_watch(id);
+            }
             // The answer to a Ping may be among what waits to be read.
             flags.ping_pending = false;
             // When the cancelled receive has not ended yet, its end arms it again.

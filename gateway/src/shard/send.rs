@@ -46,7 +46,7 @@ impl<R: Ring> Shard<R> {
             let Some(id) = self.table.id_at(slot) else { continue };
             let conn = &mut self.table[id];
             conn.flags.dirty = false;
-            if !conn.flags.send_in_flight {
+            if conn.flags.sending.is_none() {
                 bytes_left = bytes_left.saturating_sub(conn.outbox.bytes().min(SEND_BYTES_MAX));
             }
             self.submit_send(id);
@@ -61,11 +61,11 @@ impl<R: Ring> Shard<R> {
         }
         let lent = conn.outbox.is_lent();
         // What is lent and tried is over at once.
-        let waits = conn.flags.send_in_flight || conn.flags.congested || !lent;
+        let waits = conn.flags.sending.is_some() || conn.flags.congested || !lent;
         if waits && conn.outbox.bytes() >= LISTED_BYTES_MIN {
             stores.account.outboxes.set(id.slot, conn.outbox.bytes());
         }
-        if conn.flags.send_in_flight {
+        if conn.flags.sending.is_some() {
             return;
         }
         // Receive buffers are everybody's. They are lent for a send that is over at once; what the
@@ -99,8 +99,7 @@ impl<R: Ring> Shard<R> {
             ring.submit_send(id, parts, mode);
         }
         conn.outbox.mark_in_flight(count);
-        conn.flags.send_in_flight = true;
-        conn.flags.send_try_now = mode == SendMode::TryNow;
+        conn.flags.sending = Some(mode);
         if mode == SendMode::All {
             timers.set(id.slot, *now + config.limits.outbox_age_max);
         }
@@ -109,8 +108,7 @@ impl<R: Ring> Shard<R> {
     pub(super) fn on_sent(&mut self, id: ConnId, result: Result<usize, Failure>) {
         let Shard { table, stores, delays, metrics, now, .. } = self;
         let conn = &mut table[id];
-        conn.flags.send_in_flight = false;
-        let tried = conn.flags.send_try_now;
+        let tried = conn.flags.sending.take() == Some(SendMode::TryNow);
         conn.traffic.sent_bytes += result.unwrap_or(0) as u64;
         let before = conn.outbox.bytes();
         let whole = conn.outbox.sent(result.unwrap_or(0), stores, *now);

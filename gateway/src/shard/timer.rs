@@ -43,6 +43,7 @@ impl<R: Ring> Shard<R> {
     /// The wheel gave this connection: looks at what it is really waiting for.
     fn on_deadline(&mut self, id: ConnId) {
         self.meter_due(id);
+        self.watch_unread(id);
         let (deadline, due) = self.next_deadline(id);
         if deadline > self.now {
             return;
@@ -263,11 +264,6 @@ impl<R: Ring> Shard<R> {
         }
         // What is queued ahead of a Close frame would have to be read first, so none is sent.
         self.start_close(id, Cause::SlowConsumer);
-    }
-
-    /// Tries to accept again soon, after the system had no descriptor to give.
-    pub(super) fn timers_retry_accept(&mut self) {
-        self.accept_retry_at = self.now + Duration::from_millis(100);
     }
 }
 

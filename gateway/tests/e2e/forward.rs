@@ -80,6 +80,28 @@ fn an_upgrade_follows_ordinary_requests_on_the_same_connection() {
     assert_eq!(server.frame().payload, b"frame");
 }
 
+/// A length that another parser may read otherwise passes neither way.
+#[test]
+fn lengths_that_can_be_read_in_two_ways_do_not_pass() {
+    let upstream = Upstream::listen();
+    let gateway = in_front_of(&upstream, "");
+    for length in ["9223372036854775808", "18446744073709551615", "05"] {
+        let mut client = Peer::connect(gateway.address());
+        client
+            .write(format!("POST / HTTP/1.1\r\nHost: t\r\nContent-Length: {length}\r\n\r\nhello"));
+        let head = client.head();
+        assert!(head.starts_with("HTTP/1.1 400 "), "{head}");
+        let mut client = Peer::connect(gateway.address());
+        client.write(get("/poll"));
+        // The first that it hears: nothing of the other request has come.
+        let (mut server, head) = upstream.accept();
+        assert!(head.starts_with("GET /poll "), "{head}");
+        server.write(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\nhello"));
+        let head = client.head();
+        assert!(head.starts_with("HTTP/1.1 502 "), "{head}");
+    }
+}
+
 #[test]
 fn bodies_pass_as_they_are_framed() {
     let upstream = Upstream::listen();

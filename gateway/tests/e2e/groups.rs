@@ -401,5 +401,8 @@ fn connections_are_made_from_the_listed_addresses() {
     assert!(is_told && answer.contains("the log has more of"), "{answer}");
     gateway.log_line_containing("no local port is left");
     drop(client);
-    gateway.stop().expect("memory_pressure 1");
+    let stopped = gateway.stop();
+    stopped.expect("memory_pressure 1");
+    let counts = stopped.lines.iter().find(|line| line.contains("upstream failures"));
+    assert!(counts.is_some_and(|line| line.contains("upstream failures 0,")), "{counts:?}");
 }

@@ -312,3 +312,26 @@ fn who_half_closes_within_a_body_is_gone() {
     drop((client, server));
     world.finish();
 }
+
+/// A client that is reset while nothing of its body is taken leaves nothing behind.
+#[test]
+fn a_reset_of_a_client_whose_body_is_not_taken_is_heard_soon() {
+    let mut world = world(1, Faults::none(), |_| {});
+    let (mut client, mut server) = (line(&world), None);
+    client.queue.push_back(post(1 << 20));
+    client.queue.push_back(vec![b'x'; 1 << 20]);
+    play(&mut world, &mut client, &mut server, 5 * SECOND, |_, _, server| {
+        if let Some(server) = server {
+            server.manners.read_max = 0;
+        }
+        Duration::MAX
+    });
+    assert_eq!(world.counters[0].slow_consumers.get(), 1, "it is not read");
+    client.peer.take().expect("it is connected").reset();
+    world.run(2 * SECOND, |_| Some(Time::NEVER));
+    let metrics = world.metrics();
+    assert_eq!(metrics.closed(Cause::ClientGone), 1, "{metrics:?}");
+    assert_eq!((world.shards[0].open(), metrics.upstream_failures), (0, 0));
+    drop(server);
+    world.finish();
+}

@@ -276,7 +276,7 @@ fn play(seed: u64) -> u64 {
         let calm = kind == 0
             && roomy
             && !resets
-            && world.network.fired(Fault::TableFull) == 0
+            && world.network.fired(Fault::TableFull) + world.network.fired(Fault::NoLocalPort) == 0
             && caller.line.farewell == Farewell::Wait
             && !caller.line.slow
             && !caller.line.manners.rude

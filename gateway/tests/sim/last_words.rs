@@ -165,3 +165,68 @@ fn pongs_for_an_upstreams_pings_are_free() {
     assert!(scene.servers[0].count(PONG) <= 1000 + 6);
     scene.finish();
 }
+
+/// A client whose upstream reads nothing, which is not read itself for that.
+fn unread_client(target: &str) -> Scene {
+    let mut scene = Scene::open(target, 1, |_| {});
+    scene.clients[0].ponging = false;
+    scene.servers[0].line.manners.read_max = 0;
+    for _ in 0..64 {
+        let frame = masked(&mut Random::new(1), true, BINARY, &[7; 16 * 1024]);
+        scene.clients[0].line.queue.push_back(frame);
+    }
+    scene.run(Duration::from_millis(100));
+    assert_eq!(scene.world.counters[0].slow_consumers.get(), 1, "it is not read");
+    scene
+}
+
+/// What a client has filled is not kept for it once it was reset, and that is its own doing. Whether it is
+/// so before the watch begins or in the middle of it: either is told within two seconds.
+#[test]
+fn a_reset_of_a_client_that_is_not_read_is_heard_soon() {
+    for before in [Duration::ZERO, 5 * SECOND] {
+        let mut scene = unread_client("/relay/0");
+        scene.run(before);
+        scene.check_all_open();
+        scene.clients[0].line.peer.take().expect("it is connected").reset();
+        scene.clients[0].line.end = End::Gone;
+        scene.run(2 * SECOND);
+        let metrics = scene.world.metrics();
+        assert_eq!(metrics.closed(Cause::ClientGone), 1, "after {before:?}: {metrics:?}");
+        assert_eq!(scene.world.shards[0].open(), 0, "after {before:?}: its upstream went with it");
+        scene.finish();
+    }
+}
+
+/// The end of its stream alone says nothing: it may still be answered, and it is its upstream that takes
+/// nothing.
+#[test]
+fn the_end_of_a_stream_that_is_not_read_waits() {
+    let mut scene = unread_client("/relay/0");
+    scene.clients[0].line.peer.as_mut().expect("it is connected").finish();
+    scene.clients[0].line.half_closed = true;
+    scene.run(25 * SECOND);
+    scene.check_all_open();
+    scene.run(10 * SECOND);
+    assert_eq!(scene.world.metrics().closed(Cause::BackendTimeout), 1);
+    scene.finish();
+}
+
+/// Who is read again loses nothing of what came before a reset.
+#[test]
+fn a_client_that_is_read_again_is_read_to_its_reset() {
+    let mut scene = unread_client("/relay/0");
+    scene.run(5 * SECOND);
+    scene.servers[0].line.manners.read_max = 100_000;
+    scene.run(SECOND);
+    assert_eq!(scene.world.counters[0].slow_consumers.get(), 0, "it is read again");
+    assert_eq!(scene.servers[0].count(BINARY), 64);
+    scene.clients[0].line.queue.push_back(masked(&mut Random::new(1), true, BINARY, b"last"));
+    scene.run(Duration::from_millis(10));
+    scene.clients[0].line.peer.take().expect("it is connected").reset();
+    scene.clients[0].line.end = End::Gone;
+    scene.run(SECOND);
+    assert_eq!(scene.servers[0].count(BINARY), 65);
+    assert_eq!(scene.world.metrics().closed(Cause::ClientGone), 1);
+    scene.finish();
+}

@@ -30,7 +30,13 @@ fn clients_over_a_rate_are_closed() {
 fn kind(seed: u64, dice: &mut Random, clients: u64) -> Plan {
     let mut plan = Plan::pick(seed, dice, clients, 2);
     plan.slots = plan.slots.max(clients as u32 * 4 + 16);
-    for fault in [Fault::Reset, Fault::ConnectRefused, Fault::ConnectTimeout, Fault::TableFull] {
+    for fault in [
+        Fault::Reset,
+        Fault::ConnectRefused,
+        Fault::ConnectTimeout,
+        Fault::NoLocalPort,
+        Fault::TableFull,
+    ] {
         plan.faults = plan.faults.with(fault, 0);
     }
     plan

@@ -101,7 +101,13 @@ fn play(seed: u64) -> u64 {
     let count = 1 + dice.below(8) as usize;
     let mut plan = Plan::pick(seed, &mut dice, count as u64, 8);
     // What makes an upstream fail, or a table full, leads a session elsewhere by right.
-    for fault in [Fault::Reset, Fault::ConnectTimeout, Fault::ConnectRefused, Fault::TableFull] {
+    for fault in [
+        Fault::Reset,
+        Fault::ConnectTimeout,
+        Fault::ConnectRefused,
+        Fault::NoLocalPort,
+        Fault::TableFull,
+    ] {
         plan.faults = plan.faults.with(fault, 0);
     }
     plan.slots = plan.slots.max(200);

@@ -29,11 +29,13 @@ pub enum Fault {
     CancelRace,
     /// A ring is one of an older kernel, which fills each buffer once only.
     WholeBuffers,
+    /// No local port is left for a connect.
+    NoLocalPort,
 }
 
 impl Fault {
     /// Every fault, in the order of the enum.
-    pub const ALL: [Fault; 13] = [
+    pub const ALL: [Fault; 14] = [
         Fault::ShortReceive,
         Fault::ShortSend,
         Fault::NoBuffers,
@@ -47,6 +49,7 @@ impl Fault {
         Fault::SlowReader,
         Fault::CancelRace,
         Fault::WholeBuffers,
+        Fault::NoLocalPort,
     ];
 
     /// How likely it is on the worst of days, per mille of the times it could happen. What ends
@@ -58,7 +61,7 @@ impl Fault {
             Fault::ShortReceive | Fault::ShortSend | Fault::MultishotEnd => 300,
             Fault::NoBuffers | Fault::SlowReader => 200,
             Fault::Delay | Fault::ConnectRefused => 100,
-            Fault::ConnectTimeout => 50,
+            Fault::ConnectTimeout | Fault::NoLocalPort => 50,
             Fault::TableFull => 20,
             Fault::Reset => 5,
         }

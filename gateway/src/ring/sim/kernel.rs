@@ -82,6 +82,7 @@ struct Descriptor {
     /// A bit per [`Op`], from the call until the last completion has been taken.
     outstanding: u8,
     recv: Option<Waiting>,
+    watch: Option<Waiting>,
     send: Option<Send>,
     connect: Option<(Waiting, SocketAddr, Outcome)>,
     socket: Option<Waiting>,
@@ -93,6 +94,7 @@ struct Descriptor {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Op {
     Recv,
+    Watch,
     Send,
     Connect,
     Socket,
@@ -100,7 +102,8 @@ pub(super) enum Op {
     Close,
 }
 
-const OPS: [Op; 6] = [Op::Recv, Op::Send, Op::Connect, Op::Socket, Op::Shutdown, Op::Close];
+const OPS: [Op; 7] =
+    [Op::Recv, Op::Watch, Op::Send, Op::Connect, Op::Socket, Op::Shutdown, Op::Close];
 
 /// When an operation may move.
 #[derive(Clone, Copy, Debug)]
@@ -194,6 +197,7 @@ pub(super) enum Submission {
     Accept(usize),
     CancelAccept(usize),
     Recv(ConnId),
+    Watch(ConnId),
     Send(ConnId, Payload, SendMode),
     Socket(ConnId),
     Connect(ConnId, SocketAddr),
@@ -357,6 +361,7 @@ impl World {
             }
             Submission::CancelAccept(_) => {}
             Submission::Recv(id) => kernel.begin(*id, Op::Recv),
+            Submission::Watch(id) => kernel.begin(*id, Op::Watch),
             Submission::Send(id, ..) => kernel.begin(*id, Op::Send),
             Submission::Socket(owner) => kernel.begin(*owner, Op::Socket),
             Submission::Connect(id, _) => kernel.begin(*id, Op::Connect),
@@ -380,6 +385,7 @@ impl World {
                 kernel.listeners[*listener].outstanding = false;
             }
             Completion::Received { id, more: false, .. } => kernel.end(*id, Op::Recv),
+            Completion::Watched { id, more: false, .. } => kernel.end(*id, Op::Watch),
             Completion::Sent { id, .. } => kernel.end(*id, Op::Send),
             Completion::SocketOpened { owner, .. } => kernel.end(*owner, Op::Socket),
             Completion::Connected { id, .. } => kernel.end(*id, Op::Connect),
@@ -387,6 +393,7 @@ impl World {
             Completion::Accepted { .. }
             | Completion::AcceptRefused { .. }
             | Completion::Received { more: true, .. }
+            | Completion::Watched { more: true, .. }
             | Completion::Closed { .. } => {}
         }
         let line = format!("{:>12} ns  ring {ring}  -> {completion:?}", self.now.0);
@@ -508,6 +515,7 @@ impl Descriptor {
     fn peek(&self, op: Op) -> Option<&Waiting> {
         match op {
             Op::Recv => self.recv.as_ref(),
+            Op::Watch => self.watch.as_ref(),
             Op::Send => self.send.as_ref().map(|send| &send.waiting),
             Op::Connect => self.connect.as_ref().map(|connect| &connect.0),
             Op::Socket => self.socket.as_ref(),
@@ -519,6 +527,7 @@ impl Descriptor {
     fn waiting(&mut self, op: Op) -> Option<&mut Waiting> {
         match op {
             Op::Recv => self.recv.as_mut(),
+            Op::Watch => self.watch.as_mut(),
             Op::Send => self.send.as_mut().map(|send| &mut send.waiting),
             Op::Connect => self.connect.as_mut().map(|connect| &mut connect.0),
             Op::Socket => self.socket.as_mut(),

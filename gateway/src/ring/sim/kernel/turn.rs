@@ -58,6 +58,10 @@ impl World {
                 let waiting = Waiting::until(self.delayed(now));
                 self.descriptor(ring, id.slot as usize).recv = Some(waiting);
             }
+            Submission::Watch(id) => {
+                let waiting = Waiting::until(self.delayed(now));
+                self.descriptor(ring, id.slot as usize).watch = Some(waiting);
+            }
             Submission::Send(id, payload, mode) => {
                 let at = if mode == SendMode::TryNow { now } else { self.delayed(now) };
                 let send = Send { waiting: Waiting::until(at), payload, done: 0, mode };
@@ -69,7 +73,9 @@ impl World {
                 self.descriptor(ring, owner.slot as usize).socket = Some(waiting);
             }
             Submission::Connect(id, address) => {
-                let (at, outcome) = if self.fires(Fault::ConnectTimeout) {
+                let (at, outcome) = if self.fires(Fault::NoLocalPort) {
+                    (now, Outcome::Failed(Failure::NoLocalPort))
+                } else if self.fires(Fault::ConnectTimeout) {
                     (now + CONNECT_TIMEOUT, Outcome::Failed(Failure::TimedOut))
                 } else if !self.servers.contains_key(&address) || self.fires(Fault::ConnectRefused)
                 {
@@ -139,6 +145,7 @@ impl World {
         match target {
             Target::Accept(listener) => self.attempt_accept(ring, listener),
             Target::Op(slot, Op::Recv) => self.attempt_recv(ring, slot),
+            Target::Op(slot, Op::Watch) => self.attempt_watch(ring, slot),
             Target::Op(slot, Op::Send) => self.attempt_send(ring, slot),
             Target::Op(slot, Op::Connect) => self.attempt_connect(ring, slot),
             Target::Op(slot, Op::Socket) => self.attempt_socket(ring, slot),
@@ -157,6 +164,7 @@ impl World {
                 self.rings[ring].end_accept(listener, Some(Failure::Cancelled));
             }
             Target::Op(slot, Op::Recv) => self.end_recv(ring, slot, Err(Failure::Cancelled)),
+            Target::Op(slot, Op::Watch) => self.end_watch(ring, slot, false),
             Target::Op(slot, Op::Send) => self.end_send(ring, slot, Failure::Cancelled),
             Target::Op(slot, Op::Connect) => {
                 self.end_connect(ring, slot, Err(Failure::Cancelled));
@@ -253,6 +261,25 @@ impl World {
         self.rings[ring].push(received);
     }
 
+    /// A watch tells of a reset once. It does not take the error, and stays armed, or ends with it.
+    fn attempt_watch(&mut self, ring: usize, slot: usize) {
+        let now = self.now;
+        let descriptor = self.descriptor(ring, slot);
+        let (waiting, connection) = (descriptor.watch, descriptor.connection);
+        let fresh = waiting.is_some_and(|waiting| waiting.fresh);
+        let gone = connection.is_none_or(|(link, end)| self.link(link).is_reset(end, now));
+        // It is fresh until it has told.
+        if !gone || !fresh {
+            return;
+        }
+        if self.fires(Fault::MultishotEnd) {
+            return self.end_watch(ring, slot, true);
+        }
+        let id = self.id(ring, slot);
+        self.descriptor(ring, slot).watch.as_mut().expect("armed").fresh = false;
+        self.rings[ring].push(Completion::Watched { id, gone: true, more: true });
+    }
+
     fn attempt_send(&mut self, ring: usize, slot: usize) {
         let now = self.now;
         let Some((link, end)) = self.descriptor(ring, slot).connection else {
@@ -337,6 +364,12 @@ impl World {
         let id = self.id(ring, slot);
         self.descriptor(ring, slot).recv = None;
         self.rings[ring].push(Completion::Received { id, result, more: false });
+    }
+
+    fn end_watch(&mut self, ring: usize, slot: usize, gone: bool) {
+        let id = self.id(ring, slot);
+        self.descriptor(ring, slot).watch = None;
+        self.rings[ring].push(Completion::Watched { id, gone, more: false });
     }
 
     /// Answers with what was sent, or with `failure` where that is nothing.
