@@ -167,7 +167,8 @@ fn section_6_bodies_of_requests() {
         read(&format!("POST / HTTP/1.{version}\r\nHost: x\r\n{headers}\r\n")).map(|_| ())
     };
     assert_eq!(body(1, "Transfer-Encoding: Chunked\r\n"), Ok(()));
-    assert_eq!(body(1, "Content-Length: 18446744073709551615\r\n"), Ok(()));
+    assert_eq!(body(1, "Content-Length: 9223372036854775807\r\n"), Ok(()));
+    assert_eq!(body(1, "Content-Length: 0\r\n"), Ok(()));
     for bad in [
         "Transfer-Encoding: gzip\r\n",
         "Transfer-Encoding: gzip, chunked\r\n",
@@ -179,7 +180,12 @@ fn section_6_bodies_of_requests() {
         "Content-Length: +1\r\n",
         "Content-Length: 0x1\r\n",
         "Content-Length:\r\n",
+        // Others count in signed 64 bits, or read octal.
+        "Content-Length: 9223372036854775808\r\n",
+        "Content-Length: 18446744073709551615\r\n",
         "Content-Length: 18446744073709551616\r\n",
+        "Content-Length: 00\r\n",
+        "Content-Length: 010\r\n",
     ] {
         assert_eq!(body(1, bad), Err(HttpError::BadLength), "{bad:?}");
     }
