@@ -38,6 +38,7 @@ use crate::admin::token::Token;
 use crate::checks::CheckOptions;
 use crate::client_address::Access;
 use crate::limits::Limits;
+use crate::names::Escaped;
 use crate::rate::Rate;
 use crate::regular_file::{self, unreadable};
 use crate::rooms::RoomLimits;
@@ -408,7 +409,8 @@ impl Config {
 
 /// Everything that is wrong with a file, in the order of the file; never empty.
 ///
-/// Displayed as a line per fault: `file:line:column: what: why; what to do`.
+/// Displayed as a line per fault: `file:line:column: what: why; what to do`. Characters of the file and of
+/// its name that would change the line are [`Escaped`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Faults {
     /// The file.
@@ -451,9 +453,10 @@ impl fmt::Display for Faults {
             if index > 0 {
                 writeln!(f)?;
             }
+            let (name, message) = (Escaped(&self.name), Escaped(&fault.message));
             match fault.line {
-                0 => write!(f, "{}: {}", self.name, fault.message)?,
-                line => write!(f, "{}:{line}:{}: {}", self.name, fault.column, fault.message)?,
+                0 => write!(f, "{name}: {message}")?,
+                line => write!(f, "{name}:{line}:{}: {message}", fault.column)?,
             }
         }
         Ok(())

@@ -29,6 +29,7 @@ use crate::config::{BackendKind, Config, Overrides};
 use crate::history::{self, History};
 use crate::interval_log;
 use crate::metrics::{Cause, Metrics};
+use crate::names::Escaped;
 use crate::random::Random;
 use crate::server::Gateway;
 use crate::shard::drain::pace;
@@ -104,14 +105,16 @@ pub struct Reloaded {
 ///
 /// `take_over`: beside a gateway that has the same listeners and admin socket, which it replaces.
 pub fn run(config: Config, source: Option<Source>, take_over: bool) -> ExitCode {
-    // Until the end: what is still to be written then is written when this goes.
-    let _writer = log::init(&config.log);
+    let writer = log::init(&config.log);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime.map_err(|error| format!("no runtime for the control thread: {error}"));
-    match result.and_then(|runtime| runtime.block_on(serve(config, source, take_over))) {
+    let result = result.and_then(|runtime| runtime.block_on(serve(config, source, take_over)));
+    // Writes what the log still has, so that the reason is the last line.
+    drop(writer);
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            eprintln!("penstock: {why}");
+            eprintln!("penstock: not started: {}", Escaped(&why));
             ExitCode::FAILURE
         }
     }
@@ -125,13 +128,14 @@ async fn serve(config: Config, source: Option<Source>, take_over: bool) -> Resul
         interrupt: of(SignalKind::interrupt())?,
         hangup: of(SignalKind::hangup())?,
     };
-    if rustix::process::geteuid().is_root() {
-        warn!("{}", running_as_root());
-    }
-    warn_of(&config, source.as_ref());
     let admin = admin::listen(&config.admin, take_over).await?;
     let in_use_at_start = allocator::bytes_in_use();
     let gateway = Gateway::start_beside(config, take_over)?;
+    // Of a gateway that runs: a start that is refused says why and nothing else.
+    if rustix::process::geteuid().is_root() {
+        warn!("{}", running_as_root());
+    }
+    warn_of(gateway.config(), source.as_ref());
     let control = Arc::new(Control {
         started: Instant::now(),
         source,

@@ -363,7 +363,7 @@ impl Gateway {
         let directory = std::env::temp_dir().join(format!("e2e-{}-{number}", std::process::id()));
         let command = command.env("RUNTIME_DIRECTORY", &directory);
         let mut program = Program::start("penstock", command);
-        // "listening on ADDRESS (NAME)"
+        // "listening on ADDRESS", and " (NAME)" where that is another.
         let line = program.line_with("listening on ");
         let address = line.split(' ').nth(2).expect("an address");
         let address = address.parse().expect("an address");
