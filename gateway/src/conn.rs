@@ -241,24 +241,26 @@ pub enum State {
 }
 
 impl State {
-    /// The names of those that a client can be in.
+    /// The names of the states that a client can be in.
     pub const OF_CLIENTS: [&str; 8] =
         ["proxy_header", "head", "echo", "rooms", "connecting", "refusing", "forwarding", "relay"];
 
-    /// What it is called in logs and records.
+    /// The name of the state in logs and records.
     pub fn name(&self) -> &'static str {
+        let [proxy_header, head, echo, rooms, connecting, refusing, forwarding, relay] =
+            State::OF_CLIENTS;
         match self {
             State::None => "none",
-            State::ProxyHeader(_) => "proxy_header",
-            State::Head(_) => "head",
-            State::Echo(_) => "echo",
-            State::Rooms(_) => "rooms",
-            State::Connecting(_) => "connecting",
+            State::ProxyHeader(_) => proxy_header,
+            State::Head(_) => head,
+            State::Echo(_) => echo,
+            State::Rooms(_) => rooms,
+            State::Connecting(_) => connecting,
             State::Handshaking(_) => "handshaking",
-            State::Refusing(_) => "refusing",
-            State::Forwarding(_) => "forwarding",
+            State::Refusing(_) => refusing,
+            State::Forwarding(_) => forwarding,
             State::Answering(_) => "answering",
-            State::Relay(_) => "relay",
+            State::Relay(_) => relay,
         }
     }
 
