@@ -52,11 +52,11 @@ const OUTCOMES_MAX: usize = 1024;
 pub struct Source {
     /// The file.
     pub file: PathBuf,
-    /// What the command line sets over it.
+    /// The options of the command line, which go before the file's keys.
     pub overrides: Overrides,
 }
 
-/// What the gateway is up to.
+/// The phase in the life of the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// It serves.
@@ -82,7 +82,7 @@ pub struct Control {
     config: watch::Sender<Arc<Config>>,
     phase: watch::Sender<Phase>,
     drain: watch::Sender<bool>,
-    /// What the memory ledger knows.
+    /// The memory ledger.
     pub memory: memory::Keeper,
     access: std::sync::Mutex<AccessLog>,
     history: std::sync::Mutex<History>,
@@ -199,7 +199,7 @@ impl Control {
         self.config.subscribe()
     }
 
-    /// What the gateway is up to.
+    /// The phase in the life of the gateway.
     pub fn phase(&self) -> Phase {
         *self.phase.borrow()
     }
