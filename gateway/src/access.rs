@@ -116,9 +116,9 @@ pub struct Line {
     pub limit: Option<&'static str>,
     /// The bytes that this allows on its route.
     pub bound: Option<u64>,
-    /// Who ended it.
+    /// The side that ended the connection.
     pub initiator: &'static str,
-    /// What it was.
+    /// The state that the connection was in: see [`State::name`](crate::conn::State::name).
     pub state: &'static str,
     /// The HTTP status that it got last; 101 for a WebSocket.
     pub status: Option<u16>,
@@ -136,7 +136,7 @@ pub struct Line {
     pub upstream: Option<String>,
     /// Since the accept; of a WebSocket since its upgrade.
     pub duration_ms: u64,
-    /// What went through it.
+    /// The bytes and messages of the connection.
     #[serde(flatten)]
     pub traffic: Traffic,
     /// Its requests.

@@ -84,14 +84,14 @@ struct Entry {
 }
 
 impl Address {
-    /// Whose it is.
+    /// The address that the entry is of.
     pub fn key(&self) -> AddressKey {
         self.key
     }
 }
 
 impl AddressKey {
-    /// What `ip` counts as.
+    /// The key that `ip` counts under.
     pub fn of(ip: IpAddr) -> AddressKey {
         match ip.to_canonical() {
             IpAddr::V4(ip) => AddressKey::V4(ip.to_bits()),

@@ -54,7 +54,7 @@ pub struct Target {
     pub backend_name: String,
     /// Its name in every group.
     pub upstream: UpstreamName,
-    /// What the operator wrote.
+    /// The URL as the operator wrote it.
     pub url: UpstreamUrl,
     /// Where it is.
     pub address: UpstreamAddress,

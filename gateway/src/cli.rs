@@ -113,11 +113,14 @@ impl Ask {
 
     /// The answer; without one that has been said, and the program ends with this.
     fn answer(&self, method: Method, path: &str) -> Result<(StatusCode, Vec<u8>), ExitCode> {
-        client::ask(&self.socket, method, path).map_err(|why| {
-            eprintln!("penstock: {why}");
-            ExitCode::FAILURE
-        })
+        client::ask(&self.socket, method, path).map_err(|why| fail(&why))
     }
+}
+
+/// Says why the command was not done, in a line.
+fn fail(why: &str) -> ExitCode {
+    eprintln!("penstock: {}", Escaped(why));
+    ExitCode::FAILURE
 }
 
 /// Says what an answer is: its changes or faults in a line each, else as it came.

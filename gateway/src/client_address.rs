@@ -292,7 +292,7 @@ pub enum ClientHeader {
     Forwarded,
 }
 
-/// Who may come in at a listener, and how it is told who that is.
+/// The rules of a listener: the clients that may come in, and the source of their addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
     /// Whether every connection begins with a PROXY header.

@@ -38,6 +38,7 @@ use crate::admin::token::Token;
 use crate::checks::CheckOptions;
 use crate::client_address::Access;
 use crate::limits::Limits;
+use crate::names::Escaped;
 use crate::rate::Rate;
 use crate::regular_file::{self, unreadable};
 use crate::rooms::RoomLimits;
@@ -55,18 +56,18 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// Which backend a request goes to; at least one.
     pub routes: Routes,
-    /// Who answers, by number; every `Route::backend` is an index into this. Retired ones are
+    /// The backends by number; every `Route::backend` is an index into this. Retired ones are
     /// among them: see [`Config::live_backends`].
     pub backends: Vec<Backend>,
-    /// What holds for every connection.
+    /// The bounds of every connection.
     pub limits: Limits,
     /// Where the operator asks and orders.
     pub admin: AdminOptions,
-    /// What is written to standard error.
+    /// The log on standard error.
     pub log: LogOptions,
     /// Which one it is in the life of this process: 0 is the first.
     pub generation: u64,
-    /// What is in order and may do harm.
+    /// The warnings: keys that are in order and may do harm.
     pub warnings: Warnings,
     /// What every key of the file came to.
     keys: Keys,
@@ -84,7 +85,7 @@ pub struct Server {
     pub drain_delay: Duration,
     /// In this time all clients are asked to leave at a stop; few clients take less.
     pub drain_window: Duration,
-    /// What they are sent before their Close frame, as a text message; empty: nothing.
+    /// The text message that clients are sent before their Close frame; empty: none.
     pub drain_message: String,
     /// From the last request to leave until what is still open is cut off.
     pub stop_timeout: Duration,
@@ -111,9 +112,9 @@ pub struct AdminOptions {
     pub socket_mode: u32,
     /// Where it is asked over TCP; `None`: nowhere. Port 0 lets the kernel choose.
     pub listen: Option<SocketAddr>,
-    /// What has to be shown there; there is one where there is an address.
+    /// The token that has to be shown at `listen`; there is one where there is an address.
     pub token: Option<Token>,
-    /// What may be had there without it.
+    /// The answers that are given without the token.
     pub open: OpenOptions,
     /// Whether metrics are served under the names of common guides as well.
     pub aliases: bool,
@@ -121,16 +122,16 @@ pub struct AdminOptions {
     pub hosts: Vec<String>,
 }
 
-/// What may be had over TCP without the token.
+/// The answers that are given over TCP without the token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OpenOptions {
     /// Liveness and readiness.
     pub health: bool,
-    /// What Prometheus reads.
+    /// The metrics.
     pub metrics: bool,
 }
 
-/// What is written to standard error.
+/// The log on standard error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogOptions {
     /// For whom.
@@ -170,16 +171,16 @@ pub struct Listener {
     pub name: String,
     /// The address to bind. Port 0 lets the kernel choose.
     pub address: SocketAddr,
-    /// Who may come in, and how we are told who that is.
+    /// The clients that may come in, and the source of their addresses.
     pub access: Access,
 }
 
-/// Who answers a client.
+/// A service that answers clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
     /// In logs and metrics; no other backend has it.
     pub name: String,
-    /// What it is.
+    /// The kind of service.
     pub kind: BackendKind,
     /// Whether it is gone from the file: no route of the file leads to it, and it stays as it was
     /// for the clients that it has.
@@ -228,7 +229,7 @@ pub struct Local {
     pub demo_page: bool,
     /// Whether a client's word is taken for who it is.
     pub client_names: ClientNames,
-    /// What rooms may grow to.
+    /// The bounds of rooms.
     pub rooms: RoomLimits,
     /// What one client may ask of rooms; beyond it the client is read no further for a while.
     pub requests: Rate,
@@ -408,7 +409,8 @@ impl Config {
 
 /// Everything that is wrong with a file, in the order of the file; never empty.
 ///
-/// Displayed as a line per fault: `file:line:column: what: why; what to do`.
+/// Displayed as a line per fault: `file:line:column: what: why; what to do`. Characters of the file and of
+/// its name that would change the line are [`Escaped`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Faults {
     /// The file.
@@ -451,9 +453,10 @@ impl fmt::Display for Faults {
             if index > 0 {
                 writeln!(f)?;
             }
+            let (name, message) = (Escaped(&self.name), Escaped(&fault.message));
             match fault.line {
-                0 => write!(f, "{}: {}", self.name, fault.message)?,
-                line => write!(f, "{}:{line}:{}: {}", self.name, fault.column, fault.message)?,
+                0 => write!(f, "{name}: {message}")?,
+                line => write!(f, "{name}:{line}:{}: {message}", fault.column)?,
             }
         }
         Ok(())

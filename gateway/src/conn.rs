@@ -44,7 +44,7 @@ pub struct ConnId {
 
 /// One slot of the table.
 pub struct Conn {
-    /// Whose turn it is.
+    /// The generation of the slot's present user.
     pub generation: u32,
     /// How far the connection is on its way out.
     pub phase: Phase,
@@ -68,7 +68,7 @@ pub struct Conn {
     pub state: State,
     /// Of a client: what it has done against its limits; `None` when that is nothing.
     pub meter: Option<Box<Meter>>,
-    /// What waits to be sent.
+    /// The bytes that wait to be sent.
     pub outbox: Outbox,
     /// When the messages among that were queued.
     pub mark: MarkId,
@@ -78,7 +78,7 @@ pub struct Conn {
     pub discarded_bytes: u32,
     /// Its other end, and the client that one speaks for.
     pub addresses: Addresses,
-    /// What went through it.
+    /// The bytes and messages of the connection.
     pub traffic: Traffic,
     /// When the last byte came.
     pub received_at: Time,
@@ -100,7 +100,7 @@ pub struct Meter {
     pub bytes: Bucket,
     /// Its control frames.
     pub control_frames: Bucket,
-    /// What it asks of rooms.
+    /// The rate of its requests to rooms.
     pub room_requests: Bucket,
     /// It sent more than its rates allow, and is not read before this; else never.
     pub read_at: Time,
@@ -243,24 +243,26 @@ pub enum State {
 }
 
 impl State {
-    /// The names of those that a client can be in.
+    /// The names of the states that a client can be in.
     pub const OF_CLIENTS: [&str; 8] =
         ["proxy_header", "head", "echo", "rooms", "connecting", "refusing", "forwarding", "relay"];
 
-    /// What it is called in logs and records.
+    /// The name of the state in logs and records.
     pub fn name(&self) -> &'static str {
+        let [proxy_header, head, echo, rooms, connecting, refusing, forwarding, relay] =
+            State::OF_CLIENTS;
         match self {
             State::None => "none",
-            State::ProxyHeader(_) => "proxy_header",
-            State::Head(_) => "head",
-            State::Echo(_) => "echo",
-            State::Rooms(_) => "rooms",
-            State::Connecting(_) => "connecting",
+            State::ProxyHeader(_) => proxy_header,
+            State::Head(_) => head,
+            State::Echo(_) => echo,
+            State::Rooms(_) => rooms,
+            State::Connecting(_) => connecting,
             State::Handshaking(_) => "handshaking",
-            State::Refusing(_) => "refusing",
-            State::Forwarding(_) => "forwarding",
+            State::Refusing(_) => refusing,
+            State::Forwarding(_) => forwarding,
             State::Answering(_) => "answering",
-            State::Relay(_) => "relay",
+            State::Relay(_) => relay,
         }
     }
 
@@ -347,7 +349,7 @@ pub enum Session {
 
 /// The head of an upstream's answer on its way in, and those of interim responses before it.
 pub struct AnswerHead {
-    /// Who has asked.
+    /// The client that has asked.
     pub client: ConnId,
     /// How far it has been looked at.
     scanner: HeadScanner,
@@ -506,7 +508,7 @@ impl PongsOwed {
 /// Why a client has to leave, and what its Close frame says.
 #[derive(Clone, Debug)]
 pub struct Goodbye {
-    /// What the leaving counts as.
+    /// The cause that the leaving is counted under.
     pub cause: Cause,
     /// The code of the Close frame.
     pub code: u16,

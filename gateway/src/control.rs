@@ -29,6 +29,7 @@ use crate::config::{BackendKind, Config, Overrides};
 use crate::history::{self, History};
 use crate::interval_log;
 use crate::metrics::{Cause, Metrics};
+use crate::names::Escaped;
 use crate::random::Random;
 use crate::server::Gateway;
 use crate::shard::drain::pace;
@@ -51,11 +52,11 @@ const OUTCOMES_MAX: usize = 1024;
 pub struct Source {
     /// The file.
     pub file: PathBuf,
-    /// What the command line sets over it.
+    /// The options of the command line, which go before the file's keys.
     pub overrides: Overrides,
 }
 
-/// What the gateway is up to.
+/// The phase in the life of the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// It serves.
@@ -81,7 +82,7 @@ pub struct Control {
     config: watch::Sender<Arc<Config>>,
     phase: watch::Sender<Phase>,
     drain: watch::Sender<bool>,
-    /// What the memory ledger knows.
+    /// The memory ledger.
     pub memory: memory::Keeper,
     access: std::sync::Mutex<AccessLog>,
     history: std::sync::Mutex<History>,
@@ -104,14 +105,16 @@ pub struct Reloaded {
 ///
 /// `take_over`: beside a gateway that has the same listeners and admin socket, which it replaces.
 pub fn run(config: Config, source: Option<Source>, take_over: bool) -> ExitCode {
-    // Until the end: what is still to be written then is written when this goes.
-    let _writer = log::init(&config.log);
+    let writer = log::init(&config.log);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime.map_err(|error| format!("no runtime for the control thread: {error}"));
-    match result.and_then(|runtime| runtime.block_on(serve(config, source, take_over))) {
+    let result = result.and_then(|runtime| runtime.block_on(serve(config, source, take_over)));
+    // Writes what the log still has, so that the reason is the last line.
+    drop(writer);
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            eprintln!("penstock: {why}");
+            eprintln!("penstock: not started: {}", Escaped(&why));
             ExitCode::FAILURE
         }
     }
@@ -125,13 +128,14 @@ async fn serve(config: Config, source: Option<Source>, take_over: bool) -> Resul
         interrupt: of(SignalKind::interrupt())?,
         hangup: of(SignalKind::hangup())?,
     };
-    if rustix::process::geteuid().is_root() {
-        warn!("{}", running_as_root());
-    }
-    warn_of(&config, source.as_ref());
     let admin = admin::listen(&config.admin, take_over).await?;
     let in_use_at_start = allocator::bytes_in_use();
     let gateway = Gateway::start_beside(config, take_over)?;
+    // Of a gateway that runs: a start that is refused says why and nothing else.
+    if rustix::process::geteuid().is_root() {
+        warn!("{}", running_as_root());
+    }
+    warn_of(gateway.config(), source.as_ref());
     let control = Arc::new(Control {
         started: Instant::now(),
         source,
@@ -163,6 +167,7 @@ async fn serve(config: Config, source: Option<Source>, take_over: bool) -> Resul
     drop(interval_log.await);
     control.write_journals();
     control.access().finish();
+    info!("stopped: every connection is closed");
     println!("{}", summary(&control.gateway.metrics()));
     Ok(())
 }
@@ -194,7 +199,7 @@ impl Control {
         self.config.subscribe()
     }
 
-    /// What the gateway is up to.
+    /// The phase in the life of the gateway.
     pub fn phase(&self) -> Phase {
         *self.phase.borrow()
     }
@@ -224,19 +229,33 @@ impl Control {
         loop {
             tokio::select! {
                 () = &mut drained => return,
-                // Whoever asks twice means it.
-                _ = signals.terminate.recv() => std::process::exit(1),
-                _ = signals.interrupt.recv() => std::process::exit(1),
+                _ = signals.terminate.recv() => self.cut_off("SIGTERM"),
+                _ = signals.interrupt.recv() => self.cut_off("SIGINT"),
                 _ = signals.hangup.recv() => warn!("no reload: the gateway is stopping"),
             }
         }
+    }
+
+    /// Ends the process: whoever asks twice means it.
+    fn cut_off(&self, signal: &str) -> ! {
+        let clients: u64 = self.gateway.counters().iter().map(|it| it.clients.get()).sum();
+        // Not by the log, which a thread writes that ends here, too.
+        eprintln!(
+            "penstock: {signal} while stopping: {clients} connected clients are cut off without a Close \
+             frame, and the gateway ends with the exit code 1"
+        );
+        std::process::exit(1)
     }
 
     async fn drain_shards(&self) {
         let server = self.config().server.clone();
         self.phase.send_replace(Phase::NotReady);
         if !server.drain_delay.is_zero() {
-            info!("not ready; accepting goes on for {:?}", server.drain_delay);
+            info!(
+                "asked to stop: readiness answers no from now on; clients are accepted and served for \
+                 another {:?} (server.drain_delay_ms)",
+                server.drain_delay
+            );
             tokio::time::sleep(server.drain_delay).await;
         }
         // As a shard reckons, for the one that has the most.
@@ -247,9 +266,10 @@ impl Control {
         let clients: u64 = clients().sum();
         self.phase.send_replace(Phase::Draining { clients, until });
         warn!(
-            "stopping: {clients} clients are asked to leave within {window:.1?}, what is \
-             left is cut off after {:.1?}; once more to stop at once",
-            window + server.stop_timeout
+            "stopping: no client is accepted any more; {clients} connected clients are sent a Close frame \
+             within {window:.1?} (server.drain_window_ms), and those that are still connected {:.1?} later \
+             (server.stop_timeout_ms) are cut off; a second SIGTERM or SIGINT cuts all off at once",
+            server.stop_timeout
         );
         self.gateway.ask_to_stop();
         while !self.gateway.has_stopped() {
@@ -526,10 +546,11 @@ async fn write_log(control: Arc<Control>) {
 fn summary(metrics: &Metrics) -> String {
     use std::fmt::Write as _;
     let mut text = format!(
-        "accepted {}, upgraded {}, messages received {}, relayed {}, frames sent {}, \
-         requests forwarded {}, upstream failures {}, bytes received {}, starved of buffers {}, \
-         sessions learnt {}, not known {}\n\
-         slow members: dropped {}, conflated {}, gap markers {}, closed {}\nclosed:",
+        "counted since the start: connections accepted {}, upgraded to WebSocket {}, messages received {}, \
+         messages relayed {}, frames sent {}, HTTP requests forwarded {}, failures of upstreams {}, bytes \
+         received {}, receives without a free buffer {}, Engine.IO sessions learnt {}, sessions not known {}\n\
+         slow members of rooms: messages dropped {}, messages conflated {}, gap markers sent {}, members \
+         closed {}\nconnections closed, by cause:",
         metrics.accepted,
         metrics.upgraded,
         metrics.messages_received,
@@ -546,12 +567,17 @@ fn summary(metrics: &Metrics) -> String {
         metrics.gap_markers_sent,
         metrics.closed(Cause::SlowConsumer),
     );
+    let mut separator = " ";
     for cause in Cause::ALL {
         let count = metrics.closed(cause);
         if count > 0 {
             // Writing into a `String` cannot fail.
-            let _ = write!(text, " {} {count}", cause.name());
+            let _ = write!(text, "{separator}{} {count}", cause.name());
+            separator = ", ";
         }
+    }
+    if separator == " " {
+        text.push_str(" none");
     }
     text
 }

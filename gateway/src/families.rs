@@ -32,9 +32,9 @@ pub struct Family {
     pub name: Cow<'static, str>,
     /// One sentence or two, in one line.
     pub help: Cow<'static, str>,
-    /// What it is.
+    /// The kind of metric.
     pub kind: Kind,
-    /// What its values are.
+    /// The unit of its values.
     pub unit: Unit,
     /// No two have the same labels.
     pub samples: Vec<Sample>,
@@ -51,7 +51,7 @@ pub enum Kind {
     Histogram,
 }
 
-/// What a value is.
+/// The unit of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     /// A number of something.
@@ -67,7 +67,7 @@ pub enum Unit {
 pub struct Sample {
     /// Names and values.
     pub labels: Labels,
-    /// What it has come to.
+    /// The value of the series.
     pub value: Value,
 }
 
@@ -134,11 +134,11 @@ pub struct View<'a> {
     pub shards: &'a [Arc<Counters>],
     /// What they count together.
     pub shared: &'a Shared,
-    /// What the gateway is up to.
+    /// The phase in the life of the gateway.
     pub phase: Phase,
-    /// What holds its memory.
+    /// The memory, by holder.
     pub memory: &'a Ledger,
-    /// What the kernel says of it.
+    /// The process as the kernel sees it.
     pub process: Process,
 }
 

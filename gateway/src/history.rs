@@ -165,7 +165,7 @@ impl Reading {
     }
 }
 
-/// What is kept.
+/// The intervals that are kept.
 #[derive(Debug, Default)]
 pub struct History {
     last: Reading,

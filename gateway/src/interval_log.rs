@@ -45,9 +45,9 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct Batch {
     /// Where to.
     pub path: PathBuf,
-    /// What came.
+    /// The counts of the interval.
     pub since: Totals,
-    /// Whose names routes have.
+    /// The configuration that routes have their names from.
     pub config: Arc<Config>,
     /// When the interval began.
     pub start: SystemTime,

@@ -34,13 +34,13 @@ pub struct Closed {
     pub peer: SocketAddr,
     /// On whose behalf: its address, or what a trusted proxy said last.
     pub client: IpAddr,
-    /// What it was: see [`Record::state`](crate::conn::record::Record::state).
+    /// The state that the connection was in: see [`Record::state`](crate::conn::record::Record::state).
     pub state: &'static str,
     /// The number of the route of its last request, if that has one.
     pub route: Option<u16>,
     /// Its requests.
     pub requests: u16,
-    /// What it was told last: see [`Conn::code`](crate::conn::Conn::code).
+    /// The last code that the client was told: see [`Conn::code`](crate::conn::Conn::code).
     pub code: u16,
     /// The backend and upstream that it was at last.
     pub upstream: Option<(u16, UpstreamName)>,
@@ -52,7 +52,7 @@ pub struct Closed {
     pub opened_at: Time,
     /// When its descriptor was closed.
     pub closed_at: Time,
-    /// What went through it.
+    /// The bytes and messages of the connection.
     pub traffic: Traffic,
 }
 
@@ -63,7 +63,7 @@ pub struct Trouble {
     pub upstream: (u16, UpstreamName),
     /// It gets no clients for a while, because of this and others before it.
     pub is_ejection: bool,
-    /// What has happened.
+    /// The reason, in words.
     pub why: Box<str>,
 }
 

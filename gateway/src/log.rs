@@ -5,17 +5,20 @@
 //! log driver), and then a write takes for ever; signals and the admin interface must not wait for it.
 //! Lines that find [`LINES_MAX`] others waiting are dropped and counted.
 
-use std::io::stderr;
+use std::borrow::Cow;
+use std::io::{self, Write, stderr};
 use std::sync::OnceLock;
 
 use tracing::warn;
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::config::{LogFormat, LogOptions};
+use crate::names::{Escaped, escape_json};
 
 /// The levels, from the fewest lines to the most.
 pub const LEVELS: [&str; 4] = ["error", "warn", "info", "debug"];
@@ -46,7 +49,11 @@ pub fn init(options: &LogOptions) -> Writer {
     let (writer, worker) = builder.thread_name("log").finish(stderr());
     let dropped = writer.error_counter();
     let (filter, level) = reload::Layer::new(filter_of(&options.level));
-    let lines = fmt::layer().with_writer(writer).with_ansi(false);
+    let escape: fn(&str) -> Cow<'_, str> = match options.format {
+        LogFormat::Json => escape_json,
+        LogFormat::Text => |line| Escaped(line).to_string().into(),
+    };
+    let lines = fmt::layer().with_writer(Lines { writer, escape }).with_ansi(false);
     // The journal of systemd stamps each line itself.
     let stamped = std::env::var_os("JOURNAL_STREAM").is_none();
     let lines = match (options.format, stamped) {
@@ -61,6 +68,35 @@ pub fn init(options: &LogOptions) -> Writer {
             Writer { _worker: Some(worker) }
         }
         Err(_) => Writer { _worker: None },
+    }
+}
+
+/// Makes each event one line, whatever a configuration or a client has put into it.
+#[derive(Clone)]
+struct Lines<W> {
+    writer: W,
+    escape: fn(&str) -> Cow<'_, str>,
+}
+
+impl<'a> MakeWriter<'a> for Lines<NonBlocking> {
+    type Writer = Lines<NonBlocking>;
+
+    fn make_writer(&'a self) -> Lines<NonBlocking> {
+        self.clone()
+    }
+}
+
+impl<W: Write> Write for Lines<W> {
+    /// `event`: a whole one with the newline at its end, as [`fmt`] writes them.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        let line = text.strip_suffix('\n').unwrap_or(&text);
+        self.writer.write_all(format!("{}\n", (self.escape)(line)).as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
     }
 }
 
@@ -109,4 +145,26 @@ pub(crate) fn tell_dropped(told: u64) -> u64 {
     warn!(dropped = dropped - told, "lines of the log were dropped: whoever reads it is too slow");
     // This one is not counted with those that it tells of.
     if dropped_lines() == dropped { dropped } else { told }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_one_line() {
+        let text: fn(&str) -> Cow<'_, str> = |line| Escaped(line).to_string().into();
+        for (escape, event, want) in [
+            (
+                text,
+                "WARN backend é\u{202e}: a\nb\u{1b}[2J\n",
+                "WARN backend é\\u{202e}: a\\u{a}b\\u{1b}[2J\n",
+            ),
+            (escape_json, "{\"message\":\"a\\n\u{2066}b\"}\n", "{\"message\":\"a\\n\\u2066b\"}\n"),
+        ] {
+            let mut lines = Lines { writer: Vec::new(), escape };
+            lines.write_all(event.as_bytes()).expect("a list takes all");
+            assert_eq!(String::from_utf8_lossy(&lines.writer), want);
+        }
+    }
 }

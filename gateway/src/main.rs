@@ -13,6 +13,7 @@ use gateway::config::{BackendKind, Config, Faults, Overrides, Websocket};
 use gateway::control::Source;
 use gateway::limits::{SHARDS_MAX, human_bytes};
 use gateway::memory_bound::{memory_bound, memory_bound_total, memory_warning};
+use gateway::names::Escaped;
 use gateway::ring::linux::local_port_range;
 use gateway::upstream::UpstreamAddress;
 
@@ -28,12 +29,13 @@ Examples:
   penstock run /etc/penstock/penstock.toml      what the file says
   penstock reload                               read the file again; no connection is closed
   penstock check /etc/penstock/penstock.toml    every fault in the file, or what it defines
-  penstock check --strict --user penstock FILE  the same, and 1 where something is weak
+  penstock check --strict --user nobody FILE    the same, and 1 where something is weak
   penstock check new.toml --against old.toml    what changes, and whether a reload can do it
 
 Exit codes:
   0  stopped as asked; for check: the file is in order, and a reload can take it
-  1  could not start, or could not go on; for check: a file has faults; with --strict: or warnings
+  1  could not start, or could not go on; for check: a file has faults, or no such user; with --strict:
+     or warnings
   2  the command line was not understood
   3  for check --against: the file is in order, but needs a restart
 ";
@@ -68,8 +70,9 @@ enum Command {
         /// A file with warnings ends with 1, too
         #[arg(long)]
         strict: bool,
-        /// The user that the gateway will run as, if it is another than the one who checks
-        #[arg(long, value_name = "NAME")]
+        /// The user that the gateway will run as, if it is another than the one who checks: a name that
+        /// this machine knows, or a number
+        #[arg(long, value_name = "USER")]
         user: Option<String>,
     },
 }
@@ -126,25 +129,55 @@ fn run(options: Run) -> ExitCode {
 
 /// `user`: who will run it; `None`: whoever checks.
 fn check(file: &Path, strict: bool, user: Option<&str>) -> ExitCode {
+    let uid = match user.map_or_else(|| Ok(rustix::process::geteuid().as_raw()), uid_of) {
+        Ok(uid) => uid,
+        Err(why) => {
+            eprintln!("penstock: {}", Escaped(&why));
+            return ExitCode::FAILURE;
+        }
+    };
     match Config::load(file) {
         Ok(config) => {
             let bound = memory_bound(&config, &gateway::server::item_sizes());
             print!("{}", summary(&config, &bound));
-            let is_root =
-                user.map_or_else(|| rustix::process::geteuid().is_root(), |name| name == "root");
-            let root = is_root.then(running_as_root);
+            let root = (uid == 0).then(running_as_root);
             let memory = memory_warning(&config, memory_bound_total(&bound));
             let whole = root.iter().chain(&memory);
             let warnings: Vec<_> = whole.chain(&config.warnings.0).collect();
+            let name = file.display().to_string();
+            let name = Escaped(&name);
             for warning in &warnings {
                 match warning.line {
-                    0 => eprintln!("{}: {warning}", file.display()),
-                    line => eprintln!("{}:{line}: {warning}", file.display()),
+                    0 => eprintln!("{name}: {warning}"),
+                    line => eprintln!("{name}:{line}: {warning}"),
                 }
             }
             if strict && !warnings.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
         }
         Err(faults) => refuse(&faults),
+    }
+}
+
+/// The number of a user, given by name or number (getpwnam_r(3), so that of every source in
+/// nsswitch.conf). A number need not have a name.
+///
+/// # Errors
+///
+/// Nobody has the name, or it cannot be looked up.
+fn uid_of(user: &str) -> Result<u32, String> {
+    // The greatest means "no change" to chown(2) and its like, and is nobody's.
+    if let Some(uid) = user.parse().ok().filter(|uid| *uid != u32::MAX) {
+        return Ok(uid);
+    }
+    match nix::unistd::User::from_name(user) {
+        Ok(Some(found)) => Ok(found.uid.as_raw()),
+        Ok(None) => Err(format!(
+            "--user {user}: this machine knows no such user; name one that it does (getent passwd lists \
+             them), or give a number: a user of systemd's DynamicUser= is there only while its unit runs"
+        )),
+        Err(error) => Err(format!(
+            "--user {user}: the user cannot be looked up: {error}; give its number (id -u)"
+        )),
     }
 }
 
@@ -181,7 +214,7 @@ fn refuse(faults: &Faults) -> ExitCode {
     eprintln!(
         "penstock: {count} {} in {}",
         if count == 1 { "fault" } else { "faults" },
-        faults.name
+        Escaped(&faults.name)
     );
     ExitCode::FAILURE
 }
@@ -220,21 +253,22 @@ fn summary(config: &Config, bound: &[(&'static str, u64)]) -> String {
         let _ = writeln!(
             text,
             "{}",
-            if named { format!(" ({})", listener.name) } else { String::new() }
+            if named { format!(" ({})", Escaped(&listener.name)) } else { String::new() }
         );
         if listener.access.proxy_protocol {
             let _ = writeln!(text, "           every connection begins with a PROXY header");
         }
     }
     for (index, route) in config.routes.iter().enumerate() {
-        let _ = write!(text, "route {:<4} {} {}", index + 1, route.host, route.path);
+        let _ = write!(text, "route {:<4} {} ", index + 1, route.host);
+        let _ = write!(text, "{}", Escaped(&route.path.to_string()));
         if let Some(subprotocol) = &route.subprotocol {
-            let _ = write!(text, " with {subprotocol}");
+            let _ = write!(text, " with {}", Escaped(subprotocol));
         }
-        let _ = writeln!(text, " -> {}", config.backend(route).name);
+        let _ = writeln!(text, " -> {}", Escaped(&config.backend(route).name));
     }
     for (index, backend) in config.backends.iter().enumerate() {
-        let _ = write!(text, "backend    {}: ", backend.name);
+        let _ = write!(text, "backend    {}: ", Escaped(&backend.name));
         let _ = match &backend.kind {
             BackendKind::Echo => write!(text, "echo"),
             BackendKind::Refuse { status } => write!(text, "refused with {status}"),
@@ -243,7 +277,7 @@ fn summary(config: &Config, bound: &[(&'static str, u64)]) -> String {
             BackendKind::Websocket(websocket) => {
                 let upstreams = &websocket.upstreams;
                 let names = upstreams.iter().map(|it| format!("{} at {}", it.url, it.address));
-                write!(text, "{}", names.collect::<Vec<_>>().join(", "))
+                write!(text, "{}", Escaped(&names.collect::<Vec<_>>().join(", ")))
             }
         };
         let used = config.routes.iter().any(|route| usize::from(route.backend) == index);

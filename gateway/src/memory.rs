@@ -195,7 +195,7 @@ pub struct Ledger {
     pub unaccounted_bytes: i64,
     /// Kernel memory for sockets, which is not in the resident memory: the sum of [`Kernel`].
     pub kernel_bytes: u64,
-    /// What it is the sum of.
+    /// The parts of the kernel's share.
     pub kernel: Kernel,
     /// What the process may use at most: see [`memory_bound`].
     pub bound_bytes: u64,
@@ -218,7 +218,7 @@ pub struct Kernel {
     pub sockets_bytes: u64,
     /// Data in buffers of sockets.
     pub buffers_bytes: u64,
-    /// Whose buffers those are.
+    /// The sockets whose buffers were counted.
     pub buffers_of: BuffersOf,
     /// Tables of direct descriptors, which are there from the start.
     pub descriptors_bytes: u64,
@@ -273,7 +273,7 @@ struct Process {
     buffers_of: BuffersOf,
 }
 
-/// What was measured last.
+/// The last measurement.
 #[derive(Debug, Default)]
 pub struct Keeper {
     process: Mutex<Process>,

@@ -93,12 +93,13 @@ pub fn memory_bound(config: &Config, sizes: &ItemSizes) -> Vec<(&'static str, u6
     ]
 }
 
-/// What `check` says of a bound above the budget; `None`: it is within. Several keys make the bound;
-/// the line is the budget's.
+/// The warning of a bound above the budget. `None`: it is within, or the file sets neither the budget nor
+/// what clients may hold. The defaults allow more than most machines have, and the budget is there for that.
 pub fn memory_warning(config: &Config, bound_bytes: u64) -> Option<Warning> {
+    let line = config.warnings.memory_line()?;
     let budget_bytes = config.server.memory_bytes_max;
     (bound_bytes > budget_bytes).then(|| Warning {
-        line: config.warnings.memory_line(),
+        line,
         severity: Severity::Warning,
         text: format!(
             "clients may ask for {} together, and `server.memory_bytes_max` is {}: when that is \

@@ -198,7 +198,7 @@ macro_rules! counters {
             pub config_generation: Counter,
             /// How long things take, and how large they are.
             pub recorder: Recorder,
-            /// What it holds.
+            /// The memory of the shard.
             pub memory: ShardMemory,
         }
 

@@ -3,12 +3,19 @@
 //!
 //! A name is an address. Two names that look alike must be one name, and a name that is printed must not
 //! change the line it stands in. So a name has one spelling (Unicode's NFC), and characters that are
-//! invisible or move their neighbours are refused ([`clean`]) and escaped where text is printed
-//! ([`Escaped`], [`escape_json`]). Letters of different scripts that look alike stay different.
+//! invisible, blank, unknown or move their neighbours are refused ([`clean`]) and escaped where text is
+//! printed ([`Escaped`], [`escape_json`]). Letters of different scripts that look alike stay different.
+//!
+//! The rules are those of PRECIS: the characters of its FreeformClass (RFC 8264 §4.3), normalized by NFC as
+//! in UsernameCasePreserved (RFC 8265 §3.4), with spaces where a Nickname has them (RFC 8266 §2.1). Three
+//! rules are stricter. A space that RFC 8266 would map or strip is refused, so that a client is never known
+//! by a name that it did not send. Joiners (CONTEXTJ) are refused in every context. So are the blanks that
+//! Unicode counts as symbols, letters or marks.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 
+use unicode_normalization::char::is_public_assigned;
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 /// A spelling has at most so many times the bytes of its NFC form: 3.5 times is the longest known, of
@@ -22,8 +29,12 @@ pub enum NameError {
     Empty,
     /// In its one spelling it has more bytes than these.
     TooLong(usize),
-    /// It has a character that nobody sees, or that moves what stands beside it.
-    Hidden(char),
+    /// Its first or last character is a space.
+    SpaceAtEnd,
+    /// It has two spaces side by side.
+    SpacesInARow,
+    /// It has a character that no name has.
+    Refused(char),
 }
 
 impl fmt::Display for NameError {
@@ -31,13 +42,20 @@ impl fmt::Display for NameError {
         let letter = match self {
             NameError::Empty => return f.write_str("is empty"),
             NameError::TooLong(bytes_max) => return write!(f, "is longer than {bytes_max} bytes"),
-            NameError::Hidden(letter) => *letter,
+            NameError::SpaceAtEnd => return f.write_str("begins or ends with a space"),
+            NameError::SpacesInARow => return f.write_str("has two spaces in a row"),
+            NameError::Refused(letter) => *letter,
         };
-        let why = match hidden(letter) {
-            Some(Hidden::Control) | None => "a control character",
-            Some(Hidden::LineEnd) => "which ends a line",
-            Some(Hidden::Direction) => "which turns the direction of text",
-            Some(Hidden::Invisible) => "which is invisible",
+        let why = match unfit(letter) {
+            Some(Unfit::Control) => "a control character",
+            Some(Unfit::LineEnd) => "which ends a line",
+            Some(Unfit::Direction) => "which turns the direction of text",
+            Some(Unfit::Invisible) => "which is invisible",
+            Some(Unfit::Space) => "a space other than U+0020",
+            Some(Unfit::Blank) => "which looks like a space",
+            Some(Unfit::Format) => "which changes how its neighbours look",
+            Some(Unfit::Unknown) => "which Unicode has not assigned, or for private use",
+            None => "a letter of old Hangul that is part of no syllable",
         };
         write!(f, "has U+{:04X}, {why}", u32::from(letter))
     }
@@ -63,12 +81,22 @@ pub fn clean<'a>(
     }
     let refused = match name.is_ascii() {
         true => name.bytes().find(u8::is_ascii_control).map(char::from),
-        false => name.chars().find(|letter| hidden(*letter).is_some()),
+        false => name.chars().find(|letter| unfit(*letter).is_some()),
     };
     if let Some(letter) = refused {
-        return Err(NameError::Hidden(letter));
+        return Err(NameError::Refused(letter));
+    }
+    if name.starts_with(' ') || name.ends_with(' ') {
+        return Err(NameError::SpaceAtEnd);
+    }
+    if name.contains("  ") {
+        return Err(NameError::SpacesInARow);
     }
     let name = one_spelling(name);
+    // Syllables were composed of theirs by now.
+    if let Some(letter) = name.chars().find(|letter| is_old_hangul_jamo(*letter)) {
+        return Err(NameError::Refused(letter));
+    }
     if name.len() > bytes_max {
         return Err(NameError::TooLong(bytes_max));
     }
@@ -84,23 +112,35 @@ pub fn one_spelling<'a>(text: impl Into<Cow<'a, str>>) -> Cow<'a, str> {
     text.nfc().collect::<String>().into()
 }
 
-/// What a character that no name may have does.
-enum Hidden {
+/// The reason for which no name has a character.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unfit {
+    /// Cc.
     Control,
+    /// Zl, Zp.
     LineEnd,
+    /// Bidi_Control.
     Direction,
+    /// Default_Ignorable_Code_Point without those.
     Invisible,
+    /// Zs without U+0020.
+    Space,
+    /// Symbols, letters and marks whose glyph is empty.
+    Blank,
+    /// Cf without all above: above all prepended concatenation marks, whose glyph takes in what follows.
+    Format,
+    /// Cn and Co, noncharacters among them.
+    Unknown,
 }
 
-/// `None`: a letter like others. Control characters (Cc), line and paragraph separators, and what Unicode
-/// calls `Default_Ignorable_Code_Point`, to which the marks of direction belong.
-fn hidden(letter: char) -> Option<Hidden> {
+/// `None`: a letter like others, or U+0020.
+fn unfit(letter: char) -> Option<Unfit> {
     Some(match letter {
         ' '..='~' => return None,
-        '\0'..='\u{1F}' | '\u{7F}'..='\u{9F}' => Hidden::Control,
-        '\u{2028}' | '\u{2029}' => Hidden::LineEnd,
+        '\0'..='\u{1F}' | '\u{7F}'..='\u{9F}' => Unfit::Control,
+        '\u{2028}' | '\u{2029}' => Unfit::LineEnd,
         '\u{61C}' | '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}' => {
-            Hidden::Direction
+            Unfit::Direction
         }
         '\u{AD}'
         | '\u{34F}'
@@ -119,19 +159,41 @@ fn hidden(letter: char) -> Option<Hidden> {
         | '\u{FFF0}'..='\u{FFF8}'
         | '\u{1BCA0}'..='\u{1BCA3}'
         | '\u{1D173}'..='\u{1D17A}'
-        | '\u{E0000}'..='\u{E0FFF}' => Hidden::Invisible,
-        _ => return None,
+        | '\u{E0000}'..='\u{E0FFF}' => Unfit::Invisible,
+        '\u{A0}' | '\u{1680}' | '\u{2000}'..='\u{200A}' | '\u{202F}' | '\u{205F}' | '\u{3000}' => {
+            Unfit::Space
+        }
+        // The Braille pattern without a dot, the filler of Khitan, the blanks of Egyptian hieroglyphs, and
+        // the null notehead of music.
+        '\u{2800}' | '\u{16FE4}' | '\u{13441}' | '\u{13442}' | '\u{1D159}' => Unfit::Blank,
+        '\u{600}'..='\u{605}'
+        | '\u{6DD}'
+        | '\u{70F}'
+        | '\u{890}'
+        | '\u{891}'
+        | '\u{8E2}'
+        | '\u{FFF9}'..='\u{FFFB}'
+        | '\u{110BD}'
+        | '\u{110CD}'
+        | '\u{13430}'..='\u{1343F}' => Unfit::Format,
+        _ if is_public_assigned(letter) => return None,
+        _ => Unfit::Unknown,
     })
 }
 
-/// Text for a line of a terminal or a log: hidden characters are displayed as `\u{202e}`.
+/// OldHangulJamo (RFC 8264 §9.9): the letters that Hangul syllables are composed of.
+fn is_old_hangul_jamo(letter: char) -> bool {
+    matches!(letter, '\u{1100}'..='\u{11FF}' | '\u{A960}'..='\u{A97C}' | '\u{D7B0}'..='\u{D7FB}')
+}
+
+/// Text for a line of a terminal or a log: characters that no name has are displayed as `\u{202e}`.
 #[derive(Clone, Copy, Debug)]
 pub struct Escaped<'a>(pub &'a str);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for letter in self.0.chars() {
-            match hidden(letter) {
+            match unfit(letter) {
                 Some(_) => write!(f, "{}", letter.escape_unicode())?,
                 None => f.write_char(letter)?,
             }
@@ -140,16 +202,16 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-/// JSON for a terminal: the same value, with hidden characters of its strings as `\u202e`. Those of ASCII
+/// JSON for a terminal: the same value, with those characters of its strings as `\u202e`. Those of ASCII
 /// are written like that already, or stand between values.
 pub fn escape_json(json: &str) -> Cow<'_, str> {
-    let is_hidden = |letter: char| !letter.is_ascii() && hidden(letter).is_some();
-    if !json.contains(is_hidden) {
+    let is_escaped = |letter: char| !letter.is_ascii() && unfit(letter).is_some();
+    if !json.contains(is_escaped) {
         return json.into();
     }
     let mut out = String::with_capacity(json.len() + 16);
     for letter in json.chars() {
-        if is_hidden(letter) {
+        if is_escaped(letter) {
             for unit in letter.encode_utf16(&mut [0; 2]) {
                 // Writing into a `String` cannot fail.
                 let _ = write!(out, "\\u{unit:04x}");
@@ -199,6 +261,9 @@ mod tests {
             ("\u{430}nn", "\u{430}nn"),
             ("ａnn", "ａnn"),
             ("ﬁ", "ﬁ"),
+            ("é è", "é è"),
+            // A letter of Hangul by itself, as keyboards write it.
+            ("ㄱ", "ㄱ"),
         ] {
             check(given, Ok(name));
         }
@@ -228,15 +293,53 @@ mod tests {
             ("\u{3164}", "has U+3164, which is invisible"),
             ("\u{ffa0}", "has U+FFA0, which is invisible"),
             ("a\u{e0061}", "has U+E0061, which is invisible"),
+            // Blanks and spaces.
+            (" ", "begins or ends with a space"),
+            (" ann", "begins or ends with a space"),
+            ("ann ", "begins or ends with a space"),
+            ("é ", "begins or ends with a space"),
+            ("a  b", "has two spaces in a row"),
+            ("\u{2800}", "has U+2800, which looks like a space"),
+            ("a\u{1d159}", "has U+1D159, which looks like a space"),
+            ("\u{a0}ann", "has U+00A0, a space other than U+0020"),
+            ("a\u{3000}b", "has U+3000, a space other than U+0020"),
+            ("a\u{2000}b", "has U+2000, a space other than U+0020"),
+            ("a\u{205f}b", "has U+205F, a space other than U+0020"),
+            ("\u{115f}", "has U+115F, which is invisible"),
+            ("\u{600}12", "has U+0600, which changes how its neighbours look"),
+            ("\u{fff9}a\u{fffa}b", "has U+FFF9, which changes how its neighbours look"),
+            // Of private use, noncharacters, not assigned.
+            ("\u{e000}", "has U+E000, which Unicode has not assigned, or for private use"),
+            ("\u{10fffd}", "has U+10FFFD, which Unicode has not assigned, or for private use"),
+            ("\u{fdd0}", "has U+FDD0, which Unicode has not assigned, or for private use"),
+            ("\u{ffff}", "has U+FFFF, which Unicode has not assigned, or for private use"),
+            ("\u{378}", "has U+0378, which Unicode has not assigned, or for private use"),
+            // A leading consonant without its vowel.
+            ("\u{1112}", "has U+1112, a letter of old Hangul that is part of no syllable"),
+            ("\u{a960}", "has U+A960, a letter of old Hangul that is part of no syllable"),
             // The emoji of several parts, and those that a selector gives their colour.
             ("👩\u{200d}👧", "has U+200D, which is invisible"),
             ("❤\u{fe0f}", "has U+FE0F, which is invisible"),
         ] {
             check(given, Err(why));
         }
-        let count = ('\0'..=char::MAX).filter(|letter| hidden(*letter).is_some()).count();
-        // Default_Ignorable_Code_Point (4,174 of Unicode 16), 65 of Cc, two separators.
-        assert_eq!(count, 4174 + 65 + 2);
+    }
+
+    /// Unicode's own counts of what is listed here by hand.
+    #[test]
+    fn the_lists_are_whole() {
+        let count = |wanted: &[Unfit]| {
+            let all = ('\0'..=char::MAX).filter_map(unfit);
+            all.filter(|it| wanted.contains(it)).count()
+        };
+        assert_eq!(count(&[Unfit::Control]), 65, "Cc");
+        assert_eq!(count(&[Unfit::LineEnd]), 2, "Zl and Zp");
+        // All of Bidi_Control (12) are Default_Ignorable_Code_Point (4,174).
+        assert_eq!(count(&[Unfit::Direction]), 12);
+        assert_eq!(count(&[Unfit::Direction, Unfit::Invisible]), 4174);
+        assert_eq!(count(&[Unfit::Space]), 16, "Zs without U+0020");
+        assert_eq!(count(&[Unfit::Format]), 170 - 138, "Cf, of which 138 are default ignorable");
+        assert!(count(&[Unfit::Unknown]) > 6400 + 2 * 65_534, "Co alone");
     }
 
     #[test]
@@ -259,11 +362,11 @@ mod tests {
     }
 
     #[test]
-    fn no_letter_becomes_a_hidden_one() {
-        for letter in ('\0'..=char::MAX).filter(|letter| hidden(*letter).is_none()) {
+    fn no_letter_becomes_one_that_is_refused() {
+        for letter in ('\0'..=char::MAX).filter(|letter| unfit(*letter).is_none()) {
             let text = letter.to_string();
             let name = one_spelling(&*text);
-            assert!(!name.contains(|it| hidden(it).is_some()), "{letter:?}");
+            assert!(!name.contains(|it| unfit(it).is_some()), "{letter:?}");
             assert!(name.len() <= 3 * text.len(), "{letter:?}");
             assert!(text.len() <= SPELLING_BYTES_FACTOR * name.len(), "{letter:?}");
             assert_eq!(one_spelling(&*name), name, "{letter:?}");

@@ -61,7 +61,7 @@ impl Policy {
         }
     }
 
-    /// What frames are held against.
+    /// The limits that frames are held against.
     pub fn frame_limits(&self) -> ws::Limits {
         let bound = |bytes: usize| if bytes == 0 { usize::MAX } else { bytes };
         ws::Limits {

@@ -181,11 +181,11 @@ pub struct Rates {
     pub address_handshakes: Rate,
     /// Connections of one address; zero: no limit.
     pub address_connections_max: u32,
-    /// What happens to a connection that sends more.
+    /// The action on a connection that sends more.
     pub action: Action,
 }
 
-/// What a client sends, by kind.
+/// Rates of what a client sends, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
     /// Messages, each with its last byte.

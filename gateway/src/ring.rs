@@ -131,7 +131,7 @@ pub enum SendMode {
     All,
 }
 
-/// What happened.
+/// The outcome of one operation.
 #[derive(Debug)]
 pub enum Completion {
     /// A client is connected and its socket sits in `slot` of the table.

@@ -57,7 +57,7 @@ pub struct Route {
     pub backend: u16,
     /// The pages that may open a WebSocket on it.
     pub origins: Origins,
-    /// What holds for its connections.
+    /// The policy of its connections.
     pub policy: Policy,
 }
 

@@ -18,6 +18,7 @@ use crate::listening::holder_of;
 use crate::makers::MADE_BYTES;
 use crate::memory_bound::{ItemSizes, memory_bound, memory_bound_total};
 use crate::metrics::{Counters, Metrics};
+use crate::names::Escaped;
 use crate::random::Random;
 use crate::ring::Ring;
 use crate::ring::linux::{Claim, LinuxRing, Options, listen, monotonic_now};
@@ -171,9 +172,9 @@ impl Gateway {
             human_bytes(bound),
         );
         for (listener, address) in listeners.iter().zip(&self.addresses) {
-            println!("listening on {address} ({})", listener.name);
+            println!("{}", listening_on(*address, &listener.name));
         }
-        admin.iter().for_each(|place| println!("{place}"));
+        admin.iter().for_each(|place| println!("{}", Escaped(place)));
         let demo = self.config.backends.iter().find_map(|backend| match &backend.kind {
             BackendKind::Local(local) if local.demo_page => Some((&backend.name, local)),
             _ => None,
@@ -183,8 +184,9 @@ impl Gateway {
                 ClientNames::Trusted => "?user=ada",
                 ClientNames::Refused => {
                     println!(
-                        "everybody is a guest: `client_names` of backend {name} is \"refused\" (without a \
-                         file it is \"trusted\" where all listeners are on loopback)"
+                        "everybody is a guest: `client_names` of backend {} is \"refused\" (without a \
+                         file it is \"trusted\" where all listeners are on loopback)",
+                        Escaped(name)
                     );
                     ""
                 }
@@ -197,6 +199,14 @@ impl Gateway {
                  docs/ROOMS.md has the rest; docs/penstock.toml puts it in front of what you have."
             );
         }
+    }
+}
+
+/// `listening on 127.0.0.1:8080`, and the listener's name where that is another.
+fn listening_on(address: SocketAddr, name: &str) -> String {
+    match name.parse() == Ok(address) {
+        true => format!("listening on {address}"),
+        false => format!("listening on {address} ({})", Escaped(name)),
     }
 }
 
@@ -346,5 +356,25 @@ pub fn item_sizes() -> ItemSizes {
         slot_bytes: (size_of::<crate::conn::Conn>() + crate::timers::NODE_BYTES) as u64,
         room_bytes: ItemSizes::default().room_bytes + MADE_BYTES as u64,
         ..ItemSizes::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_is_told_by_its_address_and_a_name_of_its_own() {
+        for (address, name, want) in [
+            ("127.0.0.1:8080", "127.0.0.1:8080", "listening on 127.0.0.1:8080"),
+            ("[::1]:8080", "[::1]:8080", "listening on [::1]:8080"),
+            // The port that the kernel chose, and the name that metrics have.
+            ("127.0.0.1:41000", "127.0.0.1:0", "listening on 127.0.0.1:41000 (127.0.0.1:0)"),
+            ("0.0.0.0:80", "public", "listening on 0.0.0.0:80 (public)"),
+            ("0.0.0.0:80", "a\u{202e}\n", r"listening on 0.0.0.0:80 (a\u{202e}\u{a})"),
+        ] {
+            let address = address.parse().expect("an address");
+            assert_eq!(listening_on(address, name), want);
+        }
     }
 }

@@ -21,15 +21,15 @@ pub struct Shared {
     pub clients: Places,
     /// Shards in which there are rooms of a backend, by its number.
     pub rooms: Box<[Places]>,
-    /// What memory they may use, and use.
+    /// The budget for memory, and its use.
     pub budget: Arc<Budget>,
     /// Where clients come from, where that is limited.
     pub addresses: Addresses,
-    /// Who has not asked for anything yet.
+    /// The connections that have not asked for anything yet.
     pub doorstep: Doorstep,
     /// Which shard is the home of a room and of a user of rooms: see [`HashKey::place_of`].
     pub homes: HashKey,
-    /// Who made the rooms that there are.
+    /// The makers of the rooms that there are.
     pub makers: Arc<Makers>,
     /// Who is on each route, by its number: most have few routes, so it is made in pieces.
     routes: Box<[OnceLock<Box<[OnRoute]>>]>,
@@ -62,7 +62,7 @@ impl Shared {
         }
     }
 
-    /// Who is on the route with this number.
+    /// The clients on the route with this number.
     pub fn route(&self, number: u16) -> &OnRoute {
         let number = usize::from(number);
         let piece = self.routes[number / ROUTES_PER_PIECE]
@@ -95,7 +95,7 @@ impl Shared {
     }
 }
 
-/// Who is on a route.
+/// The clients on a route.
 #[derive(Debug, Default)]
 pub struct OnRoute {
     /// Clients that were admitted to it, until their slot is free or they are led elsewhere: at most

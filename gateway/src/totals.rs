@@ -20,7 +20,7 @@ use crate::upstream::UpstreamName;
 /// The `route` of all routes that have no histograms of their own.
 const OTHER: &str = "other";
 
-/// What the values of a histogram are.
+/// The unit of a histogram's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     /// Durations.
@@ -150,11 +150,11 @@ pub struct RouteTotals {
 pub struct Series<'a> {
     /// As in the metrics, without their prefix.
     pub name: &'static str,
-    /// What tells it from others of that name.
+    /// The labels that tell the histogram from others of its name.
     pub labels: Vec<(&'static str, String)>,
-    /// What its values are.
+    /// The unit of its values.
     pub unit: Unit,
-    /// What it has counted.
+    /// The counts.
     pub snapshot: &'a Snapshot,
 }
 
@@ -303,7 +303,7 @@ impl RouteTotals {
     }
 }
 
-/// What the route in this place of a recorder is called.
+/// The name of the route in this place of a recorder.
 pub fn name_of_place(config: &Config, place: usize) -> String {
     match u16::try_from(place) {
         // A configuration has all numbers of those before it.

@@ -126,9 +126,9 @@ impl Default for GroupOptions {
 /// One upstream, as the operator wants it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamSpec {
-    /// What the operator wrote.
+    /// The URL as the operator wrote it.
     pub url: UpstreamUrl,
-    /// What that resolved to.
+    /// The address that the URL resolved to.
     pub address: UpstreamAddress,
     /// The same server's other address: see [`places_of`].
     pub other: Option<UpstreamAddress>,
@@ -220,12 +220,12 @@ impl Upstream {
         self.id
     }
 
-    /// What it is called in every shard and gateway.
+    /// The name of the upstream, the same in every shard and gateway.
     pub fn name(&self) -> UpstreamName {
         self.name
     }
 
-    /// What the operator wants of it.
+    /// The upstream as the operator wrote it.
     pub fn spec(&self) -> &UpstreamSpec {
         &self.spec
     }

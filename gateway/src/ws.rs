@@ -60,7 +60,7 @@ pub enum MessageKind {
     Binary,
 }
 
-/// What a client said.
+/// An event of the stream: a message, a control frame, a Close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     /// A whole message.
@@ -434,7 +434,7 @@ impl ProtocolError {
         }
     }
 
-    /// What the close is counted as.
+    /// The cause that the close is counted under.
     pub fn cause(self) -> Cause {
         match self {
             ProtocolError::CloseReasonNotUtf8 | ProtocolError::TextNotUtf8 => Cause::BadUtf8,

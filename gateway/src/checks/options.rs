@@ -11,7 +11,7 @@ use hyper::http::uri::PathAndQuery;
 /// How the upstreams of a backend are checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckOptions {
-    /// What is asked of them.
+    /// The kind of check.
     pub kind: CheckKind,
     /// The path, with its query, that they are asked for. `None`: with [`CheckKind::Websocket`] the
     /// one that replaces the client's, if one does; else `/`.

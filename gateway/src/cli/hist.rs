@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use axum::http::Method;
 use clap::Args;
+use gateway::names::{Escaped, escape_json};
 use serde_json::{Value, json};
 
 use super::reading::{Reading, Series, duration, number};
-use super::{Ask, tell};
+use super::{Ask, fail, tell};
 
 /// The longest interval: a day.
 const INTERVAL_S_MAX: u64 = 86_400;
@@ -76,7 +77,7 @@ impl Hist {
             return fail(&why);
         }
         match (self.json, counted.is_empty()) {
-            (true, _) => println!("{}", as_json(&reading, &counted)),
+            (true, _) => println!("{}", escape_json(&as_json(&reading, &counted).to_string())),
             (false, true) => println!("nothing was counted"),
             (false, false) => print!("{}", table(&counted)),
         }
@@ -142,11 +143,6 @@ impl Hist {
     }
 }
 
-fn fail(why: &str) -> ExitCode {
-    eprintln!("penstock: {why}");
-    ExitCode::FAILURE
-}
-
 fn none(what: &str, wanted: &str, there: &BTreeSet<&str>) -> String {
     if there.is_empty() {
         return format!("there is no {what} \"{wanted}\" here, nor any other");
@@ -161,7 +157,8 @@ const PERCENTILES: [(&str, f64); 5] =
 
 fn table(list: &[&Series]) -> String {
     use std::fmt::Write as _;
-    let names: Vec<String> = list.iter().map(|series| title(series)).collect();
+    let names = list.iter().map(|series| Escaped(&title(series)).to_string());
+    let names: Vec<String> = names.collect();
     let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
     // Writing into a `String` cannot fail.
     let mut text = format!("{:<width$} {:>9} {:>8}", "HISTOGRAM", "COUNT", "MEAN");

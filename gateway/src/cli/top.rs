@@ -22,12 +22,13 @@ use std::time::{Duration, Instant};
 use axum::http::{Method, StatusCode};
 use clap::Args;
 use gateway::admin::client;
+use gateway::names::Escaped;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::Ask;
+use super::{Ask, fail};
 use model::{Sample, Shards, View};
 use view::{Screen, draw, text};
 
@@ -70,10 +71,7 @@ impl Top {
         };
         match result {
             Ok(()) => ExitCode::SUCCESS,
-            Err(why) => {
-                eprintln!("penstock: {why}");
-                ExitCode::FAILURE
-            }
+            Err(why) => fail(&why),
         }
     }
 
@@ -109,7 +107,7 @@ impl Top {
     }
 
     fn place(&self) -> String {
-        self.ask.socket.display().to_string()
+        Escaped(&self.ask.socket.display().to_string()).to_string()
     }
 }
 

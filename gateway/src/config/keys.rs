@@ -8,6 +8,7 @@ use std::fmt;
 
 use toml::de::{DeTable, DeValue};
 
+use crate::names::Escaped;
 use crate::route::{HostPattern, PathPattern};
 use crate::upstream::UpstreamUrl;
 
@@ -88,7 +89,7 @@ pub struct Change {
 
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        Escaped(&self.text).fmt(f)
     }
 }
 

@@ -26,6 +26,7 @@ pub use super::keys::Change;
 
 use super::{Backend, Config, Listener};
 use crate::limits::BACKEND_NUMBERS_MAX;
+use crate::names::Escaped;
 use crate::route::{Route, RouteIndex, Routes};
 
 /// A configuration that can take the place of the one before.
@@ -46,7 +47,11 @@ pub struct Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.list.join("\n"))
+        for (index, reason) in self.list.iter().enumerate() {
+            let end = if index > 0 { "\n" } else { "" };
+            write!(f, "{end}{}", Escaped(reason))?;
+        }
+        Ok(())
     }
 }
 

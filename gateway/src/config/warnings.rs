@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::{Backend, BackendKind, ClientNames, Config, Listener, Machine, Websocket};
 use crate::client_address::CidrSet;
+use crate::names::Escaped;
 use crate::origin::OriginPattern;
 use crate::route::{HostPattern, Route};
 use crate::upstream::{Balance, SameSite, StickyCookie};
@@ -26,6 +27,16 @@ const WARNINGS: [fn(&mut Review<'_>); 8] = [
     names_of_strangers,
     secret_for_all_to_read,
     upstreams_without_stickiness,
+];
+
+/// The keys by which a file says how many clients fit into how much memory, the most telling first.
+const MEMORY_KEYS: [&str; 6] = [
+    "server.memory_bytes_max",
+    "limits.connections_max",
+    "limits.message_bytes_max",
+    "limits.outbox_bytes_max",
+    "route[].message_bytes_max",
+    "server.slots_per_shard",
 ];
 
 /// How much harm it may do.
@@ -49,7 +60,8 @@ impl fmt::Display for Severity {
     }
 }
 
-/// One thing that is in order and may do harm, displayed as a line: `warning: text; cure`.
+/// One thing that is in order and may do harm, displayed as a line: `warning: text; cure`. Characters of the
+/// file that would change the line are [`Escaped`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
     /// Counted from 1; 0 where it stands in no line.
@@ -64,7 +76,7 @@ pub struct Warning {
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}; {}", self.severity, self.text, self.cure)
+        write!(f, "{}: {}; {}", self.severity, Escaped(&self.text), self.cure)
     }
 }
 
@@ -73,12 +85,12 @@ impl fmt::Display for Warning {
 /// Any two are equal: what they say follows from the configuration, and the lines are no part of what a
 /// file comes to.
 #[derive(Clone, Debug, Default)]
-pub struct Warnings(pub Vec<Warning>, usize);
+pub struct Warnings(pub Vec<Warning>, Option<usize>);
 
 impl Warnings {
-    /// Where the memory's budget or the bound on clients stands: counted from 1; 0 where neither `[server]`
-    /// nor `[limits]` is written.
-    pub fn memory_line(&self) -> usize {
+    /// The line of the first key that is written of `MEMORY_KEYS`, counted from 1. `None`: the file leaves
+    /// all of them to their defaults, which allow as many clients as the tables hold.
+    pub fn memory_line(&self) -> Option<usize> {
         self.1
     }
 }
@@ -118,6 +130,19 @@ impl Lines {
         self.by_path.retain(|path, _| !path.starts_with(start));
     }
 
+    /// The line of the first of `paths` that is written. `[]` in a path is every item of its list.
+    fn first_of(&self, paths: &[&str]) -> Option<usize> {
+        paths.iter().find_map(|path| match path.split_once("[]") {
+            None => self.by_path.get(*path).copied(),
+            Some((list, key)) => {
+                let list = format!("{list}[");
+                let items = self.by_path.range(list.clone()..);
+                let mut items = items.take_while(|(path, _)| path.starts_with(&list));
+                items.find(|(path, _)| path.ends_with(key)).map(|(_, line)| *line)
+            }
+        })
+    }
+
     /// The line of `key` in `table`, or of the table where it is not written; 0 for neither.
     fn find(&self, table: &str, key: &str) -> usize {
         let key = self.by_path.get(&format!("{table}.{key}"));
@@ -148,9 +173,7 @@ pub(super) fn find(
     let mut review = Review { config, lines, routes, machine, name, found: Vec::new() };
     WARNINGS.iter().for_each(|warning| warning(&mut review));
     review.found.sort_by_key(|warning| warning.line);
-    let keys = [("server", "memory_bytes_max"), ("limits", "connections_max")];
-    let of_memory = keys.iter().map(|(table, key)| lines.find(table, key)).find(|line| *line > 0);
-    Warnings(review.found, of_memory.unwrap_or(0))
+    Warnings(review.found, lines.first_of(&MEMORY_KEYS))
 }
 
 /// That the process may do whatever it likes; for `run`, and for a check that is not told another user.

@@ -15,7 +15,7 @@ pub enum BodyReader {
     UntilEnd,
 }
 
-/// What may stand in the trailers of a chunked body (RFC 9112 §7.1.2). They pass as they are, so a
+/// The fields that trailers of a chunked body may have (RFC 9112 §7.1.2). They pass as they are, so a
 /// server that adds them to the headers has to be able to rely on what this file has let through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trailers {

@@ -18,7 +18,7 @@ pub enum SlowPolicy {
 /// `outbox_bytes_max`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlowLimits {
-    /// What is done.
+    /// The policy for slow members.
     pub policy: SlowPolicy,
     /// Bytes in an outbox at which messages begin to be dropped, while the socket takes none. At
     /// most `outbox_bytes_max`. Means nothing under `Disconnect`.

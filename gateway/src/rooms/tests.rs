@@ -672,6 +672,8 @@ fn a_name_has_one_spelling() {
     for (request, code, why) in [
         (r#"{"op":"join","room":"a\u202eb"}"#, "bad_room", "has U+202E, which turns"),
         (r#"{"op":"join","room":"a\u200db"}"#, "bad_room", "has U+200D, which is invisible"),
+        (r#"{"op":"join","room":" lobby"}"#, "bad_room", "begins or ends with a space"),
+        (r#"{"op":"join","room":"\u2800"}"#, "bad_room", "has U+2800, which looks like a space"),
         (r#"{"op":"join","room":"\u2764\ufe0f"}"#, "bad_room", "has U+FE0F, which is invisible"),
         (r#"{"op":"join","room":"a\u0000b"}"#, "bad_room", "has U+0000, a control character"),
         (r#"{"op":"join","room":"1234567"}"#, "bad_room", "is longer than 6 bytes"),

@@ -77,7 +77,7 @@ pub struct Close {
 /// The answer.
 #[derive(Debug)]
 pub struct Page {
-    /// What was found, in the order of the slots.
+    /// The clients that match, in the order of the slots.
     pub clients: Vec<Found>,
     /// Where the next question begins; `None`: the table is through.
     pub next: Option<u32>,
@@ -91,12 +91,12 @@ pub struct Found {
     pub record: Record,
     /// Milliseconds since it was accepted; of a WebSocket since its upgrade.
     pub age_ms: u64,
-    /// What went through it.
+    /// The bytes and messages of the connection.
     pub traffic: Traffic,
     /// Where it is at, or was last: the number of the backend, and the upstream.
     #[serde(skip)]
     pub upstream: Option<(u16, UpstreamName)>,
-    /// Who it is in the embedded rooms.
+    /// The client as a member of the embedded rooms.
     pub rooms: Option<ClientRecord>,
     /// Its connection to the upstream, where there is one and this client alone was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -109,7 +109,7 @@ pub struct UpstreamSide {
     /// The connection itself.
     #[serde(flatten)]
     pub record: Record,
-    /// What went through it.
+    /// The bytes and messages of the connection.
     pub traffic: Traffic,
 }
 

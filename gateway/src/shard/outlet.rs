@@ -32,26 +32,11 @@ impl<R: Ring> Shard<R> {
         backend: u16,
         act: impl FnOnce(&mut Rooms, &mut Post<'_>) -> T,
     ) -> T {
-        let Shard {
-            rooms,
-            table,
-            stores,
-            delays,
-            dirty,
-            doomed,
-            unread,
-            mail,
-            now,
-            config,
-            metrics,
-            shared,
-            ..
-        } = self;
         let index = usize::from(backend);
-        let Some(rooms) = &mut rooms[index] else {
+        let Some(rooms) = &mut self.rooms[index] else {
             unreachable!("backend {backend} has no rooms");
         };
-        let (now, outbox_bytes_max) = (*now, config.limits.outbox_bytes_max);
+        let outbox_bytes_max = self.config.limits.outbox_bytes_max;
         let slow = rooms.slow_limits();
         let fast_bytes_max = match slow.policy {
             SlowPolicy::Disconnect => outbox_bytes_max,
@@ -59,23 +44,23 @@ impl<R: Ring> Shard<R> {
         };
         let bounds = Bounds { fast_bytes_max, outbox_bytes_max, slow };
         let mut post = Post {
-            table,
-            stores,
-            delays,
-            dirty,
-            doomed,
-            unread,
-            mail,
-            metrics,
-            shared,
-            now,
+            table: &mut self.table,
+            stores: &mut self.stores,
+            delays: &mut self.delays,
+            dirty: &mut self.dirty,
+            doomed: &mut self.doomed,
+            unread: &mut self.unread,
+            mail: &mut self.mail,
+            metrics: &self.metrics,
+            shared: &self.shared,
+            now: self.now,
             published: None,
             bounds,
             backend,
         };
         let before = (*rooms.counters(), rooms.gauges());
         let result = act(rooms, &mut post);
-        metrics.count_rooms(&before, &(*rooms.counters(), rooms.gauges()));
+        self.metrics.count_rooms(&before, &(*rooms.counters(), rooms.gauges()));
         let has_rooms = !rooms.is_empty();
         if has_rooms != self.has_rooms[index] {
             self.count_rooms(index, has_rooms);

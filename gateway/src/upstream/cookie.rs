@@ -15,7 +15,7 @@ use crate::http::Headers;
 use super::address::UpstreamName;
 use super::key::cookie_value;
 
-/// What the cookie is called when the operator does not say.
+/// The name of the cookie when the file gives none.
 pub const COOKIE_NAME_DEFAULT: &str = "penstock_upstream";
 
 /// How the cookie is made.
@@ -78,7 +78,7 @@ impl CookieToken {
 }
 
 impl StickyCookie {
-    /// What stands for an upstream. Made once per upstream and configuration, not per client.
+    /// The token that stands for an upstream. Made once per upstream and configuration, not per client.
     pub fn token(&self, upstream: UpstreamName) -> CookieToken {
         // The length keeps a secret and a name apart that could be cut elsewhere.
         let mut sha1 = sha1_smol::Sha1::new();

@@ -2,7 +2,7 @@
 
 use super::ProtocolError;
 
-/// What a Close frame says.
+/// The code and the reason of a Close frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CloseFrame<'a> {
     /// Why; always one that [`is_sendable`].

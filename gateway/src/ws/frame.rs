@@ -4,7 +4,7 @@ use super::close::encode_close_payload;
 use super::mask::apply_mask;
 use super::{Limits, MessageKind, ProtocolError};
 
-/// What a frame is (RFC 6455 §5.2). Reserved numbers do not exist here.
+/// The kind of a frame (RFC 6455 §5.2). Reserved numbers do not exist here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Opcode {
@@ -46,7 +46,7 @@ pub struct Header {
     pub fin: bool,
     /// The first reserved bit: "this message is compressed", where that was agreed (RFC 7692 §6).
     pub rsv1: bool,
-    /// What the frame is.
+    /// The kind of the frame.
     pub opcode: Opcode,
     /// The key that the payload is masked with.
     pub mask: Option<[u8; 4]>,

@@ -205,11 +205,15 @@ fn drain(ask: impl Fn(&Daemon)) {
     while TcpStream::connect(gateway.address).is_ok() {}
     expect_restart(&mut late, 700);
     late.end();
+    let line = gateway.line("asked to stop: readiness answers no from now on");
+    assert!(line.contains("accepted and served for another 3s (server.drain_delay_ms)"), "{line}");
     let line = gateway.line("stopping: ");
-    assert!(line.contains("4 clients are asked to leave within 8.0ms"), "{line}");
-    assert!(line.contains("what is left is cut off after 10.0s"), "{line}");
+    assert!(line.contains("4 connected clients are sent a Close frame within 8.0ms"), "{line}");
+    assert!(line.contains("those that are still connected 10.0s later"), "{line}");
     let lines = gateway.ended();
-    assert!(lines.iter().any(|line| line == "closed: drain 4"), "{}", lines.join("\n"));
+    let has = |words: &str| lines.iter().any(|line| line.ends_with(words));
+    assert!(has("connections closed, by cause: drain 4"), "{}", lines.join("\n"));
+    assert!(has("stopped: every connection is closed"), "{}", lines.join("\n"));
 }
 
 /// Each gets its Close frame, whatever it is doing.
@@ -227,8 +231,12 @@ fn six_hundred_leave() {
     }
     let lines = gateway.ended();
     let said = |words: &str| lines.iter().any(|line| line.contains(words));
-    assert!(said("600 clients are asked to leave within 1.2s"), "{}", lines.join("\n"));
-    assert!(said("closed: drain 600"), "{}", lines.join("\n"));
+    assert!(
+        said("600 connected clients are sent a Close frame within 1.2s"),
+        "{}",
+        lines.join("\n")
+    );
+    assert!(said("connections closed, by cause: drain 600"), "{}", lines.join("\n"));
 }
 
 /// A Close frame stands behind a whole frame, a message of ours behind a whole message; a frame that

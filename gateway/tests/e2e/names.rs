@@ -125,6 +125,6 @@ fn both_loopback_addresses_are_one_server() {
         assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
         let stopped = gateway.stop();
         let lines = stopped.lines.join("\n");
-        assert!(lines.contains("upstream failures 1,"), "{lines}");
+        assert!(lines.contains("failures of upstreams 1,"), "{lines}");
     }
 }

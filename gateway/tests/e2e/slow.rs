@@ -152,9 +152,9 @@ fn go_on(stopped: &mut Peer, reader: &mut Peer, messages: u64) {
     }
 }
 
-/// `slow members: dropped 1, conflated 2, gap markers 3, closed 4`
+/// `slow members of rooms: messages dropped 1, messages conflated 2, gap markers sent 3, members closed 4`
 fn counted(stopped: &Stopped) -> Vec<u64> {
-    let line = stopped.lines.iter().find_map(|line| line.strip_prefix("slow members: "));
+    let line = stopped.lines.iter().find_map(|line| line.strip_prefix("slow members of rooms: "));
     let words = line.expect("a line of counts").split([' ', ',']);
     words.filter_map(|word| word.parse().ok()).collect()
 }

@@ -105,6 +105,11 @@ fn a_second_signal_ends_it_at_once() {
     assert_eq!(mute.close_frame().0, 1012);
     program.signal(Signal::INT);
     assert_eq!(program.status().code(), Some(1));
+    let said = program.errors();
+    assert!(
+        said.contains("penstock: SIGINT while stopping: 1 connected clients are cut off"),
+        "{said}"
+    );
     let _ = std::fs::remove_file(file);
 }
 

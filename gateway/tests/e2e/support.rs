@@ -199,7 +199,7 @@ impl Program {
         self.end().0
     }
 
-    fn errors(&mut self) -> String {
+    pub fn errors(&mut self) -> String {
         self.errors.take().map_or(String::new(), |errors| errors.join().unwrap_or_default())
     }
 
@@ -363,7 +363,7 @@ impl Gateway {
         let directory = std::env::temp_dir().join(format!("e2e-{}-{number}", std::process::id()));
         let command = command.env("RUNTIME_DIRECTORY", &directory);
         let mut program = Program::start("penstock", command);
-        // "listening on ADDRESS (NAME)"
+        // "listening on ADDRESS", and " (NAME)" where that is another.
         let line = program.line_with("listening on ");
         let address = line.split(' ').nth(2).expect("an address");
         let address = address.parse().expect("an address");
@@ -426,14 +426,14 @@ impl Gateway {
     #[track_caller]
     pub fn stopped(mut self) -> Stopped {
         let (status, lines) = self.program.end();
-        let Some(closed) = lines.iter().find_map(|line| line.strip_prefix("closed:")) else {
+        let closed = |line| str::strip_prefix(line, "connections closed, by cause: ");
+        let Some(closed) = lines.iter().find_map(|line| closed(line)) else {
             panic!("{status}, no counts in\n{}\n{}", lines.join("\n"), self.program.errors());
         };
-        // " cause count cause count"
-        let words: Vec<&str> = closed.split_whitespace().collect();
-        let closed = words.chunks(2).map(|pair| {
-            let count = pair[1].trim_end_matches(',').parse().expect("a count");
-            (pair[0].to_owned(), count)
+        // "cause count, cause count", or "none"
+        let closed = closed.split(", ").filter_map(|pair| {
+            let (cause, count) = pair.split_once(' ')?;
+            Some((cause.to_owned(), count.parse().expect("a count")))
         });
         let closed = closed.collect();
         let errors = self.program.errors();

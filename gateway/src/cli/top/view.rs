@@ -1,5 +1,6 @@
 //! How `penstock top` looks: a function of what there is to be shown.
 
+use gateway::names::Escaped;
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize};
@@ -72,7 +73,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, screen: &Screen) {
 
 fn draw_nothing(frame: &mut Frame<'_>, screen: &Screen) {
     let text = match &screen.problem {
-        Some(problem) => problem.clone(),
+        Some(problem) => Escaped(problem).to_string(),
         None => format!("asking {}", screen.place),
     };
     let text = vec![
@@ -113,7 +114,7 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, screen: &Screen, view: &View) {
         },
     ]);
     let third = match &screen.problem {
-        Some(problem) => Line::from(Span::styled(format!(" {problem}"), alarm())),
+        Some(problem) => Line::from(Span::styled(format!(" {}", Escaped(problem)), alarm())),
         None => Line::from(vec![
             " messages in ".into(),
             format!("{}/s", number(view.in_per_second)).bold(),
@@ -136,7 +137,7 @@ fn draw_routes(frame: &mut Frame<'_>, area: Rect, screen: &Screen, view: &View) 
         _ => right(text.to_owned()),
     });
     let rows = view.routes.iter().map(|route| {
-        let mut cells = vec![Cell::from(route.name.clone())];
+        let mut cells = vec![Cell::from(Escaped(&route.name).to_string())];
         for way in [&route.up, &route.down] {
             cells.push(right(number(way.per_second)));
             cells.extend(delays(way).into_iter().take(3).map(right));
