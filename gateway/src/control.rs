@@ -204,9 +204,21 @@ impl Control {
         *self.phase.borrow()
     }
 
-    /// Asks for an orderly stop; it goes on from here by itself.
+    /// Asks for an orderly stop; it goes on from here by itself. Readiness answers no when this returns.
     pub fn drain(&self) {
+        self.leave_serving();
         self.drain.send_replace(true);
+    }
+
+    /// Serving is over; a later phase stays.
+    fn leave_serving(&self) {
+        self.phase.send_if_modified(|phase| {
+            let serves = *phase == Phase::Serving;
+            if serves {
+                *phase = Phase::NotReady;
+            }
+            serves
+        });
     }
 
     /// Does as it is told until every shard has stopped.
@@ -249,7 +261,7 @@ impl Control {
 
     async fn drain_shards(&self) {
         let server = self.config().server.clone();
-        self.phase.send_replace(Phase::NotReady);
+        self.leave_serving();
         if !server.drain_delay.is_zero() {
             info!(
                 "asked to stop: readiness answers no from now on; clients are accepted and served for \

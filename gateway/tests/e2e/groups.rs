@@ -403,6 +403,6 @@ fn connections_are_made_from_the_listed_addresses() {
     drop(client);
     let stopped = gateway.stop();
     stopped.expect("memory_pressure 1");
-    let counts = stopped.lines.iter().find(|line| line.contains("upstream failures"));
-    assert!(counts.is_some_and(|line| line.contains("upstream failures 0,")), "{counts:?}");
+    let counts = stopped.lines.iter().find(|line| line.contains("failures of upstreams"));
+    assert!(counts.is_some_and(|line| line.contains("failures of upstreams 0,")), "{counts:?}");
 }

@@ -288,7 +288,7 @@ fn every_answer_is_as_the_file_has_it() {
     check("post", reload, reload, 409);
     check("post", close, &format!("{close}?all=true"), 200);
     check("post", "/api/v1/drain", "/api/v1/drain", 202);
-    // The order is followed before the next question is read.
+    // Readiness answers no once the order has its answer.
     check("get", "/api/v1/health/ready", "/api/v1/health/ready", 503);
     check("get", "/api/v1/status", "/api/v1/status", 200);
 
