@@ -268,13 +268,30 @@ impl LinuxRing {
     fn push(&mut self, entry: &squeue::Entry, token: Token) {
         let entry = entry.clone().user_data(token.0);
         loop {
-            // SAFETY: whatever the entry points to stays in place until it is submitted (`gather`)
-            // or completed (`eventfd_count`, `moves`, and by contract the parts of a send).
+            // SAFETY: whatever the entry points to stays in place until it is completed (`eventfd_count`,
+            // `moves`, and by contract the bytes of a send).
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
                 return;
             }
             self.enter(0, None);
         }
+    }
+
+    /// Goes to the kernel until one more submission has room for itself and for what it points to in `gather`.
+    /// To be called before that is gathered: going there gives all of it up.
+    fn make_room_to_gather(&mut self) {
+        while self.gather.is_full() || self.ring.submission().is_full() {
+            self.enter(0, None);
+        }
+    }
+
+    /// Queues a submission that points into `gather`.
+    fn push_gathered(&mut self, entry: &squeue::Entry, token: Token) {
+        let entry = entry.clone().user_data(token.0);
+        // SAFETY: what it points to stays in place until it is submitted: `enter` alone clears it, when
+        // nothing is queued.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        pushed.expect("room was made before it was gathered");
     }
 
     /// Enters the kernel: submits what is queued and runs deferred work, of which receives are
@@ -555,16 +572,15 @@ impl Ring for LinuxRing {
         let flags = libc::MSG_NOSIGNAL
             | libc::MSG_WAITALL
             | if mode == SendMode::TryNow { libc::MSG_DONTWAIT } else { 0 };
-        let entry = if let [part] = parts {
-            opcode::Send::new(Fixed(id.slot), part.as_ptr(), part.len() as u32).flags(flags).build()
-        } else {
-            if self.gather.is_full() {
-                self.enter(0, None);
-            }
-            let message = self.gather.add(parts);
-            opcode::SendMsg::new(Fixed(id.slot), message).flags(flags as u32).build()
-        };
-        self.push(&entry, Token::of(Op::Send, id));
+        let token = Token::of(Op::Send, id);
+        if let [part] = parts {
+            let send = opcode::Send::new(Fixed(id.slot), part.as_ptr(), part.len() as u32);
+            return self.push(&send.flags(flags).build(), token);
+        }
+        self.make_room_to_gather();
+        let message = self.gather.add(parts);
+        let send = opcode::SendMsg::new(Fixed(id.slot), message).flags(flags as u32);
+        self.push_gathered(&send.build(), token);
     }
 
     fn cancel_send(&mut self, id: ConnId) {
@@ -587,9 +603,6 @@ impl Ring for LinuxRing {
     }
 
     fn submit_connect(&mut self, id: ConnId, address: &UpstreamAddress) {
-        if self.gather.is_full() {
-            self.enter(0, None);
-        }
         let address = match address {
             UpstreamAddress::Tcp(address) => SockAddr::from(*address),
             UpstreamAddress::Unix(path) => match SockAddr::unix(path) {
@@ -601,9 +614,10 @@ impl Ring for LinuxRing {
                 }
             },
         };
+        self.make_room_to_gather();
         let (address, length) = self.gather.add_address(address);
         let entry = opcode::Connect::new(Fixed(id.slot), address, length).build();
-        self.push(&entry, Token::of(Op::Connect, id));
+        self.push_gathered(&entry, Token::of(Op::Connect, id));
     }
 
     fn cancel_connect(&mut self, id: ConnId) {
@@ -794,6 +808,64 @@ mod tests {
                 ),
                 "{taken:?}"
             );
+        }
+    }
+
+    /// The queue of submissions is full when a send in parts, or a connect, comes: each still goes out with
+    /// what it was given, and not with what those behind it were.
+    #[test]
+    fn what_is_gathered_keeps_its_own_where_the_queue_is_full() {
+        let options = Options { slots: 8, buffers: 4, buffer_bytes: 4096, incremental: false };
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
+        let address = UpstreamAddress::Tcp(listener.local_addr().expect("it is bound"));
+        let mut ring = LinuxRing::new(&options, Vec::new()).expect("a ring");
+        let moved = |ring: &mut LinuxRing, socket: OwnedFd| {
+            ring.start_move(socket, Move::SelfTest);
+            let Some(Completion::Accepted { slot, .. }) = ring.wait_for_one() else {
+                panic!("not moved")
+            };
+            ConnId { slot, generation: 1 }
+        };
+        for queued in SUBMISSIONS - 4..=SUBMISSIONS {
+            let mut pairs = Vec::new();
+            for _ in 0..3 {
+                let (ours, theirs) = UnixStream::pair().expect("a socket pair");
+                theirs.set_nonblocking(true).expect("it is open");
+                pairs.push((moved(&mut ring, OwnedFd::from(ours)), theirs));
+            }
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+            let opened = moved(&mut ring, OwnedFd::from(socket));
+            ring.enter(0, None);
+            let nobody = ConnId { slot: 7, generation: 9 };
+            (0..queued).for_each(|_| ring.cancel_recv(nobody));
+            ring.submit_connect(opened, &address);
+            let sent: Vec<String> = (0..3).map(|i| i.to_string().repeat(10 + i)).collect();
+            for ((id, _), text) in pairs.iter().zip(&sent) {
+                let (first, rest) = text.as_bytes().split_at(4);
+                let parts = [IoSlice::new(first), IoSlice::new(rest)];
+                // SAFETY: `sent` outlives the sends, which are waited for below.
+                unsafe { ring.submit_send(*id, &parts, SendMode::TryNow) };
+            }
+            for _ in 0..4 {
+                match ring.wait_for_one() {
+                    Some(Completion::Sent { id, result }) => {
+                        let pair = pairs.iter().position(|(of, _)| *of == id).expect("one of ours");
+                        assert_eq!(result, Ok(sent[pair].len()), "{queued}, {pair}");
+                    }
+                    Some(Completion::Connected { id, result: Ok(()) }) => assert_eq!(id, opened),
+                    other => panic!("{queued}: {other:?}"),
+                }
+            }
+            for ((_, theirs), text) in pairs.iter_mut().zip(&sent) {
+                let mut got = vec![0; 64];
+                let count = io::Read::read(theirs, &mut got).expect("it was sent");
+                assert_eq!(&got[..count], text.as_bytes(), "{queued}");
+            }
+            let used = pairs.iter().map(|(id, _)| *id).chain([opened]);
+            for id in used {
+                ring.submit_close(id);
+                assert!(matches!(ring.wait_for_one(), Some(Completion::Closed { .. })));
+            }
         }
     }
 
